@@ -1,0 +1,363 @@
+"""Configuration: YAML <-> frozen dataclasses. Every key is explained in `config.yaml`.
+
+A file or an override names only what differs from the defaults below:
+
+    config = load_config("configs/log1p.yaml", ["train.lr=3e-4"])
+    config.audio.n_fft
+
+`strict_yaml` checks names and types, `LIMITS` and `_relations` check values: a `Config` that exists is a possible one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+
+from diffvocsep import strict_yaml
+from diffvocsep.errors import UserError
+from diffvocsep.strict_yaml import blame, show
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    sample_rate: int = 44100
+    channels: int = 2
+    n_fft: int = 4096
+    hop_length: int = 1024
+    win_length: int = 4096
+    representation: Literal["complex", "magnitude"] = "complex"
+    compression: float = 0.5
+    log1p_scale: float = 1.0
+    statistics: Literal["item", "batch"] = "item"
+    bandwidth: float = 8270.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    dataset: Literal["synthetic", "stems", "musdb", "musdbhq"] = "synthetic"
+    root: str = "data/stems"
+    dev_root: str = "data/stems_dev"
+    musdb_root: str = "data/musdb18"
+    musdbhq_root: str = "data/musdb18hq"
+    synthetic_songs: int = 160
+    synthetic_seconds: float = 8.0
+    held_out_voices: tuple[str, ...] = ()
+    held_out_families: tuple[str, ...] = ()
+    segment_seconds: float = 3.0
+    cache: Literal["memory", "none"] = "memory"
+    cache_dir: str = "data/cache"
+    workers: int = 0
+    remix_probability: float = 0.5
+    gain_db: float = 6.0
+    channel_swap: float = 0.5
+    polarity_flip: float = 0.5
+    silent_vocals: float = 0.05
+    level_db: float = 3.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    base_channels: int = 32
+    channels_mult: tuple[int, ...] = (1, 2, 4)
+    blocks: int = 1
+    patch: tuple[int, int] = (4, 2)
+    frequency_linear: int = 4
+    attention: tuple[int, ...] = ()
+    attention_heads: int = 4
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    timesteps: int = 1000
+    beta_schedule: Literal["linear", "cosine"] = "cosine"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    zero_terminal_snr: bool = True
+    prediction_type: Literal["epsilon", "v", "x_0", "residual"] = "residual"
+    loss_weighting: Literal["none", "min_snr"] = "none"
+    min_snr_gamma: float = 5.0
+    terminal_share: float = 0.5
+    sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddim"
+    use_ddim: bool | None = None
+    ddim_steps: int = 1
+    eta: float = 0.0
+    samples: int = 1
+    start: Literal["noise", "mixture"] = "noise"
+    start_step: int = 500
+
+    def __post_init__(self) -> None:
+        """Turn the alias `use_ddim` into `sampler`, the only one of the two that is read elsewhere."""
+        if self.use_ddim and self.sampler != "ddim":
+            raise UserError(
+                f"diffusion.use_ddim is true but diffusion.sampler is {self.sampler}: keep one of the two settings"
+            )
+        if self.use_ddim is False and self.sampler == "ddim":
+            object.__setattr__(self, "sampler", "ddpm")
+        object.__setattr__(self, "use_ddim", None)
+
+
+@dataclass(frozen=True)
+class SeparationConfig:
+    subtract: Literal["complex", "mask", "magnitude", "normalized"] = "complex"
+    chunk_seconds: float = 12.0
+    margin_seconds: float = 1.5
+    batch_chunks: int = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    seed: int = 0
+    batch_size: int = 4
+    accumulate: int = 1
+    epochs: int = 5
+    steps_per_epoch: int = 100
+    max_steps: int = 0
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup_steps: int = 50
+    amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999
+    loss: Literal["l1", "l2", "l1_l2"] = "l1_l2"
+    loss_voc_weight: float = 0.3
+    val_every_steps: int = 1000
+    val_batches: int = 8
+    val_seconds: float = 10.0
+    channels_last: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    tb_log_dir: str = "logs/tb"
+    checkpoint_dir: str = "checkpoints"
+    every_steps: int = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    separation: SeparationConfig = field(default_factory=SeparationConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a value is impossible, in `dataclasses.replace` too."""
+        for key, possible, must_be in chain(_limits(self), _relations(self)):
+            if not possible:
+                raise UserError(f"{key} is {show(_value(self, key))} but must be {must_be}")
+
+
+# What a value must be, the test of it, and the keys that it applies to.
+LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "at least 0",
+        lambda v: v >= 0,
+        """data.workers data.gain_db data.level_db model.frequency_linear diffusion.start_step
+        separation.margin_seconds train.max_steps train.weight_decay train.warmup_steps train.grad_clip
+        train.loss_voc_weight""",
+    ),
+    (
+        "at least 1",
+        lambda v: v >= 1,
+        """audio.hop_length data.synthetic_songs data.synthetic_seconds model.base_channels model.blocks
+        model.attention_heads diffusion.ddim_steps diffusion.samples separation.batch_chunks train.batch_size
+        train.accumulate train.epochs train.steps_per_epoch train.val_every_steps train.val_batches log.every_steps""",
+    ),
+    (
+        "more than 0",
+        lambda v: v > 0,
+        """audio.log1p_scale diffusion.beta_start diffusion.min_snr_gamma separation.chunk_seconds train.lr
+        train.val_seconds""",
+    ),
+    (
+        "between 0 and 1",
+        lambda v: 0 <= v <= 1,
+        """data.remix_probability data.channel_swap data.polarity_flip data.silent_vocals diffusion.terminal_share
+        diffusion.eta""",
+    ),
+    (
+        "the path of a folder",
+        lambda v: v.strip() != "",
+        "data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir log.checkpoint_dir",
+    ),
+    ("between 8000 and 192000", lambda v: 8000 <= v <= 192000, "audio.sample_rate"),
+    ("1 or 2", lambda v: v in (1, 2), "audio.channels"),
+    ("at least 2", lambda v: v >= 2, "diffusion.timesteps"),
+    ("between 16 and 65536", lambda v: 16 <= v <= 65536, "audio.n_fft"),
+    ("more than 0 and at most 1", lambda v: 0 < v <= 1, "audio.compression"),
+    ("at least three numbers, each at least 1", lambda v: len(v) >= 3 and min(v) >= 1, "model.channels_mult"),
+    ("two numbers between 1 and 16", lambda v: all(1 <= size <= 16 for size in v), "model.patch"),
+    ("less than 1", lambda v: v < 1, "diffusion.beta_end"),
+    ("between 0 and 4294967295", lambda v: 0 <= v < 2**32, "train.seed"),
+    ("at least 0 and less than 1", lambda v: 0 <= v < 1, "train.ema_decay"),
+)
+
+# Keys that matter only under one choice: the key that decides, a test of its value, and the keys.
+USED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("audio.representation", lambda v: v == "magnitude", "audio.log1p_scale audio.statistics"),
+    ("audio.representation", lambda v: v == "complex", "audio.compression"),
+    ("data.dataset", lambda v: v == "stems", "data.root data.dev_root"),
+    ("data.dataset", lambda v: v == "musdb", "data.musdb_root"),
+    ("data.dataset", lambda v: v == "musdbhq", "data.musdbhq_root"),
+    ("data.dataset", lambda v: v == "synthetic", "data.synthetic_songs data.synthetic_seconds"),
+    ("data.dataset", lambda v: v == "synthetic", "data.held_out_voices data.held_out_families"),
+    ("data.dataset", lambda v: v != "synthetic", "data.cache data.cache_dir"),
+    ("data.cache", lambda v: v == "memory", "data.cache_dir"),
+    ("model.attention", lambda v: len(v) > 0, "model.attention_heads"),
+    ("diffusion.beta_schedule", lambda v: v == "linear", "diffusion.beta_start diffusion.beta_end"),
+    ("diffusion.loss_weighting", lambda v: v == "min_snr", "diffusion.min_snr_gamma"),
+    ("diffusion.sampler", lambda v: v == "ddim", "diffusion.eta"),
+    ("diffusion.start", lambda v: v == "mixture", "diffusion.start_step"),
+    ("train.max_steps", lambda v: v == 0, "train.epochs"),
+)
+
+# What weights are bound to.
+FIXED = """audio.* model.* diffusion.timesteps diffusion.beta_schedule diffusion.beta_start diffusion.beta_end
+diffusion.zero_terminal_snr diffusion.prediction_type"""
+
+# Booleans that stand for a choice (`use_ddim` is resolved in `DiffusionConfig`).
+ALIASES = {"train.amp": {True: "auto", False: "none"}}
+
+
+def _value(config: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _limits(config: Config) -> Iterator[tuple[str, bool, str]]:
+    """Yields (key, whether its value is possible, what it must be)."""
+    for must_be, test, keys in LIMITS:
+        for key in keys.split():
+            yield key, test(_value(config, key)), must_be
+
+
+def _relations(config: Config) -> Iterator[tuple[str, bool, str]]:
+    """The same for keys that depend on other keys."""
+    audio, model, diffusion = config.audio, config.model, config.diffusion
+
+    yield "audio.win_length", audio.win_length <= audio.n_fft, f"at most audio.n_fft ({audio.n_fft})"
+    overlap = f"at most half of audio.win_length ({audio.win_length}), so that the STFT can be inverted"
+    yield "audio.hop_length", 2 * audio.hop_length <= audio.win_length, overlap
+    yield "audio.bandwidth", audio.bandwidth == 0 or audio.bandwidth > 1000, "0 (everything) or more than 1000"
+
+    window = f"long enough for one audio.n_fft ({audio.n_fft} samples at {audio.sample_rate} Hz)"
+    yield "data.segment_seconds", config.data.segment_seconds * audio.sample_rate >= audio.n_fft, window
+
+    scales = len(model.channels_mult)
+    known = f"empty or indices of the {scales} scales in model.channels_mult: 0 to {scales - 1}"
+    yield "model.attention", all(0 <= scale < scales for scale in model.attention), known
+    widths = [model.base_channels * model.channels_mult[scale] for scale in model.attention]
+    divisor = f"a divisor of the channels of every scale with attention: {show(widths)}"
+    yield "model.attention_heads", not any(width % model.attention_heads for width in widths), divisor
+
+    betas = f"less than diffusion.beta_end ({diffusion.beta_end})"
+    yield "diffusion.beta_start", diffusion.beta_start < diffusion.beta_end, betas
+    steps = f"at most diffusion.timesteps ({diffusion.timesteps})"
+    yield "diffusion.ddim_steps", diffusion.ddim_steps <= diffusion.timesteps, steps
+    if diffusion.start == "mixture":
+        earlier = f"less than diffusion.timesteps ({diffusion.timesteps})"
+        yield "diffusion.start_step", diffusion.start_step < diffusion.timesteps, earlier
+        fewer = f"at most diffusion.start_step + 1 ({diffusion.start_step + 1}) when diffusion.start is mixture"
+        yield "diffusion.ddim_steps", diffusion.ddim_steps <= diffusion.start_step + 1, fewer
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), base: Config | None = None) -> Config:
+    """`base` (or the defaults), changed by the YAML file `path`, changed by `overrides` ("section.key=value", value in
+    YAML).
+
+    Raises UserError, one sentence, for anything that is not a possible setting.
+    """
+    sections: strict_yaml.Sections = _typed(to_dict(base)) if base else {}
+    if path is not None:
+        with blame(path):
+            for section, keys in _typed(strict_yaml.read(Path(path))).items():
+                sections.setdefault(section, {}).update(keys)
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot):
+            raise UserError(f'override "{override}" must be section.key=value, such as train.lr=0.001')
+        with blame(f'override "{override}"'):
+            typed = _typed({section: {key: strict_yaml.parse(value)}})
+        sections.setdefault(section, {}).update(typed[section])
+    return _build(sections)
+
+
+def _typed(mapping: object) -> strict_yaml.Sections:
+    return strict_yaml.typed(Config, mapping, ALIASES)
+
+
+def _build(sections: strict_yaml.Sections) -> Config:
+    classes = get_type_hints(Config)
+    return Config(**{section: classes[section](**values) for section, values in sections.items()})
+
+
+def from_dict(mapping: Mapping[str, Any]) -> Config:
+    """The configuration of `{section: {key: value}}`, checked like a file; what it leaves out has its default."""
+    return _build(_typed(mapping))
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """All sections and keys as plain YAML types: tuples become lists."""
+    return {
+        section: {key: list(value) if isinstance(value, tuple) else value for key, value in vars(keys).items()}
+        for section, keys in vars(config).items()
+    }
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write every key as YAML; `load_config(path)` gives `config` back. Raises OSError."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_same_network(trained: Config, wanted: Config, name: str) -> None:
+    """Refuse to use weights under settings that they were not trained with.
+
+    Raises UserError that names the first of the `FIXED` keys in which the two differ.
+    """
+    for key in FIXED.split():
+        keys = vars(getattr(trained, key[:-2])) if key.endswith(".*") else [key]
+        for full in [f"{key[:-1]}{k}" if key.endswith(".*") else k for k in keys]:
+            before, after = _value(trained, full), _value(wanted, full)
+            if before != after:
+                raise UserError(
+                    f"{name} was trained with {full} = {show(before)} and cannot be used with {show(after)}; "
+                    "change it back or train anew (--resume none, or another log.checkpoint_dir)"
+                )
+
+
+def ignored_keys(config: Config) -> dict[str, str]:
+    """The keys that have no effect in `config`, each with the reason."""
+    ignored = {}
+    for decider, used, keys in USED:
+        value = _value(config, decider)
+        if not used(value):
+            ignored.update(dict.fromkeys(keys.split(), f"{decider} is {show(value)}"))
+    return ignored
+
+
+def ignored_settings(config: Config) -> list[str]:
+    """One line for each ignored key that was set to something else than its default, for scripts to warn about."""
+    defaults = Config()
+    return [
+        f"{key} = {show(_value(config, key))} is ignored: {reason}"
+        for key, reason in ignored_keys(config).items()
+        if _value(config, key) != _value(defaults, key)
+    ]

@@ -1,0 +1,7 @@
+"""The one exception that means "the user can fix this": scripts print it as one sentence and exit with code 2."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input or usage. The message is one sentence that says what is wrong and what to do."""
