@@ -1,0 +1,68 @@
+"""Streaming WAV files of any length: RIFF/WAVE up to 4 GiB, RF64 beyond.
+
+The header has the same length in both forms, so the decision falls at the end, when the length is known: a "JUNK" chunk
+holds the place of the "ds64" chunk with its 64-bit sizes (EBU Tech 3306, "RF64: an extended file format for audio").
+libsndfile is not used here because it decides at the start, and stamps the time of writing into float files, so that
+the same samples never give the same bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+_ENCODINGS = {"float": (3, 4), "pcm16": (1, 2), "pcm24": (1, 3)}  # WAVE format tag, bytes per sample
+_HEADER = 92  # bytes
+_UNKNOWN = 0xFFFF_FFFF  # a 32-bit size whose true value stands in the ds64 chunk
+
+
+def data_size(subtype: str, channels: int, frames: int) -> int:
+    """Bytes that `frames` samples per channel take, without the header."""
+    return frames * channels * _ENCODINGS[subtype][1]
+
+
+def header(subtype: str, sample_rate: int, channels: int, frames: int) -> bytes:
+    """The 92 bytes before the samples; `sample_rate` in Hz, `frames` in samples per channel."""
+    tag, width = _ENCODINGS[subtype]
+    frame, size = channels * width, data_size(subtype, channels, frames)
+    total = _HEADER - 8 + size + size % 2  # chunks have an even length, an odd one is padded
+    fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, tag, channels, sample_rate, sample_rate * frame, frame, 8 * width)
+    if total < _UNKNOWN:
+        start = struct.pack("<4sI4s4sI28x", b"RIFF", total, b"WAVE", b"JUNK", 28)
+    else:
+        start = struct.pack("<4sI4s4sIQQQI", b"RF64", _UNKNOWN, b"WAVE", b"ds64", 28, total, size, frames, 0)
+        frames, size = min(frames, _UNKNOWN), _UNKNOWN
+    return start + fmt + struct.pack("<4sII4sI", b"fact", 4, frames, b"data", size)
+
+
+class WavSink:
+    """Write float32 blocks `(n, C)` in [-1, 1] (any range for "float") to `path`. Raises OSError."""
+
+    def __init__(self, path: Path, sample_rate: int, channels: int, subtype: str) -> None:
+        self._layout = (subtype, sample_rate, channels)
+        self._frames = 0
+        self._file = path.open("wb")
+        self._file.write(header(*self._layout, frames=0))
+
+    def write(self, block: np.ndarray) -> None:
+        """Append a block; PCM is rounded to nearest, and 1.0 becomes the largest integer."""
+        width = _ENCODINGS[self._layout[0]][1]
+        if self._layout[0] == "float":
+            samples = block.astype("<f4")
+        else:
+            full_scale = 1 << (8 * width - 1)
+            samples = np.rint(block * np.float32(full_scale)).clip(-full_scale, full_scale - 1).astype("<i4")
+            # The low bytes of a little-endian 32-bit integer are the same number in 16 or 24 bits.
+            samples = samples.view(np.uint8).reshape(-1, 4)[:, :width]
+        self._file.write(samples.tobytes())
+        self._frames += len(block)
+
+    def close(self) -> None:
+        """Complete the header and close the file."""
+        subtype, _, channels = self._layout
+        with self._file:
+            self._file.write(bytes(data_size(subtype, channels, self._frames) % 2))
+            self._file.seek(0)
+            self._file.write(header(*self._layout, frames=self._frames))
