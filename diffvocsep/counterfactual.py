@@ -1,0 +1,54 @@
+"""From mixture and counterfactual accompaniment to vocals: where to subtract, and what to do above the band."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .spectrogram import Representation
+
+TOP_BAND_HZ = 1000.0  # the highest part of the modelled band, whose vocal share is carried upward
+SMOOTHING_SECONDS = 0.15  # half width of the average over time of that share
+EMPTY = 1e-10  # a band more than 100 dB below its frame holds nothing to measure
+
+
+def subtract(
+    how: str, mixture: Tensor, x_mixture: Tensor, x_0: Tensor, statistics: Tensor, representation: Representation
+) -> Tensor:
+    """The vocals' STFT, complex `(B, C, F, T)`, from the mixture and the generated accompaniment `x_0`.
+
+    how: `complex` M - A; `mask` (1 - |A|^2 / |M|^2) M; `magnitude` (|M| - |A|) with the mixture's phase;
+    `normalized` the difference taken in the represented space (log1p or compressed) and expanded without its offset.
+    Negative masks and magnitudes become 0. What each can reach with a perfect generator is in docs/method.md.
+    """
+    if how == "normalized":
+        return representation.decode_difference(x_mixture, x_0, statistics, mixture)
+    accompaniment = representation.decode(x_0, statistics, mixture)
+    if how == "complex":
+        return mixture - accompaniment
+    ratio = accompaniment.abs() / mixture.abs().clamp_min(1e-20)
+    return mixture * (1 - (ratio if how == "magnitude" else ratio.square())).clamp(0, 1)
+
+
+def extend_band(vocals: Tensor, mixture: Tensor, limit: int, sample_rate: int, hop_length: int) -> Tensor:
+    """Vocals up to bin `limit`, complex `(B, C, >=limit, T)` -> in all bins of `mixture`, complex `(B, C, F, T)`.
+
+    Above `limit` the mixture gets a real gain: the share of the vocals' power in the highest modelled 1 kHz, averaged
+    over +-0.15 s. Where that band is empty nothing is known about the voice, and all stays with the accompaniment.
+    """
+    bins = mixture.shape[-2]
+    vocals = vocals[..., :limit, :]
+    if limit >= bins:
+        return vocals
+    width = max(1, round(TOP_BAND_HZ * 2 * (bins - 1) / sample_rate))
+    half = round(SMOOTHING_SECONDS * sample_rate / hop_length)
+
+    def power(spectrum: Tensor) -> Tensor:
+        total = spectrum.abs().square().sum(-2)  # (B, C, T)
+        return F.avg_pool1d(total, 2 * half + 1, stride=1, padding=half, count_include_pad=False)
+
+    band = slice(max(0, limit - width), limit)
+    whole, part = power(mixture), power(mixture[..., band, :])
+    gain = (power(vocals[..., band, :]) / part.clamp_min(1e-30)).clamp(0, 1) * (part > EMPTY * whole)
+    return torch.cat([vocals, mixture[..., limit:, :] * gain[..., None, :]], dim=-2)
