@@ -54,7 +54,7 @@ class DataConfig:
     cache_dir: str = "data/cache"
     workers: int = 0
     remix_probability: float = 0.5
-    gain_db: float = 6.0
+    gain_db: float = 3.0
     channel_swap: float = 0.5
     polarity_flip: float = 0.5
     silent_vocals: float = 0.05
@@ -64,7 +64,7 @@ class DataConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     base_channels: int = 32
-    channels_mult: tuple[int, ...] = (1, 2, 4)
+    channels_mult: tuple[int, ...] = (1, 2, 4, 4)
     blocks: int = 1
     patch: tuple[int, int] = (4, 2)
     frequency_linear: int = 4
@@ -82,7 +82,7 @@ class DiffusionConfig:
     prediction_type: Literal["epsilon", "v", "x_0", "residual"] = "residual"
     loss_weighting: Literal["none", "min_snr"] = "none"
     min_snr_gamma: float = 5.0
-    terminal_share: float = 0.5
+    terminal_share: float = 0.75
     sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddim"
     use_ddim: bool | None = None
     ddim_steps: int = 1

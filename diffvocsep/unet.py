@@ -1,0 +1,201 @@
+"""The denoiser: a UNet over `concat([x_t, mixture])` that also sees the timestep.
+
+Inside, tensors are `(B, C, T, F)`: time before frequency, because almost everything here (normalization, frequency-wise
+layers, attention) works on one frame at a time. Nothing but the 3x3 convolutions looks along time, so what the network
+says about a frame depends on its neighbourhood only: a song can be cut into chunks without being heard.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import Config, ModelConfig
+from .spectrogram import make_representation, modelled_bins
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding `(B,)` -> `(B, dim)` (Vaswani et al. 2017, section 3.5)."""
+    frequencies = torch.exp(-math.log(10000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FrameNorm(nn.GroupNorm):
+    """GroupNorm over channels and frequency of every single frame of `(B, C, T, F)`.
+
+    Statistics over time would make a frame depend on the whole chunk, and a song's chunks audible at their joints.
+    The number of groups is the largest divisor of the channel count up to 8.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(max(g for g in range(1, 9) if channels % g == 0), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, frames, bins = x.shape
+        rows = x.transpose(1, 2).reshape(batch * frames, channels, 1, bins)
+        return super().forward(rows).reshape(batch, frames, channels, bins).transpose(1, 2)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with a residual connection; the timestep scales and shifts in between (FiLM)."""
+
+    def __init__(self, in_channels: int, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = FrameNorm(in_channels), nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * channels)
+        self.norm2, self.conv2 = FrameNorm(channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.film.weight)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)))
+        return self.skip(x) + h
+
+
+class FrequencyLinear(nn.Module):
+    """A linear bottleneck along frequency, shared by channels and frames: every bin hears the whole harmonic series.
+
+    The idea of the time-distributed fully connected layer of TFC-TDF (Choi et al. 2020, section 3).
+    """
+
+    def __init__(self, channels: int, bins: int, divisor: int) -> None:
+        super().__init__()
+        self.norm = FrameNorm(channels)
+        self.down = nn.Linear(bins, max(8, bins // divisor))
+        self.up = nn.Linear(max(8, bins // divisor), bins)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.up(F.silu(self.down(self.norm(x))))
+
+
+class FrequencyAttention(nn.Module):
+    """Self-attention along frequency within every frame."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.qkv, self.out = (
+            FrameNorm(channels),
+            nn.Linear(channels, 3 * channels),
+            nn.Linear(channels, channels),
+        )
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, frames, bins = x.shape
+        rows = self.norm(x).permute(0, 2, 3, 1).reshape(batch * frames, bins, channels)
+        q, k, v = self.qkv(rows).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, frames, bins, channels)
+        return x + self.out(h).permute(0, 3, 1, 2)
+
+
+class Stage(nn.Module):
+    """The blocks of one scale."""
+
+    def __init__(
+        self, in_channels: int, channels: int, bins: int, model: ModelConfig, embedding: int, attention: bool
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ResBlock(in_channels if i == 0 else channels, channels, embedding) for i in range(model.blocks)
+        )
+        self.linear = (
+            FrequencyLinear(channels, bins, model.frequency_linear) if model.frequency_linear else nn.Identity()
+        )
+        self.attention = FrequencyAttention(channels, model.attention_heads) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, embedding)
+        return self.attention(self.linear(x))
+
+
+class UNet(nn.Module):
+    """`forward(x_t, mixture, t)`: `(B, C, F, T)`, `(B, C, F, T)`, `(B,)` -> `(B, C, F, T)`.
+
+    The stem folds patches of frequency x time bins into channels, which makes everything after it cheap. The head gives
+    two numbers per bin, a gain and an offset: the output is gain * mixture + offset. The gain carries the level and the
+    phase of the mixture past the narrow stem and the normalization, where both get lost. It starts at zero.
+
+    T may be anything, and F anything up to the number of modelled bins (padded inside, cropped back).
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model = config.model
+        self.parts = make_representation(config.audio).parts
+        channels = config.audio.channels * self.parts
+        self.patch, scales = model.patch, len(model.channels_mult)
+        self.bins = modelled_bins(config.audio)
+        self.time_stride = self.patch[1] * 2 ** (scales - 1)
+        self.frequency_stride = self.patch[0] * 2 ** (scales - 1)
+        self.max_period = config.diffusion.timesteps
+        widths = [model.base_channels * m for m in model.channels_mult]
+        padded = -(-self.bins // self.frequency_stride) * self.frequency_stride
+        rows = [padded // self.patch[0] // 2**i for i in range(scales)]
+        embedding = 4 * model.base_channels
+        fold = channels * self.patch[0] * self.patch[1]
+
+        self.embed = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        self.stem = nn.Conv2d(2 * fold, widths[0], 1)
+
+        def stage(in_channels: int, i: int) -> Stage:
+            return Stage(in_channels, widths[i], rows[i], model, embedding, attention=i in model.attention)
+
+        self.down = nn.ModuleList(stage(widths[i], i) for i in range(scales))
+        self.shrink = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 2, stride=2) for i in range(scales - 1))
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(widths[i + 1], widths[i], 2, stride=2) for i in range(scales - 1))
+        self.up = nn.ModuleList(stage(2 * widths[i], i) for i in range(scales - 1))
+        self.head = nn.Sequential(FrameNorm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 2 * fold, 1))
+        nn.init.zeros_(self.head[-1].weight)
+        nn.init.zeros_(self.head[-1].bias)
+
+    def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
+        bins, frames = x_t.shape[-2:]
+        if bins > self.bins:
+            raise ValueError(f"the network models {self.bins} frequency bins, but was given {bins}")
+        x = self._fold(torch.cat([x_t, mixture], dim=1))
+        embedding = self.embed(timestep_embedding(t * (1000 / self.max_period), 64))
+        x = self.stem(x)
+        skips = []
+        for i, stage in enumerate(self.down):
+            x = stage(x, embedding)
+            if i < len(self.shrink):
+                skips.append(x)
+                x = self.shrink[i](x)
+        for i in reversed(range(len(self.up))):
+            x = self.up[i](torch.cat([self.grow[i](x), skips[i]], dim=1), embedding)
+        gain, offset = self._unfold(self.head(x))[..., :bins, :frames].chunk(2, dim=1)
+        return self._apply_gain(gain, mixture) + offset
+
+    def _apply_gain(self, gain: Tensor, mixture: Tensor) -> Tensor:
+        """Gain times mixture, bin by bin; where channels are real and imaginary parts, as complex numbers."""
+        if self.parts == 1:
+            return gain * mixture
+        (a, b), (c, d) = gain.unflatten(1, (-1, 2)).unbind(2), mixture.unflatten(1, (-1, 2)).unbind(2)
+        return torch.stack([a * c - b * d, a * d + b * c], dim=2).flatten(1, 2)
+
+    def _fold(self, x: Tensor) -> Tensor:
+        """`(B, C, F, T)` -> `(B, C * pf * pt, T / pt, F / pf)`, zero-padded to the strides."""
+        pf, pt = self.patch
+        rows = -(-self.bins // self.frequency_stride) * self.frequency_stride
+        x = F.pad(x, (0, -x.shape[-1] % self.time_stride, 0, rows - x.shape[-2]))
+        batch, channels, bins, frames = x.shape
+        x = x.reshape(batch, channels, bins // pf, pf, frames // pt, pt).permute(0, 1, 3, 5, 4, 2)
+        return x.reshape(batch, channels * pf * pt, frames // pt, bins // pf)
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        pf, pt = self.patch
+        batch, _, frames, bins = x.shape
+        x = x.reshape(batch, -1, pf, pt, frames, bins).permute(0, 1, 5, 2, 4, 3)
+        return x.reshape(batch, -1, bins * pf, frames * pt)

@@ -1,0 +1,270 @@
+"""The denoiser: shapes, what a frame may depend on, and its layers against torch's own."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffvocsep.config import AudioConfig, Config, DataConfig, ModelConfig
+from diffvocsep.unet import FrameNorm, FrequencyAttention, FrequencyLinear, ResBlock, UNet, timestep_embedding
+
+AUDIO = AudioConfig(n_fft=512, hop_length=128, win_length=512, bandwidth=3000.0)  # 34 bins
+MODEL = ModelConfig(base_channels=16, channels_mult=(1, 2, 2), attention=(2,), attention_heads=2)
+
+
+def make_unet(audio: dict | None = None, **model) -> UNet:
+    config = Config(data=DataConfig(segment_seconds=0.1))
+    return UNet(replace(config, audio=replace(AUDIO, **audio or {}), model=replace(MODEL, **model))).eval()
+
+
+def perturbed(module: nn.Module) -> nn.Module:
+    """Every parameter away from its initial value, so that nothing is hidden behind layers that start at zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return module
+
+
+def tensor(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(model: UNet, frames: int, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (batch, 4, model.bins, frames)
+    return tensor(*shape), tensor(*shape, seed=1), torch.full((batch,), 500)
+
+
+# The network as a whole
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("representation", ["complex", "magnitude"])
+@pytest.mark.parametrize(("bins", "frames"), [(34, 24), (34, 1), (33, 7), (1, 13), (20, 31)])
+def test_any_number_of_bins_and_frames(channels, representation, bins, frames):
+    model = perturbed(make_unet({"channels": channels, "representation": representation}))
+    shape = (2, channels * (2 if representation == "complex" else 1), bins, frames)
+    output = model(tensor(*shape), tensor(*shape, seed=1), torch.tensor([0, 999]))
+    assert output.shape == shape
+    assert output.isfinite().all() and output.std() > 0
+
+
+def test_more_bins_than_modelled_are_refused():
+    with pytest.raises(ValueError, match="models 34 frequency bins, but was given 35"):
+        make_unet()(torch.zeros(1, 4, 35, 8), torch.zeros(1, 4, 35, 8), torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    "model", [{"patch": (1, 1)}, {"patch": (3, 5)}, {"channels_mult": (1, 1, 2, 2)}, {"blocks": 2}]
+)
+def test_other_sizes(model):
+    unet = perturbed(make_unet(attention=(), **model))
+    assert unet(*inputs(unet, 11)).shape == (1, 4, 34, 11)
+    assert unet.time_stride == unet.patch[1] * 2 ** (len(model.get("channels_mult", (1, 2, 2))) - 1)
+
+
+def test_the_untrained_network_outputs_zero():
+    """So the residual prediction starts with the mixture as the accompaniment."""
+    model = make_unet()
+    assert (model(*inputs(model, 24)) == 0).all()
+
+
+def receptive_field(model: UNet) -> int:
+    """How many frames an output frame looks ahead or back, over all positions on the grid."""
+    furthest = 0
+    for frame in range(80, 80 + model.time_stride):
+        x_t, mixture, t = (x.requires_grad_() if x.is_floating_point() else x for x in inputs(model, 168))
+        model(x_t, mixture, t)[..., frame].square().sum().backward()
+        seen = (x_t.grad.abs() + mixture.grad.abs()).amax(dim=(0, 1, 2)).nonzero()
+        furthest = max(furthest, int((seen - frame).abs().max()))
+    return furthest
+
+
+def test_a_frame_depends_on_its_neighbourhood_only():
+    """47 frames: two convolutions on each scale, down and up, and the grid. The separation brings more along."""
+    model = perturbed(make_unet())
+    reach = receptive_field(model)
+    assert 16 < reach < 48
+    default = Config()
+    assert reach < default.separation.margin_seconds * default.audio.sample_rate / default.audio.hop_length
+
+    x_t, mixture, t = inputs(model, 168)
+    frame, far = 80, torch.arange(168).sub(80).abs() > reach
+    other_x_t, other_mixture = torch.where(far, 5 * tensor(168), x_t), torch.where(far, 0, mixture)
+    one, other = model(x_t, mixture, t), model(other_x_t, other_mixture, t)
+    assert (one[..., frame] - other[..., frame]).abs().max() < 1e-6 * one[..., frame].abs().max()
+    assert (one[..., far] - other[..., far]).abs().max() > 0.1 * one.abs().max()
+
+
+def test_shifting_by_the_time_stride_shifts_the_output():
+    model = perturbed(make_unet())
+    x_t, mixture, t = inputs(model, 168)
+    stride = model.time_stride
+    whole, later = model(x_t, mixture, t), model(x_t[..., stride:], mixture[..., stride:], t)
+    torch.testing.assert_close(later[..., 48:-48], whole[..., stride + 48 : -48], rtol=1e-5, atol=1e-5)
+    off_grid = model(x_t[..., 1:], mixture[..., 1:], t)[..., 48:-48]
+    assert (off_grid - whole[..., 49:-48]).abs().max() > 1e-3  # the grid is what makes the difference
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("representation", ["complex", "magnitude"])
+def test_the_head_is_a_gain_on_the_mixture_and_an_offset(channels, representation):
+    """Real and imaginary parts multiply as complex numbers; magnitudes multiply as they are."""
+    model = make_unet({"channels": channels, "representation": representation})
+    count, patch = channels * (2 if representation == "complex" else 1), math.prod(model.patch)
+    gain, offset = tensor(count), tensor(count, seed=1)
+    with torch.no_grad():
+        model.head[-1].bias.copy_(torch.cat([gain, offset]).repeat_interleave(patch))
+    x_t, mixture = tensor(2, count, 33, 13), tensor(2, count, 33, 13, seed=1)
+    output = model(x_t, mixture, torch.tensor([0, 999])).detach()
+    if representation == "complex":
+        gain = torch.complex(gain[0::2], gain[1::2])
+        product = torch.complex(mixture[:, 0::2], mixture[:, 1::2]) * gain[:, None, None]
+        expected = torch.stack([product.real, product.imag], dim=2).flatten(1, 2)
+    else:
+        expected = mixture * gain[:, None, None]
+    torch.testing.assert_close(output, expected + offset[:, None, None], rtol=1e-5, atol=1e-5)
+
+
+def test_items_do_not_see_each_other():
+    model = perturbed(make_unet())
+    x_t, mixture, _ = inputs(model, 24, batch=3)
+    t = torch.tensor([0, 400, 999])
+    together = model(x_t, mixture, t)
+    alone = [model(x_t[i : i + 1], mixture[i : i + 1], t[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_the_output_depends_on_both_inputs_and_the_timestep():
+    model = perturbed(make_unet())
+    x_t, mixture, t = inputs(model, 24)
+    output = model(x_t, mixture, t)
+    for changed in [(mixture, mixture, t), (x_t, x_t, t), (x_t, mixture, t - 1), (x_t, mixture, t + 499)]:
+        assert (model(*changed) - output).abs().max() > 1e-4
+
+
+def test_timesteps_count_relative_to_their_number():
+    """t / T is what the network sees: with T = 100, timestep 50 looks like 500 of 1000."""
+    model = perturbed(make_unet())
+    short = copy.deepcopy(model)
+    short.max_period = 100
+    x_t, mixture, t = inputs(model, 16)
+    torch.testing.assert_close(short(x_t, mixture, t // 10), model(x_t, mixture, t))
+
+
+def test_every_parameter_learns():
+    model = perturbed(make_unet(attention=(0, 2), blocks=2)).train()
+    x_t, mixture, t = inputs(model, 24)
+    (model(x_t, mixture, t) - mixture).square().mean().backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert dead == []
+
+
+def test_channels_last_changes_nothing():
+    model = perturbed(make_unet())
+    x_t, mixture, t = inputs(model, 24, batch=2)
+    output = model(x_t, mixture, t)
+    model = model.to(memory_format=torch.channels_last)
+    again = model(*(x.to(memory_format=torch.channels_last) for x in (x_t, mixture)), t)
+    torch.testing.assert_close(again, output, rtol=1e-5, atol=1e-5)
+
+
+def test_bf16_autocast_is_close():
+    model = perturbed(make_unet())
+    x_t, mixture, t = inputs(model, 24)
+    output = model(x_t, mixture, t)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(x_t, mixture, t).float()
+    error = ((rough - output).norm() / output.norm()).item()
+    assert 0 < error < 0.05  # bf16 has 8 bits; 0 would mean that autocast did nothing
+
+
+# Its parts
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(1, 1), (7, 7), (8, 8), (11, 1), (20, 5), (32, 8), (36, 6), (64, 8), (121, 1)]
+)
+def test_frame_norm_is_group_norm_of_each_frame(channels, groups):
+    norm = perturbed(FrameNorm(channels))
+    assert norm.num_groups == groups
+    x = 3 * tensor(2, channels, 5, 9) + 1
+    frames = [nn.functional.group_norm(x[:, :, k], groups, norm.weight, norm.bias, norm.eps) for k in range(5)]
+    torch.testing.assert_close(norm(x), torch.stack(frames, dim=2), rtol=1e-4, atol=1e-5)
+
+
+def test_timestep_embedding_is_the_formula():
+    t, embedding = torch.tensor([0, 1, 37, 999]), timestep_embedding(torch.tensor([0, 1, 37, 999]), 64)
+    for row, step in zip(embedding.tolist(), t.tolist(), strict=True):
+        angles = [step / 10000 ** (i / 32) for i in range(32)]
+        assert row == pytest.approx([math.cos(a) for a in angles] + [math.sin(a) for a in angles], abs=2e-4)
+    assert torch.pdist(timestep_embedding(torch.arange(1000), 64)).min() > 0.1
+
+
+def test_attention_is_softmax_over_the_bins_of_a_frame():
+    channels, heads, bins, frames = 8, 2, 6, 3
+    layer = perturbed(FrequencyAttention(channels, heads))
+    x = tensor(2, channels, frames, bins)
+    expected = x.clone()
+    for item in range(2):
+        for frame in range(frames):
+            rows = layer.norm(x)[item, :, frame].T  # (bins, channels)
+            q, k, v = (rows @ layer.qkv.weight.T + layer.qkv.bias).split(channels, dim=1)
+            mixed = []
+            for head in range(heads):
+                part = slice(head * channels // heads, (head + 1) * channels // heads)
+                scores = torch.softmax(q[:, part] @ k[:, part].T / math.sqrt(channels / heads), dim=1)
+                mixed.append(scores @ v[:, part])
+            expected[item, :, frame] += (torch.cat(mixed, dim=1) @ layer.out.weight.T + layer.out.bias).T
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def reach(layer: nn.Module, x: Tensor, frame: int, frequency: int) -> Tensor:
+    """`(T, F)`: which inputs the output at one place depends on."""
+    x = x.clone().requires_grad_()
+    layer(x)[:, :, frame, frequency].square().sum().backward()
+    return x.grad.abs().amax(dim=(0, 1)) > 0
+
+
+@pytest.mark.parametrize("kind", ["linear", "attention", "norm"])
+def test_frequency_layers_see_all_bins_of_their_own_frame(kind):
+    layers = {
+        "linear": FrequencyLinear(8, 20, divisor=4),
+        "attention": FrequencyAttention(8, 2),
+        "norm": FrameNorm(16),  # two channels per group
+    }
+    layer = perturbed(layers[kind])
+    seen = reach(layer, tensor(1, 16 if kind == "norm" else 8, 5, 20), frame=2, frequency=3)
+    assert seen[2].all() and not seen[[0, 1, 3, 4]].any()
+
+
+def test_frequency_linear_hears_another_bin_directly():
+    """Not only through the normalization: without it, too, the far end of the spectrum arrives."""
+    layer = perturbed(FrequencyLinear(8, 20, divisor=4))
+    layer.norm = nn.Identity()
+    assert reach(layer, tensor(1, 8, 5, 20), frame=2, frequency=3)[2].all()
+    assert layer.down.out_features == 8  # at least, however large the divisor
+
+
+@pytest.mark.parametrize("layer", [ResBlock(8, 8, 16), FrequencyLinear(8, 20, 4), FrequencyAttention(8, 2)])
+def test_layers_start_near_identity(layer):
+    x = tensor(1, 8, 5, 20)
+    if isinstance(layer, ResBlock):
+        change = layer(x, tensor(1, 16)) - x  # nothing but the bias of the last convolution
+        assert change.std(dim=(0, 2, 3)).max() < 1e-6
+    else:
+        assert torch.equal(layer(x), x)
+
+
+def test_film_scales_and_shifts_each_channel():
+    """With an embedding of zeros and a bias of zeros the block is plain; the scale multiplies, the shift adds."""
+    block = perturbed(ResBlock(8, 8, 16))
+    x, embedding = tensor(1, 8, 5, 20), tensor(1, 16)
+    scale, shift = (block.film.weight @ embedding[0] + block.film.bias).reshape(2, 8, 1, 1)
+    h = block.norm2(block.conv1(nn.functional.silu(block.norm1(x)))) * (1 + scale) + shift
+    torch.testing.assert_close(block(x, embedding), x + block.conv2(nn.functional.silu(h)), rtol=1e-4, atol=1e-5)
