@@ -1,0 +1,114 @@
+"""Checkpoints: all that a run needs to go on (`.pt`), and released weights with their config (`.safetensors`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import platform
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from .config import Config, from_dict
+from .errors import UserError
+from .unet import UNet
+
+FORMAT = 1
+
+
+def replace_file(temporary: Path, path: Path) -> None:
+    """`os.replace`, retried for a second: on Windows a file that someone has open cannot be replaced."""
+    for attempt in range(10):
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            if attempt == 9:
+                raise
+            time.sleep(0.1)
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary name beside `path`, flush to disk, then rename: never a half-written file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes may write the same file
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        replace_file(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """The packages and the Python that results depend on."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": numpy.__version__}
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state (tensors and plain values) atomically; format and versions are added."""
+    write_atomic(path, lambda part: torch.save({"format": FORMAT, "versions": versions(), **state}, part))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a `.pt` written by `save_checkpoint`, onto the CPU.
+
+    Raises:
+        UserError: missing, damaged, or not a checkpoint of this program and format.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint '{path}'; train one with train.py or name one with --model_path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:80]
+        raise UserError(f"'{path}' cannot be read as a checkpoint ({reason}); it may be damaged") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "ema" not in state:
+        raise UserError(f"'{path}' is not a checkpoint of this version of Diff-VocSep; train again or use another file")
+    return state
+
+
+def release(state: dict[str, Any], path: Path) -> None:
+    """Write the EMA weights of a training state as `.safetensors`, with the config in the metadata."""
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.contiguous() for name, tensor in state["ema"].items()}
+    metadata = {"config": json.dumps(state["config"]), "step": str(state["step"]), "format": str(FORMAT)}
+    write_atomic(path, lambda part: save_file(weights, part, metadata))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
+    """EMA weights and config of a `.pt` or `.safetensors` file."""
+    if path.suffix != ".safetensors":
+        state = load_checkpoint(path)
+        return state["ema"], from_dict(state["config"])
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"there is no model '{path}'; name another one with --model_path")
+    try:
+        with safe_open(path, "pt") as file:
+            config = json.loads(file.metadata()["config"])
+            return {name: file.get_tensor(name) for name in file.keys()}, from_dict(config)  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"'{path}' is not a released model of Diff-VocSep ({error})") from None
+
+
+def load_model(path: Path) -> tuple[UNet, Config]:
+    """The network with its EMA weights, and the config it was trained with."""
+    weights, config = load_weights(path)
+    model = UNet(config)
+    try:
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights in '{path}' do not fit its own config ({str(error).splitlines()[1].strip()})"
+        ) from None
+    return model, config

@@ -1,0 +1,35 @@
+"""What the scripts share: exit codes, and one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .config import Config
+
+
+def main(run: Callable[[], int]) -> NoReturn:
+    """Run a script and exit: 0 done, 1 the work failed, 2 bad input or usage, 130 Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a Korean Windows console defaults to cp949
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        sys.exit(run())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def warn_ignored(config: Config) -> None:
+    """Name the settings that have no effect under the others."""
+    from .config import ignored_settings
+
+    for line in ignored_settings(config):
+        print(f"note: {line}", file=sys.stderr)

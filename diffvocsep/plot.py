@@ -1,0 +1,115 @@
+"""The picture of a separation: mixture, counterfactual, vocals (and the truth, where it is known) as spectrograms."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import write_atomic
+from .errors import UserError
+from .spectrogram import STFT
+
+PICTURES = (".png", ".jpg", ".svg", ".pdf")
+RANGE_DB = 80.0
+N_FFT, HOP = 2048, 512
+
+
+def require_picture(path: Path) -> None:
+    """Check, before any work, that a picture can be written there.
+
+    Raises:
+        UserError: a name that does not end like a picture, or matplotlib is missing.
+    """
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"'{path}' is not the name of a picture; it must end in one of {', '.join(PICTURES)}")
+    if find_spec("matplotlib") is None:
+        raise UserError("pictures need matplotlib; install it with: pip install matplotlib")
+
+
+def spectrogram_db(waveform: Tensor) -> Tensor:
+    """Power of `(C, N)` in dB, `(F, T)`, averaged over channels."""
+    power = STFT(N_FFT, HOP, N_FFT)(waveform[None])[0].abs().square().mean(0)
+    return 10 * torch.log10(power.clamp_min(1e-12))
+
+
+def plot_separation(
+    path: Path,
+    mixture: Tensor,
+    vocals: Tensor,
+    sample_rate: int,
+    start: float = 0.0,
+    true_vocals: Tensor | None = None,
+    top: float = 8000.0,
+) -> None:
+    """Write a picture with one panel each; time in s, frequency in Hz, level in dB below the loudest point.
+
+    Args:
+        mixture, vocals, true_vocals: waveforms `(C, N)`; the counterfactual is mixture - vocals.
+        start: where the excerpt begins in its song, s.
+        top: highest frequency shown, Hz.
+
+    Raises:
+        UserError: see `require_picture`; or the file cannot be written.
+    """
+    require_picture(path)
+    from matplotlib.figure import Figure
+
+    panels = {"mixture": mixture, "counterfactual: nobody sings": mixture - vocals, "vocals": vocals}
+    if true_vocals is not None:
+        panels["true vocals"] = true_vocals
+    images = {title: spectrogram_db(waveform) for title, waveform in panels.items()}
+    loudest = max(float(image.max()) for image in images.values())
+    figure = Figure(figsize=(10, 1.9 * len(panels) + 0.6), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True)
+    extent = (start, start + mixture.shape[-1] / sample_rate, 0.0, sample_rate / 2)
+    for axis, (title, image) in zip(axes, images.items(), strict=True):
+        drawn = axis.imshow(
+            (image - loudest).numpy(),
+            origin="lower",
+            aspect="auto",
+            extent=extent,
+            vmin=-RANGE_DB,
+            vmax=0,
+            cmap="magma",
+        )
+        axis.set_ylim(0, min(top, sample_rate / 2))
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_ylabel("Hz")
+    axes[-1].set_xlabel("s")
+    figure.colorbar(drawn, ax=list(axes), label="dB", aspect=40)
+    try:
+        write_atomic(path, lambda part: figure.savefig(part, dpi=110, format=path.suffix[1:].lower()))
+    except OSError as error:
+        raise UserError(f"the picture '{path}' cannot be written ({error.strerror}); name another place") from None
+
+
+def run(argv: list[str] | None = None) -> int:
+    """`python -m diffvocsep.plot mixture.wav vocals.wav [--truth vocals.wav] [--output picture.png]`"""
+    parser = argparse.ArgumentParser(prog="python -m diffvocsep.plot", description="Draw a separation.")
+    parser.add_argument("mixture", type=Path)
+    parser.add_argument("vocals", type=Path, help="separated from the mixture")
+    parser.add_argument("--truth", type=Path, metavar="VOCALS", help="the true vocals, where they are known")
+    parser.add_argument("--output", type=Path, default=Path("separation.png"), metavar="PATH.png")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of the excerpt, from the middle")
+    args = parser.parse_args(argv)
+    require_picture(args.output)
+    from .files import middle
+
+    mixture, rate, start = middle(args.mixture, args.seconds)
+    others = [middle(path, args.seconds)[:2] for path in (args.vocals, args.truth) if path]
+    for path, (waveform, other) in zip((args.vocals, args.truth), others, strict=False):
+        if other != rate or waveform.shape[-1] != mixture.shape[-1]:
+            raise UserError(f"'{path}' has not the length and sample rate of '{args.mixture}'; it is no part of it")
+    vocals, *truth = (waveform.expand(len(mixture), -1) for waveform, _ in others)
+    plot_separation(args.output, mixture, vocals, rate, start, truth[0] if truth else None)
+    return 0
+
+
+if __name__ == "__main__":
+    from .cli import main
+
+    main(run)

@@ -1,0 +1,100 @@
+"""Take the vocals out of songs.
+
+    python inference.py --input song.wav --output vocals.wav
+    python inference.py --input song.mp3 --output vocals.wav --instrumental karaoke.wav
+    python inference.py --input my_songs --output my_vocals           a folder of songs
+
+Vocals and instrumental have the song's sample rate, channels and length, and add up to the song.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from diffvocsep.cli import main
+from diffvocsep.errors import UserError
+
+RELEASED, TRAINED = Path("checkpoints/pretrained.safetensors"), Path("checkpoints/best.pt")
+PICTURE_SECONDS = 20.0
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--input", nargs="+", required=True, type=Path, metavar="PATH", help="songs, or a folder of songs"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="file for the vocals, or a folder")
+    parser.add_argument("--instrumental", type=Path, metavar="PATH", help="also write what is left of the song")
+    parser.add_argument("--model_path", type=Path, help=f"checkpoint (default: {RELEASED}, else {TRAINED})")
+    parser.add_argument("--config", type=Path, help="take the diffusion and separation settings from this file")
+    parser.add_argument("--sampler", choices=["ddim", "ddpm", "dpmpp"], help="default: as in the config")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: as in the config)")
+    parser.add_argument("--eta", type=float, help="fresh noise of ddim, 0 to 1")
+    parser.add_argument("--samples", type=int, help="counterfactuals to average")
+    parser.add_argument("--seed", type=int, help="same seed, same result")
+    parser.add_argument(
+        "--bits", choices=["16", "24", "32"], help="sample format: PCM of 16 or 24 bit, or 32-bit float"
+    )
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
+    parser.add_argument("--plot", type=Path, metavar="PATH.png", help="picture of the middle 20 s (one song only)")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings of diffusion and separation"
+    )
+    return parser.parse_args(argv)
+
+
+def choose_model(path: Path | None) -> Path:
+    """The model that was asked for, else the released one, else the local best; what was chosen is said."""
+    if path:
+        return path
+    chosen = next((p for p in (RELEASED, TRAINED) if p.exists()), None)
+    if chosen is None:
+        raise UserError(f"there is neither {RELEASED} nor {TRAINED}; train a model with train.py or give --model_path")
+    print(f"model: {chosen}", file=sys.stderr)
+    if chosen == RELEASED and TRAINED.exists() and TRAINED.stat().st_mtime > RELEASED.stat().st_mtime:
+        print(f"note: your newer {TRAINED} is not used; give --model_path {TRAINED} to use it", file=sys.stderr)
+    return chosen
+
+
+def run(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    from diffvocsep.files import find_inputs, middle, pair_outputs, separate_file
+    from diffvocsep.plot import plot_separation, require_picture
+    from diffvocsep.separator import Separator
+
+    sources = find_inputs(args.input)
+    one = len(args.input) == 1 and not args.input[0].is_dir()
+    if args.plot:
+        require_picture(args.plot)
+        if len(sources) > 1:
+            raise UserError("--plot draws one song; separate the songs one by one to draw them")
+    targets = pair_outputs(sources, args.output, "vocals", one)
+    rest = pair_outputs(sources, args.instrumental, "instrumental", one) if args.instrumental else [None] * len(sources)
+    separator = Separator.from_checkpoint(choose_model(args.model_path), args.device).configured(
+        args.config, args.overrides
+    )
+    options = {name: getattr(args, name) for name in ("sampler", "steps", "eta", "samples", "seed")}
+    separator.settings(**options)  # a setting that cannot be is said once, before any song is read
+    subtype = {"16": "pcm16", "24": "pcm24", "32": "float", None: None}[args.bits]
+    failed = 0
+    for source, vocals, instrumental in zip(sources, targets, rest, strict=True):
+        try:
+            separate_file(separator, source, vocals, instrumental, subtype, progress=not args.no_progress, **options)
+        except UserError as error:
+            if one:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        print(f"{source} -> {vocals}" + (f", {instrumental}" if instrumental else ""))
+        if args.plot:
+            (mixture, rate, start), (voice, _, _) = (middle(path, PICTURE_SECONDS) for path in (source, vocals))
+            plot_separation(args.plot, mixture, voice, rate, start)
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    main(run)

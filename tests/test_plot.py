@@ -1,0 +1,89 @@
+"""The picture of a separation."""
+
+from __future__ import annotations
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from diffvocsep.errors import UserError
+from diffvocsep.plot import plot_separation, require_picture, spectrogram_db
+
+RATE = 16000
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that are saved."""
+    figures, save = [], Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        figures.append(self)
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def tone(frequency: float, seconds: float = 2.0) -> torch.Tensor:
+    t = torch.arange(round(seconds * RATE)) / RATE
+    return 0.5 * torch.sin(2 * torch.pi * frequency * t)[None].repeat(2, 1)
+
+
+def test_a_tone_of_full_scale_lies_at_its_frequency():
+    image = spectrogram_db(tone(1000))
+    assert image.shape[0] == 1025
+    assert (image[:, 10:-10].argmax(0) == 128).all()  # 1000 Hz * 2048 / 16000 Hz
+
+
+def test_the_panels_show_what_they_say_in_hz_and_s(tmp_path, drawn):
+    low, high = tone(500), tone(3000)
+    plot_separation(tmp_path / "a.png", low + high, high, RATE, start=30.0, true_vocals=high)
+    panels = [axis for axis in drawn[0].axes if axis.get_images() and axis.get_title(loc="left")]
+    assert [axis.get_title(loc="left").split(":")[0] for axis in panels] == [
+        "mixture", "counterfactual", "vocals", "true vocals",
+    ]  # fmt: skip
+    assert all(axis.get_ylabel() == "Hz" for axis in panels)
+    assert panels[-1].get_xlabel() == "s"
+    assert panels[0].get_xlim() == (30.0, 32.0)
+    assert panels[0].get_ylim() == (0.0, 8000.0)
+
+    def level(axis, frequency: float) -> float:
+        image = axis.get_images()[0]
+        _, _, bottom, top = image.get_extent()
+        rows = image.get_array()
+        row = int((frequency - bottom) / (top - bottom) * rows.shape[0])
+        return float(rows[row - 1 : row + 2, 20:-20].mean(1).max())
+
+    for axis, (has_low, has_high) in zip(panels, [(1, 1), (1, 0), (0, 1), (0, 1)], strict=True):
+        assert (level(axis, 500) > -20) == has_low
+        assert (level(axis, 3000) > -20) == has_high
+
+
+def test_a_picture_has_a_sensible_size_and_colours(tmp_path):
+    plot_separation(tmp_path / "그림 🎤.png", tone(500) + tone(900), tone(900), RATE)
+    pixels = matplotlib.image.imread(tmp_path / "그림 🎤.png")
+    height, width = pixels.shape[:2]
+    assert 900 < width < 2000 and 500 < height < 2000
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 100
+    assert [path.name for path in tmp_path.iterdir()] == ["그림 🎤.png"]
+
+
+def test_silence_and_a_single_sample_can_be_drawn(tmp_path):
+    silence = torch.zeros(1, 1)
+    plot_separation(tmp_path / "a.svg", silence, silence, RATE)
+    assert "<svg" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["picture", "picture.wav"])
+def test_a_name_that_is_no_picture_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"picture.*\.png"):
+        require_picture(tmp_path / name)
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        plot_separation(tmp_path / "file" / "a.png", tone(500), tone(500), RATE)

@@ -1,0 +1,418 @@
+"""The path of a song: what goes in comes out, whatever the length, the rate, the channels and the chunks."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+from tiny import (
+    RATE,
+    Stub,
+    db,
+    nobody_plays,
+    nobody_sings,
+    random_separator,
+    random_unet,
+    song,
+    stubbed,
+    tiny_config,
+    worst_db,
+)
+
+from diffvocsep import separator as separator_module
+from diffvocsep.errors import UserError
+from diffvocsep.resampling import resample
+from diffvocsep.separator import Separator
+from diffvocsep.streams import frame_noise
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def separator() -> Separator:
+    """A random network; one step from noise."""
+    return random_separator()
+
+
+def sine(seconds: float, channels: int, sample_rate: int = RATE):
+    t = torch.arange(round(seconds * sample_rate)).double() / sample_rate  # in float32, the phase itself is noisy
+    return torch.stack([0.5 * torch.sin(2 * torch.pi * (331.7 + 100 * c) * t + c) for c in range(channels)]).float()
+
+
+# --- reconstruction across every joint ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_channels", [1, 2])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_a_sine_survives_every_joint(channels, model_channels):
+    mixture = sine(3.0, channels)  # 12 chunks
+    settings = f"audio.channels={model_channels}"
+    vocals, accompaniment = stubbed(nobody_sings, settings).separate(mixture, RATE)
+    assert worst_db(accompaniment - mixture, mixture) < -100
+    assert worst_db(vocals, mixture) < -100
+    vocals, accompaniment = stubbed(nobody_plays, settings).separate(mixture, RATE)
+    assert worst_db(vocals - mixture, mixture) < -100
+    assert worst_db(accompaniment, mixture) < -100
+
+
+@pytest.mark.parametrize("subtract", ["complex", "mask", "magnitude", "normalized"])
+def test_every_way_to_subtract_reconstructs(subtract):
+    mixture = song(1.5)
+    settings = f"separation.subtract={subtract}"
+    assert worst_db(stubbed(nobody_sings, settings).separate(mixture, RATE)[0], mixture) < -100
+    assert worst_db(stubbed(nobody_plays, settings).separate(mixture, RATE)[1], mixture) < -100
+    settings = [settings, "audio.representation=magnitude"]
+    assert worst_db(stubbed(nobody_sings, *settings).separate(mixture, RATE)[0], mixture) < -90  # log1p costs a little
+
+
+@pytest.mark.parametrize("bandwidth", [1500, 3999])
+def test_the_band_above_the_network_joins_without_a_seam(bandwidth):
+    mixture = song(1.5)
+    assert worst_db(stubbed(nobody_sings, f"audio.bandwidth={bandwidth}").separate(mixture, RATE)[0], mixture) < -100
+    assert worst_db(stubbed(nobody_plays, f"audio.bandwidth={bandwidth}").separate(mixture, RATE)[1], mixture) < -100
+
+
+@pytest.mark.parametrize("sample_rate", [16000, 11025, 6000])
+def test_another_sample_rate_costs_what_resampling_costs_and_nothing_at_the_joints(sample_rate):
+    mixture = sine(3.0, 2, sample_rate)
+    there_and_back = resample(resample(mixture, sample_rate, RATE), RATE, sample_rate)[:, : mixture.shape[-1]]
+    vocals, accompaniment = stubbed(nobody_plays).separate(mixture, sample_rate)
+    assert worst_db(vocals - there_and_back, mixture) < -100
+    assert worst_db(vocals + accompaniment - mixture, mixture) < -135
+    inside = slice(sample_rate // 10, -sample_rate // 10)  # where the song begins and ends, so does the filter
+    assert worst_db((vocals - mixture)[:, inside], mixture) < -100
+    assert worst_db(stubbed(nobody_sings).separate(mixture, sample_rate)[0], mixture) < -100
+
+
+@pytest.mark.parametrize("sample_rate", [RATE, 11025, 22050, 4000])
+def test_parts_add_up_and_have_the_length_of_the_song(separator, sample_rate):
+    for length in [0, 1, 2, 15, 63, 64, 65, 2047, 2049, 5001]:
+        for channels in [1, 3]:
+            mixture = song(1.0, channels, sample_rate)[:, :length]
+            vocals, accompaniment = separator.separate(mixture, sample_rate)
+            assert vocals.shape == accompaniment.shape == mixture.shape
+            assert vocals.dtype == torch.float32
+            torch.testing.assert_close(vocals + accompaniment, mixture, atol=1e-7, rtol=2e-7)
+            assert length < 2 or vocals.abs().max() > 0
+
+
+@pytest.mark.parametrize("sizes", [[40], [1] * 40, [3, 1, 30, 6], [2]])
+def test_synthesis_in_pieces_is_the_inverse_of_the_whole(separator, sizes):
+    """Up to the last frame's centre: past it, only the edge of one window is left, and dividing by it would amplify
+    whatever a network put there. The resampling filter would then carry that back into the song."""
+    spectra = torch.randn(2, 2, 33, sum(sizes), dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    whole = separator.stft.inverse(spectra, (sum(sizes) - 1) * 16).flatten(0, 1)
+    pieces = torch.cat(list(separator._synthesise(spectra.split(sizes, dim=-1))), dim=-1)
+    torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=0)
+
+
+# --- chunks -------------------------------------------------------------------------------------------------------
+
+
+MULTISTEP = ["diffusion.sampler=ddpm", "diffusion.ddim_steps=3"]
+
+
+@pytest.mark.parametrize("settings", [[], MULTISTEP, ["audio.bandwidth=2000"], ["audio.representation=magnitude"]])
+def test_chunks_leave_no_trace(settings):
+    mixture = song(1.5)
+
+    def vocals(seconds: float, margin: float) -> torch.Tensor:
+        chunks = [f"separation.chunk_seconds={seconds}", f"separation.margin_seconds={margin}"]
+        return random_separator(*settings, *chunks).separate(mixture, RATE)[0]
+
+    whole = vocals(10.0, 0.4)
+    assert db(whole, mixture) > -30  # the network does say something
+    for seconds in [0.1, 0.4]:
+        # A margin beyond three times the network's reach; what remains is rounding, near the zeros of |X|^0.5.
+        assert worst_db(vocals(seconds, 0.4) - whole, mixture) < -80
+        # One pass reaches that far, but ddpm makes three, and the gain above the band looks farther.
+        assert db(vocals(seconds, 0.13) - whole, mixture) < -60
+    assert worst_db(vocals(0.1, 0.0) - whole, mixture) > -60  # without a margin, this test would see the joints
+
+
+def test_the_default_margin_is_beyond_the_reach_of_the_default_network():
+    config = tiny_config("audio.sample_rate=44100", "audio.n_fft=4096", "audio.hop_length=1024", "audio.win_length=4096")
+    defaults = tiny_config().separation.__class__()
+    model = random_unet(config).eval()
+    margin = round(defaults.margin_seconds * 44100 / 1024 / model.time_stride) * model.time_stride
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, model.bins, 2 * margin + 8, generator=generator)
+    near = slice(margin, margin + 8)
+    with torch.no_grad():
+        whole = model(x, x, torch.tensor([99]))[..., near]
+        x[..., 0] += 100
+        x[..., -1] += 100
+        torch.testing.assert_close(model(x, x, torch.tensor([99]))[..., near], whole, atol=1e-5, rtol=0)
+
+
+def test_a_late_start_changes_nothing_but_the_noise():
+    """Silence before the song, by whole strides of the network: the grid shifts, and so does the noise of a frame."""
+    mixture, shift = song(2.0), 5 * 8 * 16  # strides * frames * samples
+    late = torch.cat([torch.zeros(2, shift), mixture], dim=-1)
+
+    deaf = tiny_config()
+    model = random_unet(deaf)
+    ignores_noise = Stub(lambda x_t, x_mixture, t: model(torch.zeros_like(x_t), x_mixture, t))
+    separator = Separator(ignores_noise, deaf)
+    shifted, vocals = separator.separate(late, RATE)[0][:, shift:], separator.separate(mixture, RATE)[0]
+    assert db(vocals, mixture) > -30
+    assert db(shifted - vocals, mixture) < -40
+    assert worst_db((shifted - vocals)[:, 32:], mixture) < -70  # half a window: frames before the song begin to count
+
+
+# --- level and silence --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("representation", ["complex", "magnitude"])
+@pytest.mark.parametrize("gain", [0.25, 4.0])
+def test_12_db_more_in_is_12_db_more_out(representation, gain):
+    separator = random_separator(f"audio.representation={representation}")
+    mixture = song(1.0)
+    vocals, _ = separator.separate(mixture, RATE)
+    scaled, _ = separator.separate(gain * mixture, RATE)
+    assert db(scaled - gain * vocals, gain * vocals) < -80
+
+
+@pytest.mark.parametrize("sample_rate", [RATE, 11025])
+def test_silence_is_silence(separator, sample_rate):
+    silence = torch.zeros(2, sample_rate)
+    vocals, accompaniment = separator.separate(silence, sample_rate)
+    assert torch.equal(vocals, silence)
+    assert torch.equal(accompaniment, silence)
+
+
+@pytest.mark.parametrize("sample_rate", [RATE, 16000])
+def test_silence_inside_a_song_stays_silent(separator, sample_rate):
+    mixture = song(3.0, 2, sample_rate)
+    mixture[:, sample_rate : 2 * sample_rate] = 0
+    vocals, accompaniment = separator.separate(mixture, sample_rate)
+    inside = slice(sample_rate + sample_rate // 20, 2 * sample_rate - sample_rate // 20)  # beyond window and filter
+    assert not vocals[:, inside].any()
+    assert not accompaniment[:, inside].any()
+    assert vocals[:, : sample_rate // 2].abs().max() > 0
+
+
+def test_a_silent_channel_pair_is_silent_beside_a_sounding_one(separator):
+    mixture = song(1.0, 4)
+    mixture[2:] = 0
+    vocals, _ = separator.separate(mixture, RATE)
+    assert not vocals[2:].any()
+    assert vocals[:2].abs().max() > 0
+
+
+def test_the_doubled_last_channel_of_an_odd_number_is_separated_as_mono(separator):
+    mixture = song(1.0, 3)
+    together, _ = separator.separate(mixture, RATE)
+    pair, _ = separator.separate(mixture[:2], RATE)
+    torch.testing.assert_close(together[:2], pair, atol=1e-6, rtol=0)
+
+
+# --- seeds, batches, blocks ---------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides(separator):
+    mixture = song(1.0)
+    first, _ = separator.separate(mixture, RATE, seed=3)
+    separator.separate(song(0.5, seed=9), RATE, seed=8)  # another song in between changes nothing
+    torch.manual_seed(1234)
+    again, _ = separator.separate(mixture, RATE, seed=3)
+    other, _ = separator.separate(mixture, RATE, seed=4)
+    assert torch.equal(first, again)
+    assert db(first - other, first) > -30
+    default, _ = separator.separate(mixture, RATE)
+    seed, _ = separator.separate(mixture, RATE, seed=separator.config.train.seed)
+    assert torch.equal(default, seed)
+
+
+@pytest.mark.parametrize("settings", [[], MULTISTEP])
+@pytest.mark.parametrize("channels", [2, 3])
+def test_batches_change_nothing(settings, channels):
+    mixture = song(1.5, channels)
+    one, four = (
+        random_separator(*settings, f"separation.batch_chunks={n}").separate(mixture, RATE)[0] for n in (1, 4)
+    )
+    assert worst_db(one - four, mixture) < -110
+
+
+@pytest.mark.parametrize("sample_rate", [RATE, 11025])
+def test_a_stream_is_the_whole_whatever_its_blocks(separator, sample_rate):
+    mixture = song(1.3, 2, sample_rate)
+    whole, rest = separator.separate(mixture, sample_rate)
+    for size in [97, 4096, 10**6]:
+        blocks = mixture.split(size, dim=-1)
+        pairs = list(separator.separate_stream(lambda blocks=blocks: iter(blocks), sample_rate))
+        assert [v.shape for v, _ in pairs] == [b.shape for b in blocks]
+        assert worst_db(torch.cat([v for v, _ in pairs], dim=-1) - whole, mixture) < -110
+        assert worst_db(torch.cat([a for _, a in pairs], dim=-1) - rest, mixture) < -110
+
+
+def test_a_stream_yields_before_it_has_read_everything(separator):
+    mixture, read = song(4.0), []
+
+    def blocks():
+        read.clear()
+        for index, block in enumerate(mixture.split(1000, dim=-1)):
+            read.append(index)
+            yield block
+
+    next(separator.separate_stream(blocks, RATE))
+    assert max(read) < 10  # of 32
+
+
+def test_empty_blocks_are_allowed(separator):
+    mixture = song(0.5)
+    blocks = [mixture[:, :0], mixture[:, :100], mixture[:, 100:100], mixture[:, 100:]]
+    pairs = list(separator.separate_stream(lambda: iter(blocks), RATE))
+    assert worst_db(torch.cat([v for v, _ in pairs], -1) - separator.separate(mixture, RATE)[0], mixture) < -110
+
+
+# --- options ------------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_averaged(separator, monkeypatch):
+    mixture = song(1.0)
+    average, _ = separator.separate(mixture, RATE, samples=3)
+    single = []
+    for k in range(3):
+
+        def kth(channels, bins, first, frames, seed, group, _, draw, k=k):
+            return frame_noise(channels, bins, first, frames, seed, group, k, draw)
+
+        monkeypatch.setattr(separator_module, "frame_noise", kth)
+        single.append(separator.separate(mixture, RATE, samples=1)[0])
+    assert db(single[0] - single[1], single[0]) > -30
+    assert worst_db(average - sum(single) / 3, mixture) < -110
+
+
+def test_sampler_steps_and_eta_reach_the_sampler():
+    calls = []
+
+    def answer(x_t, mixture, t):
+        calls.append(int(t[0]))
+        return 0.5 * mixture + 0.1 * x_t
+
+    separator, mixture = stubbed(answer, "separation.chunk_seconds=1"), song(0.5)
+    results = []
+    for options in [
+        dict(sampler="ddim", steps=4, eta=0.0),
+        dict(sampler="ddim", steps=4, eta=1.0),
+        dict(sampler="ddpm", steps=4),
+        dict(sampler="dpmpp", steps=4),
+        dict(sampler="ddim", steps=1),
+    ]:
+        calls.clear()
+        results.append(separator.separate(mixture, RATE, **options)[0])
+        assert calls == ([99, 74, 49, 24] if options["steps"] == 4 else [99])
+    deterministic, eta_1, ddpm, dpmpp, one_step = results
+    assert worst_db(eta_1 - ddpm, mixture) < -100  # Song et al. 2021: DDIM with eta 1 is DDPM
+    different = combinations([deterministic, ddpm, dpmpp, one_step], 2)
+    assert all(db(a - b, a) > -80 for a, b in different)
+
+    calls.clear()
+    middle = separator.configured(None, ["diffusion.start=mixture", "diffusion.start_step=50"])
+    middle.separate(mixture, RATE, steps=3)
+    assert calls == [50, 33, 16]
+
+
+def test_starting_from_the_mixture_starts_near_it():
+    seen = []
+
+    def answer(x_t, mixture, t):
+        seen.append((x_t, mixture))
+        return torch.zeros_like(mixture)
+
+    separator = stubbed(answer, "diffusion.start=mixture", "diffusion.start_step=10", "separation.chunk_seconds=1")
+    separator.separate(song(0.5), RATE)
+    (x_t, mixture), ac = seen[0], float(separator.diffusion.alphas_cumprod[10])
+    noise = x_t - ac**0.5 * mixture
+    assert float(noise.std()) == pytest.approx((1 - ac) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        (dict(steps=101), "ddim_steps"),
+        (dict(steps=0), "ddim_steps"),
+        (dict(samples=0), "samples"),
+        (dict(eta=1.5), "eta"),
+        (dict(sampler="euler"), "sampler"),
+        (dict(seed=-1), "seed"),
+    ],
+)
+def test_an_impossible_option_is_refused_by_name(separator, options, key):
+    with pytest.raises(UserError, match=key):
+        separator.separate(song(0.1), RATE, **options)
+
+
+def test_more_steps_than_the_start_leaves_are_refused():
+    separator = stubbed(nobody_sings, "diffusion.start=mixture", "diffusion.start_step=10")
+    with pytest.raises(UserError, match="ddim_steps.*start_step"):
+        separator.separate(song(0.1), RATE, steps=12)
+
+
+def test_epsilon_from_pure_noise_is_refused_with_the_reason():
+    separator = stubbed(nobody_sings, "diffusion.prediction_type=epsilon")
+    with pytest.raises(UserError, match="epsilon .*pure noise"):
+        separator.separate(song(0.1), RATE)
+    from_the_mixture = separator.configured(None, ["diffusion.start=mixture", "diffusion.start_step=50"])
+    assert from_the_mixture.separate(song(0.1), RATE)[0].isfinite().all()
+
+
+def test_settings_that_the_weights_are_bound_to_are_refused(separator):
+    with pytest.raises(UserError, match=r"audio\.n_fft"):
+        separator.configured(None, ["audio.n_fft=128"])
+    with pytest.raises(UserError, match=r"diffusion\.prediction_type"):
+        separator.configured(None, ["diffusion.prediction_type=v"])
+
+
+def test_too_little_memory_is_one_sentence():
+    def greedy(x_t, mixture, t):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB\nand so on")
+
+    with pytest.raises(UserError, match=r"chunk_seconds.*batch_chunks"):
+        stubbed(greedy).separate(song(0.1), RATE)
+
+
+# --- songs of a low sample rate -----------------------------------------------------------------------------------
+
+
+FINE = ["audio.n_fft=512", "audio.win_length=512", "audio.hop_length=128", "separation.chunk_seconds=1"]
+
+
+def test_near_the_nyquist_frequency_of_a_low_rate_the_gain_rule_takes_over():
+    """A network that hears vocals below 1800 Hz only, and a song of 4 kHz: from 0.45 * 4000 = 1800 Hz on, the share of
+    the vocals in the band below (all of it) is carried upward."""
+
+    def deaf_above_1800_hz(x_t, mixture, t):
+        heard = (torch.arange(mixture.shape[2]) * RATE / 512 < 1800).float()
+        return mixture * heard[:, None]
+
+    separator = stubbed(deaf_above_1800_hz, *FINE)
+
+    def share_of_high_tone_in_vocals(sample_rate: int) -> float:
+        t = torch.arange(2 * sample_rate) / sample_rate
+        high = torch.sin(2 * torch.pi * 1850 * t)
+        vocals, _ = separator.separate((high + torch.sin(2 * torch.pi * 1200 * t))[None], sample_rate)
+        return float(vocals @ high / (high @ high))
+
+    assert share_of_high_tone_in_vocals(RATE) == pytest.approx(0.0, abs=0.02)
+    assert share_of_high_tone_in_vocals(4000) == pytest.approx(1.0, abs=0.02)
+
+
+def test_at_its_own_rate_a_network_of_the_whole_band_decides_in_every_bin():
+    """The rule for low rates must not take the top of the band from a model that was trained on it."""
+
+    def deaf_below_3700_hz(x_t, mixture, t):
+        return mixture * (torch.arange(mixture.shape[2]) * RATE / 512 > 3700).float()[:, None]
+
+    t = torch.arange(2 * RATE) / RATE
+    high = torch.sin(2 * torch.pi * 3850 * t)
+    vocals, _ = stubbed(deaf_below_3700_hz, *FINE).separate((high + torch.sin(2 * torch.pi * 3000 * t))[None], RATE)
+    assert db(vocals[0] - high, high) < -35
