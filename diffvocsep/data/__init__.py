@@ -1,0 +1,40 @@
+"""Where songs come from: a synthesizer, folders of stems, MUSDB18."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import Config
+from .mixing import Segments, Track
+
+__all__ = ["Segments", "Track", "dev_tracks", "train_tracks"]
+
+
+def train_tracks(config: Config) -> list[Track]:
+    """The tracks that `data.dataset` names for training."""
+    return _tracks(config, "train")
+
+
+def dev_tracks(config: Config) -> list[Track]:
+    """The tracks that decide (stopping, best weights); never a test split."""
+    return [t for t in _tracks(config, "dev") if {"vocals", "accompaniment"} <= set(t.stems)]
+
+
+def _tracks(config: Config, split: str) -> list[Track]:
+    data = config.data
+    cache = Path(data.cache_dir) if data.cache == "memory" else None
+    if data.dataset == "synthetic":
+        from .synthetic_tracks import synthetic_tracks
+
+        return synthetic_tracks(config, split)
+    if data.dataset == "stems":
+        from .stems import find_tracks
+
+        return find_tracks(data.root if split == "train" else data.dev_root, cache)
+    from .musdbhq import musdbhq_tracks
+
+    if data.dataset == "musdbhq":
+        return musdbhq_tracks(data.musdbhq_root, split, cache)
+    from .musdb import decoded
+
+    return musdbhq_tracks(decoded(data.musdb_root), split, cache)

@@ -1,0 +1,111 @@
+"""From tracks to training segments: which voice over which music, at what level, how altered.
+
+Segment `index` is a function of (seed, index) alone: any number of workers, any number of processes and any resumed
+run draw the same segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..config import Config
+from ..errors import UserError
+from ..streams import generator
+
+REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
+
+
+class Track(Protocol):
+    """What a source of stems offers, be it a folder or a synthesizer."""
+
+    name: str
+    group: str
+    seconds: float
+    source_rate: int
+    stems: Collection[str]
+
+    def read(self, side: str, start: float, seconds: float, sample_rate: int) -> Tensor: ...
+
+    def loudness(self, side: str, sample_rate: int) -> float: ...
+
+
+def to_channels(waveform: Tensor, channels: int) -> Tensor:
+    """`(C, N)` -> `(channels, N)`: mono is doubled, stereo is averaged, of more channels the first are taken."""
+    if len(waveform) == channels:
+        return waveform
+    if len(waveform) == 1:
+        return waveform.expand(channels, -1)
+    return waveform.mean(0, keepdim=True) if channels == 1 else waveform[:channels]
+
+
+class Segments(Dataset):
+    """Training segments: `vocals`, `accompaniment` `(C, N)`, `source_rate` (Hz), `index`, and `level_db`: how much
+    louder the segment is than the song it pretends to come from."""
+
+    def __init__(self, tracks: Sequence[Track], config: Config, size: int) -> None:
+        self.tracks, self.config, self.size = tracks, config, size
+        self.weights = {side: _weights(tracks, side) for side in ("vocals", "accompaniment")}
+        for side, weights in self.weights.items():
+            if not weights.any():
+                raise UserError(f"none of the {len(tracks)} training tracks has {side}; both sides are needed")
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        data, audio = self.config.data, self.config.audio
+        rng = generator(self.config.train.seed, "segments", index)
+        singer = self.tracks[rng.choice(len(self.tracks), p=self.weights["vocals"])]
+        band, gain = singer, 0.0
+        remix = rng.random() < data.remix_probability
+        if remix or "accompaniment" not in singer.stems:
+            band = self.tracks[rng.choice(len(self.tracks), p=self.weights["accompaniment"])]
+            voice, music = (
+                singer.loudness("vocals", audio.sample_rate),
+                band.loudness("accompaniment", audio.sample_rate),
+            )
+            if voice > 0 and music > 0:
+                gain = REMIX_DB + 20 * np.log10(music / voice)
+        starts = {singer: _start(singer, data.segment_seconds, rng)}
+        starts.setdefault(band, _start(band, data.segment_seconds, rng))
+
+        def crop(track: Track, side: str, gain_db: float) -> Tensor:
+            waveform = track.read(side, starts[track], data.segment_seconds, audio.sample_rate)
+            waveform = to_channels(waveform, audio.channels) * 10 ** (gain_db / 20)
+            if rng.random() < data.channel_swap:
+                waveform = waveform.flip(0)
+            return -waveform if rng.random() < data.polarity_flip else waveform
+
+        vocals = crop(singer, "vocals", gain + rng.uniform(-data.gain_db, data.gain_db))
+        accompaniment = crop(band, "accompaniment", rng.uniform(-data.gain_db, data.gain_db))
+        if rng.random() < data.silent_vocals:
+            vocals.zero_()
+        return {
+            "vocals": vocals,
+            "accompaniment": accompaniment,
+            "source_rate": torch.tensor(float(min(singer.source_rate, band.source_rate))),
+            "level_db": torch.tensor(rng.normal(0, data.level_db), dtype=torch.float32),
+            "index": torch.tensor(index),
+        }
+
+
+def _start(track: Track, seconds: float, rng: np.random.Generator) -> float:
+    return float(rng.uniform(0, max(0.0, track.seconds - seconds)))
+
+
+def _weights(tracks: Sequence[Track], side: str) -> np.ndarray:
+    """How often each track is drawn: every set (folder of tracks) equally often, within a set by duration."""
+    seconds = np.array([t.seconds if side in t.stems else 0.0 for t in tracks])
+    groups = np.array([t.group for t in tracks])
+    weights = np.zeros(len(tracks))
+    for group in set(groups):
+        members = groups == group
+        if seconds[members].any():
+            weights[members] = seconds[members] / seconds[members].sum()
+    return weights / max(weights.sum(), 1e-9)

@@ -1,0 +1,124 @@
+"""Folders of real tracks: `<root>/.../<track>/vocals.*` and `accompaniment.*`, or any set of instrument stems.
+
+A track may have one side only (a solo voice, an instrumental). What is in `accompaniment.*` is the accompaniment; where
+there is none, it is the sum of all other stems (`drums.wav`, `bass.wav`, ...) except `vocals` and `mixture`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from ..audio import AudioReader, read, resample
+from ..checkpoint import write_atomic
+from ..errors import UserError
+
+EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
+CHANNELS = 2  # of files with more, the first two are read
+FULL_SCALE = 16384  # of 16 bit; leaves 6 dB above 1.0, which float stems and lossy decoders may reach
+LAYOUT = "<root>/.../<track>/vocals.wav and accompaniment.wav (or drums.wav, bass.wav, ...; also .flac .ogg .mp3)"
+
+
+class StemTrack:
+    """One track on disk.
+
+    Attributes:
+        name: the folder, relative to the root.
+        group: the folder above it, relative to the root: the set that the track belongs to.
+        stems: files of each side; those of one side are added up.
+        seconds: length of the shortest file.
+        source_rate: lowest sample rate of its files in Hz; nothing above half of it is real.
+    """
+
+    def __init__(self, folder: Path, root: Path, cache: Path | None) -> None:
+        files = sorted(f for f in folder.iterdir() if _is_audio(f.relative_to(folder)))
+        named = {side: [f for f in files if f.stem.lower() == side] for side in ("vocals", "accompaniment", "mixture")}
+        others = [f for f in files if f.stem.lower() not in named]
+        self.name, self.group = folder.relative_to(root).as_posix(), folder.parent.relative_to(root).as_posix()
+        sides = {side: named[side][:1] for side in named}
+        sides["accompaniment"] = sides["accompaniment"] or others
+        self.stems = {side: paths for side, paths in sides.items() if paths}
+        infos = [_seconds_and_rate(path) for paths in self.stems.values() for path in paths]
+        self.seconds, self.source_rate = (min(values) for values in zip(*infos, strict=True))
+        self.cache = cache
+        self._loudness: dict[str, float] = {}
+
+    def read(self, side: str, start: float, seconds: float, sample_rate: int) -> Tensor:
+        """Waveform `(C, round(seconds * sample_rate))` of one side from `start` (s) on, zeros past the end."""
+        length = round(seconds * sample_rate)
+        total = torch.zeros(1, length)
+        for path in self.stems[side]:
+            if self.cache:
+                first = round(start * sample_rate)
+                samples = cached(path, sample_rate, self.cache)[first : first + length]
+                crop = torch.from_numpy(samples.astype(np.float32).T) / FULL_SCALE
+            else:
+                with soundfile.SoundFile(path) as file:
+                    file.seek(min(file.frames, round(start * file.samplerate)))
+                    samples = file.read(round(seconds * file.samplerate) + 1, "float32", always_2d=True)
+                    crop = resample(torch.from_numpy(samples.T), file.samplerate, sample_rate)[:, :length]
+            total = total + torch.nn.functional.pad(crop[:CHANNELS], (0, length - crop.shape[-1]))
+        return total
+
+    def loudness(self, side: str, sample_rate: int) -> float:
+        """RMS of one side where it sounds, from twenty looks of a second each; 0 if it never does."""
+        if side not in self._loudness:
+            starts = np.linspace(0, max(0.0, self.seconds - 1), 20)
+            powers = np.array(
+                [float(self.read(side, s, min(1, self.seconds), sample_rate).square().mean()) for s in starts]
+            )
+            self._loudness[side] = float(powers[powers >= 0.01 * powers.max()].mean()) ** 0.5
+        return self._loudness[side]
+
+
+def cached(path: Path, sample_rate: int, cache: Path) -> np.ndarray:
+    """Samples `(N, C)` int16 of one file at `sample_rate`, decoded once and then mapped from `cache`.
+
+    Mapped files are shared by all processes and live in the system's page cache. The name holds path, size and time of
+    the source: a changed file is decoded anew.
+    """
+    stat = path.stat()
+    identity = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}"
+    target = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
+    try:
+        return np.load(target, mmap_mode="r")
+    except (OSError, ValueError, EOFError):  # not there yet, or damaged
+        waveform, rate = read(path)
+        samples = (resample(waveform, rate, sample_rate) * FULL_SCALE).round().clamp(-32768, 32767)
+        write_atomic(target, lambda part: _save(part, samples.T.to(torch.int16).numpy()))
+    return np.load(target, mmap_mode="r")
+
+
+def _save(path: Path, samples: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, samples)
+
+
+def _seconds_and_rate(path: Path) -> tuple[float, int]:
+    with AudioReader(path) as reader:
+        return reader.frames / reader.sample_rate, reader.sample_rate
+
+
+def find_tracks(root: str | Path, cache: Path | None) -> list[StemTrack]:
+    """All tracks below `root`, sorted by name; `cache` is the folder for what was decoded.
+
+    Raises:
+        UserError: no such folder, no track in it, or a file that is no audio.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"there is no folder '{root}'; expected {LAYOUT}")
+    folders = sorted({f.parent for f in root.rglob("*") if f.parent != root and _is_audio(f.relative_to(root))})
+    if not folders:
+        raise UserError(f"no track was found in '{root}'; expected {LAYOUT}")
+    return [StemTrack(folder, root, cache) for folder in folders]
+
+
+def _is_audio(path: Path) -> bool:
+    """By its name, and not hidden: macOS leaves `._vocals.wav` beside the real file on foreign disks."""
+    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)

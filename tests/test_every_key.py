@@ -1,0 +1,303 @@
+"""Every key of the configuration changes something that can be observed, and ignored keys change nothing.
+
+An observation is a fingerprint of what a config does: three training steps, a separation, the segments that are drawn,
+the clips that decide, or what a run writes and when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from diffvocsep.config import USED, Config, ignored_keys, load_config
+from diffvocsep.data import Segments, dev_tracks, synthetic_tracks, train_tracks
+from diffvocsep.device import fast_bf16
+from diffvocsep.separator import Separator
+from diffvocsep.trainer import Trainer, dev_clips
+from diffvocsep.unet import UNet
+
+CPU = torch.device("cpu")
+BASE = """audio.sample_rate=8000 audio.n_fft=256 audio.hop_length=64 audio.win_length=256 audio.bandwidth=0
+    data.synthetic_songs=2 data.synthetic_seconds=2 data.segment_seconds=0.3 model.base_channels=4
+    train.batch_size=2 train.max_steps=6 train.steps_per_epoch=4 train.val_every_steps=3 train.val_batches=2
+    train.val_seconds=0.5 train.warmup_steps=2 log.every_steps=2 data.root='{folder}/a'
+    data.dev_root='{folder}/a' data.musdb_root='{folder}/mus_a' data.musdbhq_root='{folder}/hq_a'
+    data.cache_dir='{folder}/cache' log.tb_log_dir='{folder}/run/tb' log.checkpoint_dir='{folder}/run/ck'"""
+STEMS = ("data.dataset=stems",)
+STEPS = ("diffusion.ddim_steps=3",)
+CHUNKS = ("separation.chunk_seconds=0.5",)
+OTHER_AMP = "none" if fast_bf16(CPU) else "bf16"
+
+
+def fingerprint(*values: object) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(value.numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
+    return digest.hexdigest()
+
+
+# ---- observations --------------------------------------------------------------------------------------------------
+
+
+@cache
+def steps(config: Config) -> str:
+    """The losses, weights and averaged weights of three optimizer steps."""
+    trainer = Trainer(config, CPU, "none")
+    stream = trainer._steps()
+    terms = [trainer._optimize(next(stream)) for _ in range(3)]
+    weights = [*trainer.model.state_dict().items(), *trainer.ema.items()]
+    return fingerprint(
+        *[v for term in terms for v in term.values()], *[v.float() for pair in weights for v in pair[1:]]
+    )
+
+
+@cache
+def separation(config: Config) -> str:
+    """What comes out of two seconds of noise, and the shapes in which the network saw them."""
+    torch.manual_seed(0)
+    model, shapes = UNet(config), []
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    noise = np.random.default_rng(0).standard_normal((2, 16000), dtype=np.float32) / 10
+    vocals, _ = Separator(model, config).separate(torch.from_numpy(noise), 8000)
+    return fingerprint(vocals, shapes)
+
+
+@cache
+def segments(config: Config) -> str:
+    """The first training segments."""
+    items = Segments(train_tracks(config), config, 12)
+    return fingerprint(*[value for i in range(12) for value in items[i].values()])
+
+
+@cache
+def clips(config: Config) -> str:
+    """What validation separates."""
+    return fingerprint(*[wave for pair in dev_clips(dev_tracks(config), config) for wave in pair])
+
+
+@cache
+def kept(config: Config) -> str:
+    """The files that reading songs leaves behind."""
+    folder = Path(config.log.tb_log_dir).parents[1]
+    for path in folder.glob("cache*"):
+        shutil.rmtree(path)
+    segments.__wrapped__(config)
+    return fingerprint(sorted(path.relative_to(folder).parts[:-1] for path in folder.glob("cache*/*")))
+
+
+@cache
+def written(config: Config) -> str:
+    """Which files a run writes, and at which steps it logs and validates; the steps themselves are left out."""
+    folder = Path(config.log.tb_log_dir).parents[1]
+    for path in ("run", "elsewhere"):
+        shutil.rmtree(folder / path, ignore_errors=True)
+    trainer = Trainer(config, CPU, "none")
+    trainer.run_id = "now"
+    validated = []
+
+    def optimize(_) -> dict[str, Tensor]:
+        trainer.step += 1
+        return {"loss": torch.ones(())}
+
+    trainer._optimize, trainer._validate = optimize, lambda writer: validated.append(trainer.step)
+    assert trainer.run() == 0
+    files = {path.relative_to(folder).parent for name in ("run", "elsewhere") for path in (folder / name).rglob("*.*")}
+    (events,) = folder.glob("*/tb*/now")
+    logged = [event.step for event in EventAccumulator(str(events)).Reload().Scalars("train/loss")]
+    return fingerprint(sorted(map(str, files)), validated, logged, trainer.step)
+
+
+@cache
+def loading(config: Config) -> int:
+    """How many processes load the segments."""
+    import diffvocsep.trainer as module
+
+    counts, loader = [], module.DataLoader
+    module.DataLoader = lambda *args, num_workers, **options: (counts.append(num_workers), loader(*args, **options))[1]
+    try:
+        next(Trainer(config, CPU, "none")._steps())
+    finally:
+        module.DataLoader = loader
+    return counts[0]
+
+
+@cache
+def layout(config: Config) -> str:
+    """Where the weights of the convolutions lie in memory, and whether the network is compiled."""
+    compiled, compile_ = [], torch.compile
+    torch.compile = lambda model: (compiled.append("compiled"), model)[1]
+    try:
+        model = Trainer(config, CPU, "none").model
+    finally:
+        torch.compile = compile_
+    return fingerprint([tuple(p.stride()) for p in model.parameters()], compiled)
+
+
+# ---- the table: key -> another value, the settings under which it counts, what shows it ------------------------------
+
+MAGNITUDE = ("audio.representation=magnitude",)
+LINEAR = ("diffusion.beta_schedule=linear", "diffusion.zero_terminal_snr=false")
+TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
+    "audio.sample_rate": (16000, (), separation),
+    "audio.channels": (1, (), steps),
+    "audio.n_fft": (512, (), steps),
+    "audio.hop_length": (128, (), steps),
+    "audio.win_length": (128, (), steps),
+    "audio.representation": ("magnitude", (), steps),
+    "audio.compression": (0.3, (), steps),
+    "audio.log1p_scale": (10.0, MAGNITUDE, steps),
+    "audio.statistics": ("batch", MAGNITUDE, steps),
+    "audio.bandwidth": (2000.0, (), steps),
+    "data.dataset": ("stems", (), segments),
+    "data.root": ("'{folder}/b'", STEMS, segments),
+    "data.dev_root": ("'{folder}/b'", STEMS, clips),
+    "data.musdb_root": ("'{folder}/mus_b'", ("data.dataset=musdb",), segments),
+    "data.musdbhq_root": ("'{folder}/hq_b'", ("data.dataset=musdbhq",), segments),
+    "data.synthetic_songs": (3, (), segments),
+    "data.synthetic_seconds": (3.0, (), segments),
+    "data.held_out_voices": ("[tenor]", (), segments),
+    "data.held_out_families": ("[drums]", (), segments),
+    "data.segment_seconds": (0.4, (), segments),
+    "data.cache": ("none", STEMS, kept),
+    "data.cache_dir": ("'{folder}/cache 2'", STEMS, kept),
+    "data.workers": (1, (), loading),
+    "data.remix_probability": (0.0, (), segments),
+    "data.gain_db": (0.0, (), segments),
+    "data.channel_swap": (0.0, (), segments),
+    "data.polarity_flip": (0.0, (), segments),
+    "data.silent_vocals": (1.0, (), segments),
+    "data.level_db": (0.0, (), steps),
+    "model.base_channels": (8, (), steps),
+    "model.channels_mult": ("[1, 1, 2]", (), steps),
+    "model.blocks": (2, (), steps),
+    "model.patch": ("[2, 2]", (), steps),
+    "model.frequency_linear": (0, (), steps),
+    "model.attention": ("[2]", (), steps),
+    "model.attention_heads": (2, ("model.attention=[2]",), steps),
+    "diffusion.timesteps": (100, (), steps),
+    "diffusion.beta_schedule": ("linear", (), steps),
+    "diffusion.beta_start": (0.01, LINEAR, steps),
+    "diffusion.beta_end": (0.05, LINEAR, steps),
+    "diffusion.zero_terminal_snr": (False, (), steps),
+    "diffusion.prediction_type": ("v", (), steps),
+    "diffusion.loss_weighting": ("min_snr", (), steps),
+    "diffusion.min_snr_gamma": (0.5, ("diffusion.loss_weighting=min_snr", "diffusion.terminal_share=0"), steps),
+    "diffusion.terminal_share": (0.0, (), steps),
+    "diffusion.sampler": ("dpmpp", STEPS, separation),
+    "diffusion.use_ddim": (False, STEPS, separation),
+    "diffusion.ddim_steps": (3, (), separation),
+    "diffusion.eta": (1.0, STEPS, separation),
+    "diffusion.samples": (2, (), separation),
+    "diffusion.start": ("mixture", (), separation),
+    "diffusion.start_step": (200, ("diffusion.start=mixture",), separation),
+    "separation.subtract": ("mask", (), separation),
+    "separation.chunk_seconds": (0.5, (), separation),
+    "separation.margin_seconds": (0.5, (), separation),
+    "separation.batch_chunks": (2, CHUNKS, separation),
+    "train.seed": (1, (), steps),
+    "train.batch_size": (3, (), steps),
+    "train.accumulate": (2, (), steps),
+    "train.epochs": (2, ("train.max_steps=0",), written),
+    "train.steps_per_epoch": (5, (), written),
+    "train.max_steps": (7, (), written),
+    "train.lr": (0.01, (), steps),
+    "train.weight_decay": (0.5, (), steps),
+    "train.warmup_steps": (3, (), steps),
+    "train.amp": (OTHER_AMP, (), steps),
+    "train.grad_clip": (0.01, (), steps),
+    "train.ema_decay": (0.1, (), steps),
+    "train.loss": ("l1", (), steps),
+    "train.loss_voc_weight": (0.0, (), steps),
+    "train.val_every_steps": (5, (), written),
+    "train.val_batches": (3, (), clips),
+    "train.val_seconds": (0.25, (), clips),
+    "train.channels_last": (True, (), layout),
+    "train.compile": (True, (), layout),
+    "log.tb_log_dir": ("'{folder}/run/tb 2'", (), written),
+    "log.checkpoint_dir": ("'{folder}/elsewhere'", (), written),
+    "log.every_steps": (3, (), written),
+}
+
+# Settings under which a key is ignored, where BASE itself is not such a setting.
+IGNORING: dict[str, tuple[str, ...]] = {
+    "audio.compression": MAGNITUDE,
+    "data.synthetic_songs": STEMS,
+    "data.synthetic_seconds": STEMS,
+    "data.held_out_voices": STEMS,
+    "data.held_out_families": STEMS,
+    "data.cache_dir": (*STEMS, "data.cache=none"),
+    "diffusion.eta": ("diffusion.sampler=dpmpp", *STEPS),
+}
+USED_KEYS = sorted({key for _, _, keys in USED for key in keys.split()})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Iterator[Path]:
+    """Two small data sets of every kind, one thread, and every synthetic song made once."""
+    root = tmp_path_factory.mktemp("every_key")
+    for i, name in enumerate("ab"):
+        song(root / name / "song", ("vocals", "accompaniment"), 10 * i)
+        instruments = ("vocals", "drums", "bass", "other")
+        song(root / f"hq_{name}" / "train" / "A - B", instruments, 10 * i)
+        song(root / f"mus_{name}" / "decoded" / "A - B", instruments, 10 * i)
+        (root / f"mus_{name}" / "train").mkdir()
+        (root / f"mus_{name}" / "train" / "A - B.stem.mp4").touch()  # decoded already
+    threads, make_song = torch.get_num_threads(), synthetic_tracks.make_song
+    torch.set_num_threads(1)
+    synthetic_tracks.make_song = cache(make_song)
+    yield root
+    synthetic_tracks.make_song = make_song
+    torch.set_num_threads(threads)
+
+
+def song(folder: Path, stems: tuple[str, ...], seed: int) -> None:
+    folder.mkdir(parents=True)
+    for i, name in enumerate(stems):
+        noise = np.random.default_rng(seed + i).uniform(-0.2, 0.2, (16000, 2))
+        soundfile.write(folder / f"{name}.wav", noise, 8000)
+
+
+def config(folder: Path, *overrides: str) -> Config:
+    return load_config(None, [text.replace("{folder}", folder.as_posix()) for text in (*BASE.split(), *overrides)])
+
+
+def test_the_table_holds_every_key():
+    assert list(TABLE) == [f"{section.name}.{key.name}" for section in fields(Config) for key in
+                           fields(getattr(Config(), section.name))]  # fmt: skip
+
+
+@pytest.mark.parametrize("observe", sorted({row[2] for row in TABLE.values()}, key=lambda o: o.__name__))
+def test_the_same_config_does_the_same(folder, observe):
+    same = config(folder, *STEMS) if observe is kept else config(folder)
+    assert observe.__wrapped__(same) == observe.__wrapped__(same)
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_the_key_changes_something(folder, key):
+    value, needs, observe = TABLE[key]
+    before, after = config(folder, *needs), config(folder, *needs, f"{key}={value}")
+    assert key not in ignored_keys(before) and before != after
+    assert observe(before) != observe(after)
+
+
+@pytest.mark.parametrize("key", USED_KEYS)
+def test_an_ignored_key_changes_nothing(folder, key):
+    value, _, observe = TABLE[key]
+    before = config(folder, *IGNORING.get(key, ()))
+    after = config(folder, *IGNORING.get(key, ()), f"{key}={value}")
+    assert key in ignored_keys(before) and before != after
+    assert observe(before) == observe(after)

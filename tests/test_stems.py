@@ -1,0 +1,415 @@
+"""Songs from folders: what is found, what is read, what is kept, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from diffvocsep.config import load_config
+from diffvocsep.data import dev_tracks, musdb, stems, train_tracks
+from diffvocsep.data.musdbhq import DEV_SONGS, musdbhq_tracks
+from diffvocsep.data.stems import StemTrack, find_tracks
+from diffvocsep.data.synthetic import FAMILIES, VOICES, make_song
+from diffvocsep.errors import UserError
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+RATE = 8000
+
+
+def noise(seed: int, seconds: float = 1.0, channels: int = 2, rate: int = RATE) -> np.ndarray:
+    """(N, C), at most +-0.3."""
+    return np.random.default_rng(seed).uniform(-0.3, 0.3, (round(seconds * rate), channels)).astype(np.float32)
+
+
+def tone(hertz: float, rate: int, seconds: float = 1.0) -> np.ndarray:
+    """(N,), quiet at both ends."""
+    t = np.arange(round(seconds * rate)) / rate
+    return (0.3 * np.sin(np.pi * t / seconds) * np.sin(2 * np.pi * hertz * t)).astype(np.float32)
+
+
+def write(path: Path, samples: np.ndarray, rate: int = RATE, subtype: str | None = "FLOAT") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate, subtype if path.suffix.lower() == ".wav" else None)
+    return path
+
+
+def song(folder: Path, seed: int = 0, seconds: float = 1.0) -> Path:
+    for i, side in enumerate(("vocals", "accompaniment")):
+        write(folder / f"{side}.wav", noise(seed + 1000 * i, seconds))
+    return folder
+
+
+def message(call, *args) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*args)
+    text = str(caught.value)
+    assert text and "\n" not in text
+    return text
+
+
+def need(present: bool, what: str) -> None:
+    """Skip a test on a computer without `what`; the continuous integration must have it."""
+    if not present:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {what}")
+
+
+# ---- what is found -------------------------------------------------------------------------------------------------
+
+
+def test_tracks_are_found_at_any_depth_and_under_any_name(tmp_path):
+    names = ["Set [A]/Ava's Song (live)", "한국어/가수/노래 제목", "中文歌曲", "plain"]
+    names += ["Set [A]/it*s?"] if os.name != "nt" else []
+    for i, name in enumerate(names):
+        song(tmp_path / "[root]" / name, i)
+    tracks = find_tracks(tmp_path / "[root]", tmp_path / "cache")
+    assert sorted(t.name for t in tracks) == sorted(names)
+    assert {t.name: t.group for t in tracks} == {name: Path(name).parent.as_posix() for name in names}
+    for i, name in enumerate(names):
+        (track,) = (t for t in tracks if t.name == name)
+        got = track.read("vocals", 0, 1, RATE).numpy()
+        assert np.abs(got - noise(i).T).max() < 1e-4
+
+
+def test_instruments_are_added_up_unless_there_is_an_accompaniment(tmp_path):
+    folder = tmp_path / "song"
+    parts = {name: noise(i) for i, name in enumerate(("drums", "bass", "other"))}
+    for name, samples in parts.items():
+        write(folder / f"{name}.wav", samples)
+    write(folder / "Vocals.WAV", noise(8))
+    write(folder / "mixture.wav", noise(9))
+    (track,) = find_tracks(tmp_path, None)
+    assert set(track.stems) == {"vocals", "accompaniment", "mixture"}
+    assert np.allclose(track.read("accompaniment", 0, 1, RATE).numpy(), sum(parts.values()).T, atol=1e-6)
+    assert np.array_equal(track.read("vocals", 0, 1, RATE).numpy(), noise(8).T)
+    assert np.array_equal(track.read("mixture", 0, 1, RATE).numpy(), noise(9).T)
+
+    write(folder / "accompaniment.flac", noise(10))
+    (track,) = find_tracks(tmp_path, None)
+    assert np.abs(track.read("accompaniment", 0, 1, RATE).numpy() - noise(10).T).max() < 1e-4
+
+
+def test_tracks_may_have_one_side(tmp_path):
+    write(tmp_path / "solo" / "vocals.ogg", noise(0))
+    write(tmp_path / "band" / "guitar.wav", noise(1))
+    assert {t.name: set(t.stems) for t in find_tracks(tmp_path, None)} == {
+        "solo": {"vocals"},
+        "band": {"accompaniment"},
+    }
+
+
+def test_hidden_files_and_other_files_are_no_stems(tmp_path):
+    song(tmp_path / "song")
+    for name in ("._vocals.wav", "cover.jpg", "notes.txt"):
+        (tmp_path / "song" / name).write_bytes(b"not audio")
+    (tmp_path / ".trash" / "song").mkdir(parents=True)
+    (tmp_path / ".trash" / "song" / "vocals.wav").write_bytes(b"not audio")
+    (track,) = find_tracks(tmp_path, None)
+    assert [p.name for p in track.stems["vocals"]] == ["vocals.wav"]
+
+
+def broken(folder: Path) -> Path:
+    song(folder / "good")
+    (folder / "bad").mkdir()
+    (folder / "bad" / "vocals.wav").write_bytes(b"this is no audio")
+    return folder
+
+
+def without_samples(folder: Path) -> Path:
+    write(folder / "song" / "vocals.wav", np.zeros((0, 1), np.float32))
+    return folder
+
+
+def empty(folder: Path) -> Path:
+    (folder / "song").mkdir(parents=True)
+    return folder
+
+
+def loose(folder: Path) -> Path:
+    return song(folder)
+
+
+WRONG = {"missing": (lambda folder: folder / "nowhere", "nowhere"), "empty": (empty, "no track was found"),
+         "loose": (loose, "<track>/vocals.wav"), "broken": (broken, "vocals.wav"),
+         "samples": (without_samples, "vocals.wav")}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_said_in_a_sentence(tmp_path, case):
+    make, part = WRONG[case]
+    assert part in message(find_tracks, make(tmp_path), None)
+
+
+# ---- what is read --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_rates_and_channels_may_differ_within_a_track(tmp_path, cache):
+    folder = tmp_path / "songs" / "song"
+    write(folder / "vocals.wav", tone(300, 16000), 16000)
+    write(folder / "drums.wav", tone(500, 8000)[:, None].repeat(2, 1), 8000)
+    write(folder / "bass.wav", np.stack([tone(200, 48000), tone(700, 48000)], 1), 48000)
+    write(folder / "other.wav", tone(900, 22050)[:, None] * np.array([1, 2, 5, 5, 5, 5]), 22050)
+    (track,) = find_tracks(tmp_path / "songs", tmp_path / "cache" if cache else None)
+    assert track.source_rate == 8000 and track.seconds == pytest.approx(1)
+    for rate in (16000, 44100):
+        t = {hertz: tone(hertz, rate) for hertz in (200, 300, 500, 700, 900)}
+        expected = np.stack([t[500] + t[200] + t[900], t[500] + t[700] + 2 * t[900]])
+        got = track.read("accompaniment", 0, 1, rate).numpy()
+        assert got.shape == (2, rate) and np.abs(got - expected).max() < 5e-4
+        got = track.read("vocals", 0.25, 0.5, rate).numpy()
+        inner = slice(rate // 20, -rate // 20)  # a crop that is converted alone has silence around it
+        expected = t[300][rate // 4 : rate // 4 + rate // 2]
+        assert got.shape == (1, rate // 2) and np.abs(got[0] - expected)[inner].max() < 5e-4
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_shortest_stem_ends_a_track_and_beyond_the_end_is_silence(tmp_path, cache):
+    write(tmp_path / "songs" / "song" / "vocals.wav", noise(0, 0.5))
+    write(tmp_path / "songs" / "song" / "accompaniment.wav", noise(1, 0.8))
+    (track,) = find_tracks(tmp_path / "songs", tmp_path / "cache" if cache else None)
+    assert track.seconds == 0.5
+    got = track.read("vocals", 0.4, 0.3, RATE)
+    assert got.shape == (2, 2400) and got[:, :800].any() and not got[:, 800:].any()
+    assert not track.read("vocals", 2.0, 0.1, RATE).any()
+
+
+def test_loudness_is_that_of_the_sounding_parts(tmp_path):
+    samples = np.concatenate([noise(0, 5), np.zeros((5 * RATE, 2), np.float32)])
+    write(tmp_path / "song" / "vocals.wav", samples)
+    write(tmp_path / "song" / "accompaniment.wav", np.zeros((10 * RATE, 2), np.float32))
+    (track,) = find_tracks(tmp_path, None)
+    assert track.loudness("vocals", RATE) == pytest.approx(np.sqrt(np.mean(noise(0, 5) ** 2)), rel=0.1)
+    assert track.loudness("accompaniment", RATE) == 0
+
+
+# ---- what is kept --------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_changes_nothing_but_the_last_bit(tmp_path):
+    song(tmp_path / "songs" / "song", seconds=3)
+    (kept,), (direct,) = (find_tracks(tmp_path / "songs", cache) for cache in (tmp_path / "cache", None))
+    for start in np.random.default_rng(0).uniform(0, 2, 10):
+        for side in ("vocals", "accompaniment"):
+            difference = kept.read(side, start, 0.7, RATE) - direct.read(side, start, 0.7, RATE)
+            assert difference.abs().max() <= 0.5 / 16384 + 1e-7
+    assert kept.read("vocals", 0, 1, RATE).std() > 0.1
+
+
+def test_a_file_is_decoded_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    path = song(tmp_path / "songs" / "song") / "vocals.wav"
+    decoded, read = [], stems.read
+    monkeypatch.setattr(stems, "read", lambda path: (decoded.append(path), read(path))[1])
+
+    def vocals(rate: int = RATE) -> np.ndarray:
+        (track,) = find_tracks(tmp_path / "songs", tmp_path / "cache")
+        return track.read("vocals", 0, 1, rate).numpy()
+
+    first = vocals()
+    assert np.array_equal(vocals(), first) and decoded == [path]
+    write(path, noise(7))
+    os.utime(path, ns=(1, 1))
+    assert np.abs(vocals() - noise(7).T).max() < 1e-4 and decoded == [path] * 2
+    assert vocals(16000).shape == (2, 16000) and decoded == [path] * 3  # another rate is another file
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+    song(tmp_path / "songs" / "song")
+    (track,) = find_tracks(tmp_path / "songs", tmp_path / "cache")
+    whole = track.read("vocals", 0, 1, RATE)
+    (file,) = (tmp_path / "cache").iterdir()
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"nothing of the kind"}[damage])
+    assert torch.equal(track.read("vocals", 0, 1, RATE), whole)
+    assert file.read_bytes() == content
+
+
+# ---- what data.dataset names ---------------------------------------------------------------------------------------
+
+
+def names(tracks) -> list[str]:
+    return [track.name for track in tracks]
+
+
+def test_stems_have_a_root_each_for_training_and_deciding(tmp_path):
+    song(tmp_path / "a" / "train song")
+    song(tmp_path / "b" / "dev song")
+    write(tmp_path / "b" / "solo" / "vocals.wav", noise(0))
+    roots = [f"data.{key}='{(tmp_path / name).as_posix()}'" for key, name in (("root", "a"), ("dev_root", "b"))]
+    config = load_config(None, ["data.dataset=stems", *roots])
+    assert names(train_tracks(config)) == ["train song"]
+    assert names(dev_tracks(config)) == ["dev song"]  # the solo cannot be scored
+
+
+def synthetic(*overrides: str):
+    return load_config(
+        None, ["audio.sample_rate=8000", "data.synthetic_songs=5", "data.synthetic_seconds=1.5", *overrides]
+    )
+
+
+def test_synthetic_songs_are_those_of_the_synthesizer_and_never_in_two_splits():
+    train, dev = train_tracks(synthetic()), dev_tracks(synthetic())
+    assert len(train) == 5 and len(dev) == 16
+    made = make_song(0, 3, 1.5, 8000)
+    for side in ("vocals", "accompaniment"):
+        assert np.abs(train[3].read(side, 0, 1.5, 8000).numpy() - getattr(made, side)).max() < 1e-4
+        whole, part = train[3].read(side, 0, 1.5, 8000), train[3].read(side, 1.25, 1, 8000)
+        assert torch.equal(part[:, :2000], whole[:, 10000:]) and not part[:, 2000:].any()
+        assert train[3].loudness(side, 8000) == pytest.approx(np.sqrt(np.mean(getattr(made, side) ** 2)), rel=1e-3)
+    seeds = {seed: {track._arguments[:2] for track in make(synthetic(f"train.seed={seed}"))}
+             for seed in (0, 1) for make in (train_tracks, dev_tracks)}  # fmt: skip
+    assert not set.intersection(*seeds.values())
+
+
+def test_what_is_held_out_is_absent_from_training_only(monkeypatch):
+    from diffvocsep.data import synthetic_tracks
+
+    played = []
+    monkeypatch.setattr(synthetic_tracks, "make_song", lambda *args: played.append(make_song(*args)) or played[-1])
+    config = synthetic("data.held_out_voices=[bass,child,alto,tenor]", "data.held_out_families=[drums,pads,keys,bowed]",
+                       "data.synthetic_seconds=1")  # fmt: skip
+    for track in train_tracks(config):
+        track.read("vocals", 0, 1, 8000)
+    assert {song.voice for song in played} == {"baritone", "soprano"}
+    assert {family for song in played for family in song.families} == {"plucked", "bass"}
+    assert all(t._arguments[-2:] == (VOICES, FAMILIES) for t in dev_tracks(config))
+
+
+@pytest.mark.parametrize(("key", "name"), [("held_out_voices", "tenro"), ("held_out_families", "drum")])
+def test_an_unknown_name_is_not_held_out_in_silence(key, name):
+    assert name in message(train_tracks, synthetic(f"data.{key}=[{name}]"))
+
+
+# ---- MUSDB18 -------------------------------------------------------------------------------------------------------
+
+
+def hq_song(folder: Path, seed: int) -> None:
+    for i, name in enumerate(("vocals", "drums", "bass", "other", "mixture")):
+        write(folder / f"{name}.wav", noise(10 * seed + i, 0.2), subtype="PCM_16")
+
+
+@pytest.mark.parametrize("inner", ["train", "."])
+def test_musdbhq_is_split_as_its_package_splits_it(tmp_path, inner):
+    for i, name in enumerate(("A - B", "Leaf - Summerghost", "Actions - One Minute smile", "C - D")):
+        hq_song(tmp_path / inner / name, i)
+    if inner == "train":
+        (tmp_path / "test" / "E - F").mkdir(parents=True)
+        (tmp_path / "test" / "E - F" / "vocals.wav").write_bytes(b"whoever reads this fails")
+    config = load_config(
+        None, ["data.dataset=musdbhq", f"data.musdbhq_root='{tmp_path.as_posix()}'", "data.cache=none"]
+    )
+    assert names(train_tracks(config)) == ["A - B", "C - D"]
+    assert names(dev_tracks(config)) == ["Actions - One Minute smile", "Leaf - Summerghost"]
+    got = train_tracks(config)[0].read("accompaniment", 0, 0.2, RATE).numpy()
+    assert np.abs(got - sum(noise(i, 0.2).T for i in (1, 2, 3))).max() < 1e-3
+
+
+def test_musdbhq_without_songs_is_refused(tmp_path):
+    assert "nowhere" in message(musdbhq_tracks, tmp_path / "nowhere", "train", None)
+    hq_song(tmp_path / "half" / "test" / "A - B", 0)
+    assert "train" in message(musdbhq_tracks, tmp_path / "half", "train", None)
+    hq_song(tmp_path / "whole" / "train" / "A - B", 0)
+    assert "no dev song" in message(musdbhq_tracks, tmp_path / "whole", "dev", None)
+
+
+@pytest.fixture(scope="module")
+def stem_file() -> Path:
+    need(shutil.which("ffmpeg") is not None and shutil.which("ffprobe") is not None, "ffmpeg")
+    try:
+        import musdb
+        import stempeg
+    except ImportError:
+        need(False, "the packages musdb and stempeg")
+    assert musdb
+    return Path(stempeg.example_stem_path())
+
+
+def test_the_dev_songs_are_those_of_the_package(stem_file):
+    import musdb as package
+    import yaml
+
+    setup = Path(package.__path__[0]) / "configs" / "mus.yaml"
+    assert set(DEV_SONGS) == set(yaml.safe_load(setup.read_text(encoding="utf-8"))["validation_tracks"])
+
+
+def test_musdb_is_decoded_once_and_exactly(tmp_path, stem_file, monkeypatch):
+    import stempeg
+
+    (tmp_path / "train").mkdir()
+    shutil.copy(stem_file, tmp_path / "train" / "A - B.stem.mp4")
+    config = load_config(None, ["data.dataset=musdb", f"data.musdb_root='{tmp_path.as_posix()}'", "data.cache=none"])
+    (track,) = train_tracks(config)
+    assert track.name == "A - B" and track.source_rate == 44100
+    assert sorted(p.name for p in (tmp_path / "decoded").rglob("*")) == [
+        "A - B", "bass.flac", "drums.flac", "other.flac", "vocals.flac",
+    ]  # fmt: skip
+
+    streams, _ = stempeg.read_stems(str(stem_file), ffmpeg_format="s16le")  # mixture, drums, bass, other, vocals
+    seconds = streams.shape[1] / 44100
+    assert track.seconds == pytest.approx(seconds)
+    assert np.abs(track.read("vocals", 0, seconds, 44100).numpy() - streams[4].T).max() < 1e-6
+    rest = track.read("accompaniment", 0, seconds, 44100).numpy()
+    assert np.abs(rest - streams[1:4].sum(0).T).max() < 1e-6
+    assert np.abs(rest).max() > 0.1
+
+    monkeypatch.setattr(musdb, "_open", lambda root: pytest.fail("decoded twice"))
+    assert names(train_tracks(config)) == ["A - B"]
+
+
+def test_a_damaged_stem_file_leaves_nothing_half_done(tmp_path, stem_file):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "A - B.stem.mp4").write_bytes(b"not an mp4")
+    assert "A - B" in message(musdb.decoded, tmp_path)
+    assert not (tmp_path / "decoded").exists()
+
+
+def test_a_decoding_that_fails_leaves_nothing_half_done(tmp_path, stem_file, monkeypatch):
+    def fail(path: Path, *_) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    (tmp_path / "train").mkdir()
+    shutil.copy(stem_file, tmp_path / "train" / "A - B.stem.mp4")
+    monkeypatch.setattr(musdb.soundfile, "write", fail)
+    assert "disk full" in message(musdb.decoded, tmp_path)
+    assert not list((tmp_path / "decoded").iterdir())
+
+
+def test_musdb_says_what_it_lacks(tmp_path, monkeypatch):
+    assert "train/*.stem.mp4" in message(musdb.decoded, tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "A - B.stem.mp4").write_bytes(b"never opened")
+    (tmp_path / "ffmpeg.py").write_text("", encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "musdb", None)
+    assert "pip install musdb" in message(musdb.decoded, tmp_path)
+
+    monkeypatch.delitem(sys.modules, "musdb")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "musdb.py").write_text("raise RuntimeError('as stempeg without ffmpeg')", encoding="utf-8")
+    assert "install ffmpeg" in message(musdb.decoded, tmp_path)
+
+
+# ---- real songs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (SHARED / "dev").is_dir(), reason="no real songs here")
+def test_real_songs(tmp_path):
+    tracks: list[StemTrack] = find_tracks(SHARED / "dev", None)
+    assert {t.group: len([x for x in tracks if x.group == t.group]) for t in tracks} == {"musdb18_7s": 12, "mir1k": 2}
+    for track in tracks:
+        assert track.source_rate == (16000 if track.group == "mir1k" else 44100)
+        for side in ("vocals", "accompaniment"):
+            crop = track.read(side, track.seconds / 2, 0.5, 44100)
+            assert crop.shape == (1 if track.group == "mir1k" else 2, 22050) and crop.isfinite().all()
+    short = min(tracks, key=lambda t: t.seconds)
+    (kept,) = (t for t in find_tracks(SHARED / "dev", tmp_path) if t.name == short.name)
+    difference = kept.read("vocals", 2, 1, 44100) - short.read("vocals", 2, 1, 44100)
+    assert difference.abs().max() < 1e-4
