@@ -45,7 +45,7 @@ class DataConfig:
     dev_root: str = "data/stems_dev"
     musdb_root: str = "data/musdb18"
     musdbhq_root: str = "data/musdb18hq"
-    synthetic_songs: int = 160
+    synthetic_songs: int = 120
     synthetic_seconds: float = 8.0
     held_out_voices: tuple[str, ...] = ()
     held_out_families: tuple[str, ...] = ()
@@ -115,8 +115,8 @@ class TrainConfig:
     seed: int = 0
     batch_size: int = 4
     accumulate: int = 1
-    epochs: int = 5
-    steps_per_epoch: int = 100
+    epochs: int = 4
+    steps_per_epoch: int = 90
     max_steps: int = 0
     lr: float = 1e-3
     weight_decay: float = 1e-2

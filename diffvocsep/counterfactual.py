@@ -46,7 +46,7 @@ def extend_band(vocals: Tensor, mixture: Tensor, limit: int, sample_rate: int, h
 
     def power(spectrum: Tensor) -> Tensor:
         total = spectrum.abs().square().sum(-2)  # (B, C, T)
-        return F.avg_pool1d(total, 2 * half + 1, stride=1, padding=half, count_include_pad=False)
+        return F.avg_pool1d(total, 2 * half + 1, stride=1, padding=half)
 
     band = slice(max(0, limit - width), limit)
     whole, part = power(mixture), power(mixture[..., band, :])

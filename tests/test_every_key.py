@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 BASE = """audio.sample_rate=8000 audio.n_fft=256 audio.hop_length=64 audio.win_length=256 audio.bandwidth=0
     data.synthetic_songs=2 data.synthetic_seconds=2 data.segment_seconds=0.3 model.base_channels=4
     train.batch_size=2 train.max_steps=6 train.steps_per_epoch=4 train.val_every_steps=3 train.val_batches=2
-    train.val_seconds=0.5 train.warmup_steps=2 log.every_steps=2 data.root='{folder}/a'
+    train.val_seconds=0.5 train.warmup_steps=2 diffusion.terminal_share=0.25 log.every_steps=2 data.root='{folder}/a'
     data.dev_root='{folder}/a' data.musdb_root='{folder}/mus_a' data.musdbhq_root='{folder}/hq_a'
     data.cache_dir='{folder}/cache' log.tb_log_dir='{folder}/run/tb' log.checkpoint_dir='{folder}/run/ck'"""
 STEMS = ("data.dataset=stems",)
@@ -196,7 +196,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "diffusion.prediction_type": ("v", (), steps),
     "diffusion.loss_weighting": ("min_snr", (), steps),
     "diffusion.min_snr_gamma": (0.5, ("diffusion.loss_weighting=min_snr", "diffusion.terminal_share=0"), steps),
-    "diffusion.terminal_share": (0.0, (), steps),
+    "diffusion.terminal_share": (1.0, (), steps),
     "diffusion.sampler": ("dpmpp", STEPS, separation),
     "diffusion.use_ddim": (False, STEPS, separation),
     "diffusion.ddim_steps": (3, (), separation),

@@ -196,8 +196,8 @@ def test_memory_does_not_grow_with_the_song(tmp_path):
 @on_posix
 def test_an_hour_takes_as_little_memory_as_five_minutes(tmp_path):
     """With the default chunks and spectrogram; only the network is small."""
-    real = """audio.sample_rate=44100 audio.n_fft=4096 audio.hop_length=1024 audio.win_length=4096
-    audio.bandwidth=8270 separation.chunk_seconds=12 separation.margin_seconds=1.5""".split()
+    real = ["audio.sample_rate=44100", "audio.n_fft=4096", "audio.hop_length=1024", "audio.win_length=4096"]
+    real += ["audio.bandwidth=8270", "separation.chunk_seconds=12", "separation.margin_seconds=1.5"]
     short, hour = (peaks_mib([write_noise(tmp_path / f"{m}.wav", m, 44100, 2)], *real)[0] for m in (5, 60))
     info = soundfile.info(tmp_path / "60.v.wav")
     assert (info.frames, info.channels, info.samplerate) == (44100 * 3600, 2, 44100)

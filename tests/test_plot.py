@@ -8,8 +8,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from diffvocsep.audio import write
 from diffvocsep.errors import UserError
-from diffvocsep.plot import plot_separation, require_picture, spectrogram_db
+from diffvocsep.plot import plot_separation, require_picture, run, spectrogram_db
 
 RATE = 16000
 
@@ -87,3 +88,16 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         plot_separation(tmp_path / "file" / "a.png", tone(500), tone(500), RATE)
+
+
+def test_files_can_be_drawn_by_hand(tmp_path, drawn):
+    files = [tmp_path / name for name in ("mixture.wav", "vocals.wav", "short.wav")]
+    for file, waveform in zip(files, [tone(500) + 0.5 * tone(900), tone(900)[:1], tone(900, 1.9)], strict=True):
+        write(file, waveform, RATE)
+    mixture, vocals, short = map(str, files)
+    output = ["--output", str(tmp_path / "a.png"), "--seconds", "1"]
+    assert run([mixture, vocals, "--truth", vocals, *output]) == 0
+    panels = [axis for axis in drawn[0].axes if axis.get_title(loc="left")]
+    assert len(panels) == 4 and panels[0].get_xlim() == (0.5, 1.5)
+    with pytest.raises(UserError, match=r"short\.wav"):
+        run([mixture, short, *output, "--seconds", "20"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import Config
+from ..errors import UserError
 from .mixing import Segments, Track
 
 __all__ = ["Segments", "Track", "dev_tracks", "train_tracks"]
@@ -30,7 +31,10 @@ def _tracks(config: Config, split: str) -> list[Track]:
     if data.dataset == "stems":
         from .stems import find_tracks
 
-        return find_tracks(data.root if split == "train" else data.dev_root, cache)
+        root, dev_root = Path(data.root), Path(data.dev_root)
+        if dev_root.resolve().is_relative_to(root.resolve()):
+            raise UserError(f"data.dev_root '{dev_root}' lies in data.root '{root}', whose songs train; keep them apart")
+        return find_tracks(root if split == "train" else dev_root, cache)
     from .musdbhq import musdbhq_tracks
 
     if data.dataset == "musdbhq":

@@ -46,7 +46,7 @@ def to_channels(waveform: Tensor, channels: int) -> Tensor:
 
 class Segments(Dataset):
     """Training segments: `vocals`, `accompaniment` `(C, N)`, `source_rate` (Hz), `index`, and `level_db`: how much
-    louder the segment is than the song it pretends to come from."""
+    louder than the segment the song is that it pretends to come from."""
 
     def __init__(self, tracks: Sequence[Track], config: Config, size: int) -> None:
         self.tracks, self.config, self.size = tracks, config, size
