@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -302,7 +303,7 @@ def test_schedule_has_all_its_steps_and_starts_where_it_says():
         for steps in range(1, start + 2):
             schedule = timestep_schedule(40, steps, start)
             assert len(schedule) == steps and schedule[0] == start and schedule[-1] >= 0
-            assert all(t > s for t, s in zip(schedule, schedule[1:], strict=False))
+            assert all(t > s for t, s in itertools.pairwise(schedule))
         assert schedule == list(range(start, -1, -1))
 
 

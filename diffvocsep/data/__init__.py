@@ -33,7 +33,9 @@ def _tracks(config: Config, split: str) -> list[Track]:
 
         root, dev_root = Path(data.root), Path(data.dev_root)
         if dev_root.resolve().is_relative_to(root.resolve()):
-            raise UserError(f"data.dev_root '{dev_root}' lies in data.root '{root}', whose songs train; keep them apart")
+            raise UserError(
+                f"data.dev_root '{dev_root}' lies in data.root '{root}', whose songs train; keep them apart"
+            )
         return find_tracks(root if split == "train" else dev_root, cache)
     from .musdbhq import musdbhq_tracks
 
