@@ -52,7 +52,9 @@ def choose_model(path: Path | None) -> Path:
         return path
     chosen = next((p for p in (RELEASED, TRAINED) if p.exists()), None)
     if chosen is None:
-        raise UserError(f"there is neither {RELEASED} nor {TRAINED}; train a model with train.py or give --model_path")
+        last = TRAINED.with_name("last.pt")
+        hint = f"give --model_path {last}" if last.exists() else "train a model with train.py or give --model_path"
+        raise UserError(f"there is neither {RELEASED} nor {TRAINED} in this folder; {hint}")
     print(f"model: {chosen}", file=sys.stderr)
     if chosen == RELEASED and TRAINED.exists() and TRAINED.stat().st_mtime > RELEASED.stat().st_mtime:
         print(f"note: your newer {TRAINED} is not used; give --model_path {TRAINED} to use it", file=sys.stderr)

@@ -80,7 +80,13 @@ class Separator:
 
         Keyword options, by default as in the config: `sampler` (ddpm | ddim | dpmpp), `steps`, `eta`, `samples` (how
         many counterfactuals are averaged), `seed`, `progress` (a tqdm bar).
+
+        Raises:
+            UserError: the waveform has not two dimensions, or an option is impossible.
         """
+        waveform = torch.as_tensor(waveform, dtype=torch.float32)
+        if waveform.ndim != 2:
+            raise UserError(f"the waveform has shape {tuple(waveform.shape)}; give (channels, samples), mono as (1, N)")
         size = round(BLOCK_SECONDS * sample_rate)
         parts = list(self.separate_stream(lambda: waveform.split(size, -1), sample_rate, waveform.shape[-1], **options))
         if not parts:

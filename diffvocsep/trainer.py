@@ -85,7 +85,13 @@ class Trainer:
         if resume == "none" or (resume == "auto" and not path.exists()):
             return
         state = load_checkpoint(path)
-        require_same_network(from_dict(state["config"]), self.config, str(path))
+        before = from_dict(state["config"])
+        require_same_network(before, self.config, str(path))
+        if resume == "auto" and before.data.dataset != self.config.data.dataset:
+            raise UserError(
+                f"{path} was trained with data.dataset {before.data.dataset}, not {self.config.data.dataset}; use "
+                f"--resume none to start anew, --resume {path} to go on with it, or another log.checkpoint_dir"
+            )
         self.model.load_state_dict(state["model"])
         self.ema = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
@@ -93,7 +99,11 @@ class Trainer:
             group["weight_decay"] = self.config.train.weight_decay
         if state["scaler"]:  # empty where it was not in use
             self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best_sdr, self.run_id = state["step"], state["best_sdr"], state["run_id"]
+        self.step, self.run_id = state["step"], state["run_id"]
+        if _decided_by(before) == _decided_by(self.config):
+            self.best_sdr = state["best_sdr"]
+        else:
+            tqdm.write("the dev clips have changed: the best SDR so far is forgotten")
         tqdm.write(f"resumed {path} at step {self.step}")
 
     # The loop
@@ -229,6 +239,12 @@ class Trainer:
 def _ignore_interrupt(worker: int) -> None:
     """Ctrl-C reaches all processes of a terminal; the main one decides when the loaders stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _decided_by(config: Config) -> tuple:
+    """What the dev score depends on besides the weights: scores under different settings cannot be compared."""
+    train = config.train
+    return config.data.dataset, config.data.dev_root, train.val_batches, train.val_seconds, train.seed
 
 
 def learning_rate(step: int, total: int, warmup: int) -> float:

@@ -32,7 +32,7 @@ BASE = """audio.sample_rate=8000 audio.n_fft=256 audio.hop_length=64 audio.win_l
     data.synthetic_songs=2 data.synthetic_seconds=2 data.segment_seconds=0.3 model.base_channels=4
     train.batch_size=2 train.max_steps=6 train.steps_per_epoch=4 train.val_every_steps=3 train.val_batches=2
     train.val_seconds=0.5 train.warmup_steps=2 diffusion.terminal_share=0.25 log.every_steps=2 data.root='{folder}/a'
-    data.dev_root='{folder}/a' data.musdb_root='{folder}/mus_a' data.musdbhq_root='{folder}/hq_a'
+    data.dev_root='{folder}/dev_a' data.musdb_root='{folder}/mus_a' data.musdbhq_root='{folder}/hq_a'
     data.cache_dir='{folder}/cache' log.tb_log_dir='{folder}/run/tb' log.checkpoint_dir='{folder}/run/ck'"""
 STEMS = ("data.dataset=stems",)
 STEPS = ("diffusion.ddim_steps=3",)
@@ -164,7 +164,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "audio.bandwidth": (2000.0, (), steps),
     "data.dataset": ("stems", (), segments),
     "data.root": ("'{folder}/b'", STEMS, segments),
-    "data.dev_root": ("'{folder}/b'", STEMS, clips),
+    "data.dev_root": ("'{folder}/dev_b'", STEMS, clips),
     "data.musdb_root": ("'{folder}/mus_b'", ("data.dataset=musdb",), segments),
     "data.musdbhq_root": ("'{folder}/hq_b'", ("data.dataset=musdbhq",), segments),
     "data.synthetic_songs": (3, (), segments),
@@ -250,7 +250,8 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     """Two small data sets of every kind, one thread, and every synthetic song made once."""
     root = tmp_path_factory.mktemp("every_key")
     for i, name in enumerate("ab"):
-        song(root / name / "song", ("vocals", "accompaniment"), 10 * i)
+        for kind in ("", "dev_"):
+            song(root / f"{kind}{name}" / "song", ("vocals", "accompaniment"), 10 * i)
         instruments = ("vocals", "drums", "bass", "other")
         song(root / f"hq_{name}" / "train" / "A - B", instruments, 10 * i)
         song(root / f"mus_{name}" / "decoded" / "A - B", instruments, 10 * i)

@@ -240,7 +240,8 @@ def test_an_error_in_a_loader_process_is_one_sentence(tmp_path):
     from diffvocsep.trainer import Trainer
 
     write_tracks(tmp_path / "songs", 2)
-    settings = stems(tmp_path, "data.workers=1", f"data.dev_root='{(tmp_path / 'songs').as_posix()}'",
+    write_tracks(tmp_path / "dev", 1)
+    settings = stems(tmp_path, "data.workers=1", f"data.dev_root='{(tmp_path / 'dev').as_posix()}'",
                      "model.base_channels=4", "model.patch=[1,1]")  # fmt: skip
     trainer = Trainer(settings, torch.device("cpu"), "none")
     for path in (tmp_path / "songs").rglob("*.wav"):

@@ -413,3 +413,11 @@ def test_real_songs(tmp_path):
     (kept,) = (t for t in find_tracks(SHARED / "dev", tmp_path) if t.name == short.name)
     difference = kept.read("vocals", 2, 1, 44100) - short.read("vocals", 2, 1, 44100)
     assert difference.abs().max() < 1e-4
+
+
+def test_dev_songs_among_the_training_songs_are_refused(tmp_path):
+    """Weights must not be chosen by songs that they were trained on."""
+    for root, dev in (("songs", "songs/dev"), ("songs", "songs"), ("songs/train", "songs")):
+        overrides = [f"data.root='{(tmp_path / root).as_posix()}'", f"data.dev_root='{(tmp_path / dev).as_posix()}'"]
+        with pytest.raises(UserError, match="keep apart"):
+            train_tracks(load_config(None, ["data.dataset=stems", *overrides]))

@@ -424,3 +424,14 @@ def test_it_learns_a_song(tmp_path):
     )  # fmt: skip
     losses = np.array([float(trainer._optimize(batches)["loss"]) for batches in trainer._steps()])
     assert losses[-20:].mean() < 0.7 * losses[:10].mean()
+
+
+def test_other_dev_clips_forget_the_best_score_and_other_data_are_refused(tmp_path):
+    """A score is only comparable under what decided it: else best.pt might never be replaced."""
+    first = make(tmp_path)
+    first.best_sdr = 5.0
+    checkpoint.save_checkpoint(first.folder / "last.pt", first.state())
+    assert make(tmp_path, resume="auto").best_sdr == 5.0
+    assert make(tmp_path, "train.val_seconds=0.7", resume="auto").best_sdr == -math.inf
+    with pytest.raises(UserError, match=r"data\.dataset synthetic, not stems"):
+        make(tmp_path, "data.dataset=stems", resume="auto")

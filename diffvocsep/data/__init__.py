@@ -32,9 +32,10 @@ def _tracks(config: Config, split: str) -> list[Track]:
         from .stems import find_tracks
 
         root, dev_root = Path(data.root), Path(data.dev_root)
-        if dev_root.resolve().is_relative_to(root.resolve()):
+        one, other = root.resolve(), dev_root.resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one):
             raise UserError(
-                f"data.dev_root '{dev_root}' lies in data.root '{root}', whose songs train; keep them apart"
+                f"data.root '{root}' and data.dev_root '{dev_root}' share songs; keep apart what trains and decides"
             )
         return find_tracks(root if split == "train" else dev_root, cache)
     from .musdbhq import musdbhq_tracks
