@@ -104,7 +104,7 @@ def test_log1p_preset_is_the_literal_recipe() -> None:
     assert (config.audio.representation, config.audio.statistics, config.audio.log1p_scale) == (
         "magnitude",
         "item",
-        1.0,
+        0.1,
     )
     assert (config.diffusion.prediction_type, config.diffusion.sampler, config.diffusion.ddim_steps) == (
         "x_0",
