@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import Container, Iterator
 from contextlib import suppress
@@ -22,6 +21,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from .atomic import replace_file
 from .errors import UserError
 from .resampling import rechunk, resample, resample_blocks
 from .wavfile import WavSink, data_size
@@ -292,7 +292,7 @@ class AudioWriter:
         try:
             if kind is None:
                 self._sink.close()
-                _replace(self._part, self.path)
+                replace_file(self._part, self.path)
             else:
                 with suppress(OSError, soundfile.LibsndfileError):
                     self._sink.close()
@@ -312,13 +312,3 @@ def write(path: str | os.PathLike, waveform: Tensor, sample_rate: int, subtype: 
     """Write a whole `waveform` (C, N) at `sample_rate` Hz. Raises UserError as `AudioWriter` does."""
     with AudioWriter(path, sample_rate, waveform.shape[0], subtype, waveform.shape[1]) as writer:
         writer.write(waveform)
-
-
-def _replace(source: Path, target: Path) -> None:
-    """`os.replace`, tried for a second: on Windows a player or a virus scanner may hold the target for a moment."""
-    for _ in range(20):
-        try:
-            return os.replace(source, target)
-        except PermissionError:
-            time.sleep(0.05)
-    os.replace(source, target)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checkpoint import load_model, write_atomic
+from .atomic import write_atomic
+from .checkpoint import load_model
 from .config import AudioConfig, Config
 from .counterfactual import extend_band, subtract
 from .data.mixing import Track
@@ -24,7 +25,7 @@ from .device import resolve_device
 from .errors import UserError
 from .metrics import sdr
 from .separator import Separator
-from .spectrogram import STFT, make_representation, modelled_bins
+from .spectrogram import STFT, TRUSTED, make_representation, modelled_bins
 from .unet import UNet
 
 Scores = dict[str, list[float]]  # name of a row -> one score per clip, dB
@@ -122,7 +123,7 @@ def oracle_table(clips: Sequence[Clip]) -> Scores:
         score("truncated phase-sensitive mask", mixture * cosine.clamp(0, 1))
         limited = replace(base, bandwidth=AudioConfig().bandwidth, sample_rate=clip.sample_rate)
         difference = mixture - rest
-        bins = min(modelled_bins(limited), int(0.45 * base.n_fft))
+        bins = min(modelled_bins(limited), int(TRUSTED * base.n_fft))
         band = extend_band(difference[:, :, :bins], mixture, bins, clip.sample_rate, base.hop_length)
         score(f"complex, only {limited.bandwidth:g} Hz modelled", band)
     return rows

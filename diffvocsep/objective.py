@@ -10,10 +10,9 @@ from .config import AudioConfig, Config
 from .counterfactual import subtract
 from .device import autocast
 from .diffusion import Diffusion
-from .spectrogram import STFT, make_representation, modelled_bins
+from .spectrogram import STFT, TRUSTED, make_representation, modelled_bins
 
 RESOLUTIONS = (256, 1024)  # n_fft of the auxiliary STFT loss: one that sees onsets, one that sees harmonics
-TRUSTED = 0.45  # share of an item's source rate below which its content is real
 
 
 class Objective:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import write_atomic
+from .atomic import write_atomic
 from .errors import UserError
 from .spectrogram import STFT
 

@@ -24,7 +24,7 @@ from .device import amp_dtype, autocast, resolve_device
 from .diffusion import Diffusion
 from .errors import UserError
 from .samplers import sample, start_from, timestep_schedule
-from .spectrogram import STFT, make_representation, modelled_bins
+from .spectrogram import STFT, TRUSTED, make_representation, modelled_bins
 from .streams import frame_noise
 
 BLOCK_SECONDS = 4.0  # how much audio is read at a time
@@ -146,7 +146,7 @@ class Separator:
             return
         bins = self.bins
         if sample_rate < rate:  # near its Nyquist frequency and above, the resampled song holds nothing to separate
-            bins = min(bins, int(0.45 * sample_rate * self.config.audio.n_fft / rate))
+            bins = min(bins, int(TRUSTED * sample_rate * self.config.audio.n_fft / rate))
         total = None if length is None else -(-self._frames(length * rate / sample_rate) // self.chunk)
         with tqdm(total=total, desc="Separating", unit="chunk", disable=None if progress else True) as bar:
             spectra = self._vocal_spectra(prepared(), statistics, bins, config, bar)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from .config import AudioConfig
 
+TRUSTED = 0.45  # share of a recording's sample rate below which its content is real
+
 
 class STFT:
     """Hann-window STFT; frame k is centred at sample k * hop_length, and white noise of variance 1 has E|X|^2 = 1."""

@@ -14,8 +14,8 @@ import soundfile
 import torch
 from torch import Tensor
 
+from ..atomic import write_atomic
 from ..audio import AudioReader, read, resample
-from ..checkpoint import write_atomic
 from ..errors import UserError
 
 EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
