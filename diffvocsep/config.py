@@ -59,6 +59,8 @@ class DataConfig:
     polarity_flip: float = 0.5
     silent_vocals: float = 0.05
     level_db: float = 3.0
+    speed_semitones: float = 2.0
+    equalizer_db: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "at least 0",
         lambda v: v >= 0,
-        """data.workers data.gain_db data.level_db model.frequency_linear diffusion.start_step
+        """data.workers data.gain_db data.level_db data.equalizer_db model.frequency_linear diffusion.start_step
         separation.margin_seconds train.max_steps train.weight_decay train.warmup_steps train.grad_clip
         train.loss_voc_weight""",
     ),
@@ -191,6 +193,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir log.checkpoint_dir",
     ),
     ("between 8000 and 192000", lambda v: 8000 <= v <= 192000, "audio.sample_rate"),
+    ("between 0 and 12", lambda v: 0 <= v <= 12, "data.speed_semitones"),
     ("1 or 2", lambda v: v in (1, 2), "audio.channels"),
     ("at least 2", lambda v: v >= 2, "diffusion.timesteps"),
     ("between 16 and 65536", lambda v: 16 <= v <= 65536, "audio.n_fft"),

@@ -181,6 +181,8 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "data.polarity_flip": (0.0, (), segments),
     "data.silent_vocals": (1.0, (), segments),
     "data.level_db": (0.0, (), steps),
+    "data.speed_semitones": (0.0, (), segments),
+    "data.equalizer_db": (0.0, (), segments),
     "model.base_channels": (8, (), steps),
     "model.channels_mult": ("[1, 1, 2]", (), steps),
     "model.blocks": (2, (), steps),

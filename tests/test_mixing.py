@@ -23,7 +23,7 @@ PLAIN = (
     SMALL
     + """
     data.remix_probability=0 data.gain_db=0 data.channel_swap=0 data.polarity_flip=0
-    data.silent_vocals=0 data.level_db=0"""
+    data.silent_vocals=0 data.level_db=0 data.speed_semitones=0 data.equalizer_db=0"""
 )  # nothing is altered
 DRAWS = 600
 
@@ -105,13 +105,17 @@ def test_remixing_puts_voices_over_other_tracks(share):
     assert apart and (share == 0.5 or len(pairs) == 16)  # each voice over each music
 
 
-def test_sets_are_drawn_equally_often_and_their_tracks_by_length():
-    tracks = [Ruler(1, group="small"), *(Ruler(i, group="large") for i in range(2, 11)),
-              Ruler(11, 10.0, group="uneven"), Ruler(12, 30.0, group="uneven")]  # fmt: skip
+def test_sets_are_drawn_by_the_root_of_their_length_and_their_tracks_by_length():
+    tracks = [
+        Ruler(1, group="small"),
+        *(Ruler(i, group="large") for i in range(2, 11)),
+        Ruler(11, 10.0, group="uneven"),
+        Ruler(12, 30.0, group="uneven"),
+    ]  # 10, 90, 40 s: roots 1 : 3 : 2
     for remix in (0, 1):
         counts = Counter(number(i["accompaniment"]) for i in drawn(tracks, f"data.remix_probability={remix}"))
-        assert near(counts[1], 1 / 3)
-        assert near(sum(counts[i] for i in range(2, 11)), 1 / 3)
+        assert near(counts[1], 1 / 6)
+        assert near(sum(counts[i] for i in range(2, 11)), 3 / 6)
         assert near(counts[11], 1 / 12) and near(counts[12], 1 / 4)
 
 

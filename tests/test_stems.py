@@ -421,3 +421,22 @@ def test_dev_songs_among_the_training_songs_are_refused(tmp_path):
         overrides = [f"data.root='{(tmp_path / root).as_posix()}'", f"data.dev_root='{(tmp_path / dev).as_posix()}'"]
         with pytest.raises(UserError, match="keep apart"):
             train_tracks(load_config(None, ["data.dataset=stems", *overrides]))
+
+
+def test_links_are_followed_once(tmp_path):
+    """Sets in several places can be put together by links, and a link back does not send the search round and round."""
+    song(tmp_path / "elsewhere" / "Song", 1)
+    song(tmp_path / "sets" / "here" / "Song", 2)
+    need(_can_link(tmp_path), "symbolic links")
+    (tmp_path / "sets" / "there").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "sets" / "here" / "back").symlink_to(tmp_path / "sets", target_is_directory=True)
+    assert names(find_tracks(tmp_path / "sets", None)) == ["here/Song", "there/Song"]
+
+
+def _can_link(folder: Path) -> bool:
+    try:
+        (folder / "link").symlink_to(folder)
+        (folder / "link").unlink()
+    except OSError:  # Windows without developer mode
+        return False
+    return True

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from ..config import Config
 from ..errors import UserError
 from ..streams import generator
+from .augment import KNOTS, alter, source_length
 
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
 
@@ -72,40 +73,49 @@ class Segments(Dataset):
             )
             if voice > 0 and music > 0:
                 gain = REMIX_DB + 20 * np.log10(music / voice)
-        starts = {singer: _start(singer, data.segment_seconds, rng)}
-        starts.setdefault(band, _start(band, data.segment_seconds, rng))
+        length = round(data.segment_seconds * audio.sample_rate)
+        crops = {track: _crop(track, length, data.speed_semitones, audio.sample_rate, rng) for track in (singer, band)}
 
-        def crop(track: Track, side: str, gain_db: float) -> Tensor:
-            waveform = track.read(side, starts[track], data.segment_seconds, audio.sample_rate)
+        def cut(track: Track, side: str, gain_db: float) -> Tensor:
+            start, samples = crops[track]
+            waveform = track.read(side, start, samples / audio.sample_rate, audio.sample_rate)
             waveform = to_channels(waveform, audio.channels) * 10 ** (gain_db / 20)
+            if samples != length or data.equalizer_db:
+                gains = data.equalizer_db * rng.standard_normal(len(KNOTS))
+                waveform = alter(waveform, length, audio.sample_rate, gains)
             if rng.random() < data.channel_swap:
                 waveform = waveform.flip(0)
             return -waveform if rng.random() < data.polarity_flip else waveform
 
-        vocals = crop(singer, "vocals", gain + rng.uniform(-data.gain_db, data.gain_db))
-        accompaniment = crop(band, "accompaniment", rng.uniform(-data.gain_db, data.gain_db))
+        vocals = cut(singer, "vocals", gain + rng.uniform(-data.gain_db, data.gain_db))
+        accompaniment = cut(band, "accompaniment", rng.uniform(-data.gain_db, data.gain_db))
         if rng.random() < data.silent_vocals:
             vocals.zero_()
         return {
             "vocals": vocals,
             "accompaniment": accompaniment,
-            "source_rate": torch.tensor(float(min(singer.source_rate, band.source_rate))),
+            "source_rate": torch.tensor(min(track.source_rate * crops[track][1] / length for track in crops)),
             "level_db": torch.tensor(rng.normal(0, data.level_db), dtype=torch.float32),
             "index": torch.tensor(index),
         }
 
 
-def _start(track: Track, seconds: float, rng: np.random.Generator) -> float:
-    return float(rng.uniform(0, max(0.0, track.seconds - seconds)))
+def _crop(track: Track, length: int, semitones: float, rate: int, rng: np.random.Generator) -> tuple[float, int]:
+    """Start (s) and length (samples) of what becomes `length` samples at a random speed."""
+    samples = source_length(length, 2 ** (rng.uniform(-semitones, semitones) / 12))
+    return float(rng.uniform(0, max(0.0, track.seconds - samples / rate))), samples
 
 
 def _weights(tracks: Sequence[Track], side: str) -> np.ndarray:
-    """How often each track is drawn: every set (folder of tracks) equally often, within a set by duration."""
+    """How often each track is drawn: a set (folder of tracks) by the square root of its duration, its tracks by theirs.
+
+    By duration alone, a large set would drown the others; equally often, a small one would be learnt by heart.
+    """
     seconds = np.array([t.seconds if side in t.stems else 0.0 for t in tracks])
     groups = np.array([t.group for t in tracks])
     weights = np.zeros(len(tracks))
     for group in set(groups):
         members = groups == group
         if seconds[members].any():
-            weights[members] = seconds[members] / seconds[members].sum()
+            weights[members] = seconds[members] / seconds[members].sum() ** 0.5
     return weights / max(weights.sum(), 1e-9)

@@ -7,6 +7,8 @@ there is none, it is the sum of all other stems (`drums.wav`, `bass.wav`, ...) e
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -113,10 +115,25 @@ def find_tracks(root: str | Path, cache: Path | None) -> list[StemTrack]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"there is no folder '{root}'; expected {LAYOUT}")
-    folders = sorted({f.parent for f in root.rglob("*") if f.parent != root and _is_audio(f.relative_to(root))})
+    folders = sorted(
+        f for f in _folders(root) if f != root and any(_is_audio(p.relative_to(root)) for p in f.iterdir())
+    )
     if not folders:
         raise UserError(f"no track was found in '{root}'; expected {LAYOUT}")
     return [StemTrack(folder, root, cache) for folder in folders]
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """All folders below `root`, each once; links are followed, so that sets in several places can be put together."""
+    seen = set()
+    for folder, names, _ in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            names.clear()  # a link back to where we have been
+            continue
+        seen.add(real)
+        if Path(folder) != root:
+            yield Path(folder)
 
 
 def _is_audio(path: Path) -> bool:

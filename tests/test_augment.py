@@ -1,0 +1,84 @@
+"""Speed and equalizer of a training stem, measured on sines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diffvocsep.config import load_config
+from diffvocsep.data.augment import KNOTS, alter, source_length
+from diffvocsep.data.mixing import Segments
+
+RATE = 16000
+LENGTH = 3 * RATE
+FLAT = np.zeros(len(KNOTS))
+
+
+def sine(hertz: float, samples: int) -> torch.Tensor:
+    return torch.sin(2 * np.pi * hertz * torch.arange(samples, dtype=torch.float64) / RATE).float()[None]
+
+
+def level(waveform: torch.Tensor) -> float:
+    """RMS in dB, without the ends, which ring."""
+    inner = waveform[..., 2000:-2000]
+    return 20 * np.log10(float(inner.square().mean()) ** 0.5)
+
+
+@pytest.mark.parametrize("speed", [0.8, 0.94, 1.1, 1.25])
+def test_a_sine_comes_back_at_its_new_pitch_and_old_level(speed):
+    samples = source_length(LENGTH, speed)
+    ratio = samples / LENGTH
+    assert abs(ratio / speed - 1) < 1 / 200
+    altered = alter(sine(440, samples), LENGTH, RATE, FLAT)
+    expected = sine(440 * ratio, LENGTH)
+    assert altered.shape == (1, LENGTH)
+    assert level(altered - expected) < level(expected) - 50
+
+
+def test_without_a_change_the_waveform_is_untouched():
+    noise = torch.randn(2, LENGTH)
+    assert source_length(LENGTH, 1) == LENGTH
+    torch.testing.assert_close(alter(noise, LENGTH, RATE, FLAT), noise, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("knot", range(1, 7))
+def test_the_equalizer_has_its_gain_at_the_knots_and_half_of_it_between(knot):
+    gains = FLAT.copy()
+    gains[knot] = 6.0
+    for hertz, gain in ((KNOTS[knot], 6.0), ((KNOTS[knot] * KNOTS[knot + 1]) ** 0.5, 3.0), (KNOTS[knot - 1], 0.0)):
+        hertz = round(hertz * 3) / 3  # whole periods in three seconds
+        if hertz < RATE / 2:
+            assert level(alter(sine(hertz, LENGTH), LENGTH, RATE, gains)) - level(sine(hertz, LENGTH)) == pytest.approx(
+                gain, abs=0.15
+            )
+
+
+class Chirp:
+    """A track with a 1000 Hz sine on both sides, of which only half the band is real."""
+
+    name, group, seconds, source_rate, stems = "chirp", "set", 60.0, 8000, ("vocals", "accompaniment")
+
+    def read(self, side: str, start: float, seconds: float, sample_rate: int) -> torch.Tensor:
+        return sine(1000, round(seconds * sample_rate))
+
+    def loudness(self, side: str, sample_rate: int) -> float:
+        return 0.7
+
+
+def pitch(waveform: torch.Tensor) -> float:
+    window = torch.hann_window(LENGTH)
+    return float(torch.fft.rfft(waveform[0] * window).abs().argmax()) * RATE / LENGTH
+
+
+def test_a_song_keeps_its_stems_together_and_its_trusted_band_follows_the_speed():
+    overrides = f"audio.sample_rate={RATE} data.remix_probability=0 data.silent_vocals=0 data.speed_semitones=3"
+    segments = Segments([Chirp()], load_config(None, overrides.split()), 40)
+    ratios = []
+    for i in range(40):
+        item = segments[i]
+        ratio = pitch(item["vocals"]) / 1000
+        assert pitch(item["accompaniment"]) / 1000 == pytest.approx(ratio, abs=2e-3)
+        assert float(item["source_rate"]) == pytest.approx(8000 * ratio, rel=2e-3)
+        ratios.append(12 * np.log2(ratio))
+    assert max(np.abs(ratios)) < 3.1 and min(ratios) < -2 and max(ratios) > 2
