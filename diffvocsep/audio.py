@@ -30,6 +30,7 @@ __all__ = ["AudioReader", "AudioWriter", "read", "rechunk", "resample", "resampl
 
 SAMPLE_RATES = range(8_000, 192_001)  # Hz
 _BLOCK = 1 << 18  # samples of a stream that are worked on at once
+_LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces; more is damage
 
 
 def _name(path: Path) -> str:
@@ -97,7 +98,10 @@ class AudioReader:
                     yield block
         except soundfile.LibsndfileError:
             pass  # the same to the user as an early end
-        if done < self.frames:
+        missing = self.frames - done
+        if 0 < missing <= _LOOSE_END * self.sample_rate:
+            yield torch.zeros(self.channels, missing)
+        elif missing > 0:
             raise UserError(
                 f"{_name(self.path)} is damaged, it can be read for {done / self.sample_rate:.2f} s of the "
                 f"{self.frames / self.sample_rate:.2f} s it announces: get a whole copy, or save the readable part "

@@ -1,7 +1,11 @@
-"""Checkpoints: all that a run needs to go on (`.pt`), and released weights with their config (`.safetensors`)."""
+"""Checkpoints: all that a run needs to go on (`.pt`), and released weights with their config (`.safetensors`).
+
+python -m diffvocsep.checkpoint checkpoints/stems/best.pt checkpoints/pretrained.safetensors
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 from pathlib import Path
@@ -12,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .atomic import write_atomic
+from .cli import main
 from .config import Config, from_dict
 from .errors import UserError
 from .unet import UNet
@@ -49,11 +54,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def release(state: dict[str, Any], path: Path) -> None:
     """Write the EMA weights of a training state as `.safetensors`, with the config in the metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = {name: tensor.contiguous() for name, tensor in state["ema"].items()}
     metadata = {"config": json.dumps(state["config"]), "step": str(state["step"]), "format": str(FORMAT)}
-    write_atomic(path, lambda part: save_file(weights, part, metadata))
+    write_atomic(path, lambda part: part.write_bytes(save(weights, metadata)))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
@@ -84,3 +89,20 @@ def load_model(path: Path) -> tuple[UNet, Config]:
             f"the weights in '{path}' do not fit its own config ({str(error).splitlines()[1].strip()})"
         ) from None
     return model, config
+
+
+def run(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Make a small file for others from a training checkpoint.")
+    parser.add_argument("checkpoint", type=Path, help="last.pt or best.pt of a training run")
+    parser.add_argument("released", type=Path, help="the .safetensors to write: averaged weights and config, no more")
+    args = parser.parse_args(argv)
+    if args.released.suffix != ".safetensors":
+        raise UserError(f"'{args.released}' must end in .safetensors")
+    state = load_checkpoint(args.checkpoint)
+    release(state, args.released)
+    print(f"{args.released}: step {state['step']}, {args.released.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    main(run)

@@ -45,8 +45,8 @@ class DataConfig:
     dev_root: str = "data/stems_dev"
     musdb_root: str = "data/musdb18"
     musdbhq_root: str = "data/musdb18hq"
-    synthetic_songs: int = 120
-    synthetic_seconds: float = 8.0
+    synthetic_songs: int = 600
+    synthetic_seconds: float = 4.0
     held_out_voices: tuple[str, ...] = ()
     held_out_families: tuple[str, ...] = ()
     segment_seconds: float = 3.0
@@ -59,8 +59,9 @@ class DataConfig:
     polarity_flip: float = 0.5
     silent_vocals: float = 0.05
     level_db: float = 3.0
-    speed_semitones: float = 2.0
-    equalizer_db: float = 2.0
+    speed_semitones: float = 0.0
+    equalizer_db: float = 0.0
+    reverb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,9 @@ class TrainConfig:
     batch_size: int = 4
     accumulate: int = 1
     epochs: int = 4
-    steps_per_epoch: int = 90
+    steps_per_epoch: int = 105
     max_steps: int = 0
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 50
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
@@ -129,7 +130,7 @@ class TrainConfig:
     loss: Literal["l1", "l2", "l1_l2"] = "l1_l2"
     loss_voc_weight: float = 0.3
     val_every_steps: int = 1000
-    val_batches: int = 8
+    val_batches: int = 16
     val_seconds: float = 10.0
     channels_last: bool = False
     compile: bool = False
@@ -184,8 +185,8 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "between 0 and 1",
         lambda v: 0 <= v <= 1,
-        """data.remix_probability data.channel_swap data.polarity_flip data.silent_vocals diffusion.terminal_share
-        diffusion.eta""",
+        """data.remix_probability data.channel_swap data.polarity_flip data.silent_vocals data.reverb
+        diffusion.terminal_share diffusion.eta""",
     ),
     (
         "the path of a folder",

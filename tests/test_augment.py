@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from diffvocsep.config import load_config
-from diffvocsep.data.augment import KNOTS, alter, source_length
+from diffvocsep.data.augment import KNOTS, alter, equalizer, room, source_length
 from diffvocsep.data.mixing import Segments
 
 RATE = 16000
 LENGTH = 3 * RATE
 FLAT = np.zeros(len(KNOTS))
+UNCHANGED = torch.ones(1, LENGTH // 2 + 1)
 
 
 def sine(hertz: float, samples: int) -> torch.Tensor:
@@ -30,7 +31,7 @@ def test_a_sine_comes_back_at_its_new_pitch_and_old_level(speed):
     samples = source_length(LENGTH, speed)
     ratio = samples / LENGTH
     assert abs(ratio / speed - 1) < 1 / 200
-    altered = alter(sine(440, samples), LENGTH, RATE, FLAT)
+    altered = alter(sine(440, samples), LENGTH, UNCHANGED)
     expected = sine(440 * ratio, LENGTH)
     assert altered.shape == (1, LENGTH)
     assert level(altered - expected) < level(expected) - 50
@@ -39,7 +40,7 @@ def test_a_sine_comes_back_at_its_new_pitch_and_old_level(speed):
 def test_without_a_change_the_waveform_is_untouched():
     noise = torch.randn(2, LENGTH)
     assert source_length(LENGTH, 1) == LENGTH
-    torch.testing.assert_close(alter(noise, LENGTH, RATE, FLAT), noise, atol=1e-5, rtol=0)
+    torch.testing.assert_close(alter(noise, LENGTH, equalizer(FLAT, LENGTH, RATE)), noise, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("knot", range(1, 7))
@@ -49,9 +50,23 @@ def test_the_equalizer_has_its_gain_at_the_knots_and_half_of_it_between(knot):
     for hertz, gain in ((KNOTS[knot], 6.0), ((KNOTS[knot] * KNOTS[knot + 1]) ** 0.5, 3.0), (KNOTS[knot - 1], 0.0)):
         hertz = round(hertz * 3) / 3  # whole periods in three seconds
         if hertz < RATE / 2:
-            assert level(alter(sine(hertz, LENGTH), LENGTH, RATE, gains)) - level(sine(hertz, LENGTH)) == pytest.approx(
-                gain, abs=0.15
-            )
+            altered = alter(sine(hertz, LENGTH), LENGTH, equalizer(gains, LENGTH, RATE))
+            assert level(altered) - level(sine(hertz, LENGTH)) == pytest.approx(gain, abs=0.15)
+
+
+def test_a_room_adds_a_tail_that_decays_and_differs_between_the_channels():
+    click = torch.zeros(2, LENGTH)
+    click[:, 0] = 1.0
+    for seed in range(20):
+        heard = alter(click, LENGTH, room(np.random.default_rng(seed), 2, LENGTH, RATE)).double()
+        assert float((heard[:, 0] - 1).abs().max()) < 0.3  # the sound itself stays
+        tail = heard[:, 1:]
+        level = 10 * torch.log10(tail.square().sum(dim=1))
+        assert (level > -26).all() and (level < -5).all()
+        early, late = tail[:, : RATE // 50].square().mean(), tail[:, RATE : RATE + RATE // 50].square().mean()
+        assert 10 * torch.log10(early / (late + 1e-20)) > 50  # 60 dB within a second
+        alike = float((tail[0] * tail[1]).sum() / tail.norm(dim=1).prod())
+        assert abs(alike) < 0.15
 
 
 class Chirp:
@@ -72,7 +87,9 @@ def pitch(waveform: torch.Tensor) -> float:
 
 
 def test_a_song_keeps_its_stems_together_and_its_trusted_band_follows_the_speed():
-    overrides = f"audio.sample_rate={RATE} data.remix_probability=0 data.silent_vocals=0 data.speed_semitones=3"
+    overrides = (
+        f"audio.sample_rate={RATE} data.remix_probability=0 data.silent_vocals=0 data.speed_semitones=3 data.reverb=0"
+    )
     segments = Segments([Chirp()], load_config(None, overrides.split()), 40)
     ratios = []
     for i in range(40):

@@ -308,6 +308,7 @@ IMPOSSIBLE = [
     ("data.level_db", "-1", "at least 0"),
     ("data.speed_semitones", "13", "between 0 and 12"),
     ("data.equalizer_db", "-1", "at least 0"),
+    ("data.reverb", "1.5", "between 0 and 1"),
     ("model.base_channels", "0", "at least 1"),
     ("model.channels_mult", "[1, 2]", "at least three numbers"),
     ("model.channels_mult", "[1, 0, 2]", "each at least 1"),

@@ -226,6 +226,6 @@ def play(rng: np.random.Generator, score: Score, family: str, length: int, sampl
     layers = player(rng, score, length, sample_rate, low)
     out = np.zeros((2, length), np.float32)
     for layer in layers:
-        out += pan(layer, 0.0 if rng.random() < 0.35 else rng.uniform(-width, width))
+        out += pan(layer, 0.0 if rng.random() < 0.25 else rng.uniform(-width, width))
     power = np.sqrt(np.mean(out**2) * 2) + 1e-9
     return out * np.float32(10.0 ** ((level + rng.uniform(-3.0, 3.0)) / 20) / power)

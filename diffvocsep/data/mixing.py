@@ -17,9 +17,10 @@ from torch.utils.data import Dataset
 from ..config import Config
 from ..errors import UserError
 from ..streams import generator
-from .augment import KNOTS, alter, source_length
+from .augment import KNOTS, alter, equalizer, room, source_length
 
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
+SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration
 
 
 class Track(Protocol):
@@ -80,9 +81,13 @@ class Segments(Dataset):
             start, samples = crops[track]
             waveform = track.read(side, start, samples / audio.sample_rate, audio.sample_rate)
             waveform = to_channels(waveform, audio.channels) * 10 ** (gain_db / 20)
-            if samples != length or data.equalizer_db:
-                gains = data.equalizer_db * rng.standard_normal(len(KNOTS))
-                waveform = alter(waveform, length, audio.sample_rate, gains)
+            response = equalizer(data.equalizer_db * rng.standard_normal(len(KNOTS)), length, audio.sample_rate)
+            if rng.random() < data.reverb:
+                response = response * room(rng, audio.channels, length, audio.sample_rate)
+            elif samples == length and not data.equalizer_db:
+                response = None  # nothing is altered
+            if response is not None:
+                waveform = alter(waveform, length, response)
             if rng.random() < data.channel_swap:
                 waveform = waveform.flip(0)
             return -waveform if rng.random() < data.polarity_flip else waveform
@@ -107,7 +112,8 @@ def _crop(track: Track, length: int, semitones: float, rate: int, rng: np.random
 
 
 def _weights(tracks: Sequence[Track], side: str) -> np.ndarray:
-    """How often each track is drawn: a set (folder of tracks) by the square root of its duration, its tracks by theirs.
+    """How often each track is drawn: a set (folder of tracks) by its duration to the power of `SET_POWER`, and within a
+    set the tracks by theirs.
 
     By duration alone, a large set would drown the others; equally often, a small one would be learnt by heart.
     """
@@ -117,5 +123,5 @@ def _weights(tracks: Sequence[Track], side: str) -> np.ndarray:
     for group in set(groups):
         members = groups == group
         if seconds[members].any():
-            weights[members] = seconds[members] / seconds[members].sum() ** 0.5
+            weights[members] = seconds[members] / seconds[members].sum() ** (1 - SET_POWER)
     return weights / max(weights.sum(), 1e-9)

@@ -40,7 +40,7 @@ def make_song(
 
     A pure function of its arguments: the same on every platform, up to the rounding of float32. One of `voices` sings
     and two to five of `families` play (all of them where fewer are given), so that a shorter list holds the others
-    out. The ratio of vocals to accompaniment energy is drawn from N(-3 dB, 2.5 dB), cut at 6 dB either side.
+    out. The ratio of vocals to accompaniment energy is drawn from N(-2.2 dB, 2.5 dB), cut at 6 dB either side.
 
     Raises UserError for an unknown or missing voice or family, and for a size that cannot be made.
     """
@@ -66,7 +66,7 @@ def make_song(
     accompaniment = reverb(rng, accompaniment, rng.uniform(0.2, 0.8), rng.uniform(11.0, 21.0), sample_rate)
     accompaniment -= accompaniment.mean(axis=1, keepdims=True)  # a kick drum pushes more than it pulls
 
-    level = -3.0 + np.clip(rng.normal(0.0, 2.5), -6.0, 6.0)
+    level = -2.2 + np.clip(rng.normal(0.0, 2.5), -6.0, 6.0)
     vocals *= np.float32(10.0 ** (level / 20) * np.linalg.norm(accompaniment) / np.linalg.norm(vocals))
     peak = max(np.abs(stem).max() for stem in (vocals, accompaniment, vocals + accompaniment))
     gain = np.float32(rng.uniform(0.5, 0.99) / peak)  # one gain for both stems keeps their balance
@@ -77,7 +77,7 @@ def _vocals(rng: np.random.Generator, score: Score, voice: str, length: int, sam
     """The sung melody (2, length): usually one take near the centre, at times two takes spread apart."""
     singer = SINGERS[voice]
     phrases = melody(rng, score, singer.low, singer.high, activity=rng.uniform(0.65, 0.82))
-    position = rng.uniform(-0.5, 0.5) if rng.random() < 0.7 else 0.0
+    position = rng.uniform(-0.4, 0.4) if rng.random() < 0.4 else 0.0
     dry = pan(sing(rng, score, voice, phrases, length, sample_rate), position)
     if rng.random() < 0.2:
         late = rng.uniform(0.01, 0.03)

@@ -1,0 +1,1 @@
+"""Programs that measure: what this project claims about speed and about its design is made here."""

@@ -1,0 +1,118 @@
+"""One change at a time, the same seconds of training each: which designs separate better?
+
+    python -m benchmarks.ablation --root TRAIN --dev_root DEV --seconds 150 --output logs/ablation
+
+Every variant of `benchmarks/ablation.yaml` trains for the same wall time here: its steps are timed first, so
+that the learning rate falls to zero at the end of it. It is scored on 5 s segments of the dev songs (global SDR of
+the vocals, EMA weights), and compared with `base` segment by segment: mean difference with a 95 % bootstrap interval.
+What lies inside the interval is a tie. Finished variants are kept: an interrupted comparison goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from diffvocsep import load_config
+from diffvocsep.atomic import write_atomic
+from diffvocsep.checkpoint import load_model
+from diffvocsep.cli import main
+from diffvocsep.config import Config
+from diffvocsep.evaluation import test_clips
+from diffvocsep.metrics import sdr
+from diffvocsep.separator import Separator
+from diffvocsep.trainer import Trainer
+
+VARIANTS = Path(__file__).with_name("ablation.yaml")
+PRESET = Path(__file__).parents[1] / "configs" / "stems.yaml"
+SEGMENT, EVERY = 5.0, 4  # seconds of a dev segment; of long songs, every fourth is scored
+TIMED = 12  # steps that tell how long a step takes; the first three warm up
+
+
+def step_seconds(config: Config) -> float:
+    """How long a training step of `config` takes here, data included."""
+    trainer = Trainer(config, torch.device("cpu"), "none")
+    began = 0.0
+    for i, batches in zip(range(TIMED), trainer._steps(), strict=False):
+        began = time.monotonic() if i == 3 else began
+        trainer._optimize(batches)
+    return (time.monotonic() - began) / (TIMED - 4)
+
+
+def run_variant(overrides: list[str], seconds: float, folder: Path, clips: list) -> dict:
+    """Train one variant for `seconds` and score it."""
+    common = ["train.steps_per_epoch=1000000", "train.val_every_steps=1000000", "train.val_batches=2"]
+    common += [f"log.checkpoint_dir={folder.as_posix()}", f"log.tb_log_dir={(folder / 'tb').as_posix()}"]
+    settings = [*overrides, *common]
+    per_step = step_seconds(load_config(PRESET, [*settings, "train.max_steps=1000"]))
+    steps = max(1, round(seconds / per_step))
+    began = time.monotonic()
+    Trainer(load_config(PRESET, [*settings, f"train.max_steps={steps}"]), torch.device("cpu"), "none").run()
+    seconds_taken = time.monotonic() - began
+    model, config = load_model(folder / "last.pt")
+    separator = Separator(model, config)
+    scores = {c.name: sdr(c.vocals, separator.separate(c.mixture, c.sample_rate)[0]) for c in tqdm(clips, leave=False)}
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"steps": steps, "seconds": seconds_taken, "parameters": parameters, "scores": scores}
+
+
+def interval(differences: np.ndarray, draws: int = 4000) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean (Efron 1979)."""
+    rng = np.random.default_rng(0)
+    means = rng.choice(differences, (draws, len(differences))).mean(axis=1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def table(results: dict[str, dict]) -> str:
+    """Markdown: one line a variant, compared with the first."""
+    base = np.array(list(next(iter(results.values()))["scores"].values()))
+    lines = ["| variant | parameters | steps | mean | median | against base (95 %) |", "|---|---|---|---|---|---|"]
+    for name, result in results.items():
+        scores = np.array(list(result["scores"].values()))
+        low, high = interval(scores - base)
+        against = f"{mean(scores - base):+.2f} ({low:+.2f} .. {high:+.2f})" if len(lines) > 2 else "-"
+        verdict = "" if low <= 0 <= high else (" **better**" if low > 0 else " worse")
+        lines.append(
+            f"| {name} | {result['parameters'] / 1e6:.2f} M | {result['steps']} | {mean(scores):.2f} | "
+            f"{median(scores):.2f} | {against}{verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def run(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="training songs")
+    parser.add_argument("--dev_root", required=True, type=Path, help="songs that decide")
+    parser.add_argument("--seconds", type=float, default=150.0, help="training time of every variant")
+    parser.add_argument("--variants", type=Path, default=VARIANTS, help="YAML: name -> list of overrides")
+    parser.add_argument("--output", type=Path, default=Path("logs/ablation"), metavar="DIR")
+    args = parser.parse_args(argv)
+    variants = yaml.safe_load(args.variants.read_text(encoding="utf-8"))
+    data = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}"]
+    clips = test_clips("stems", args.dev_root, SEGMENT)
+    short = [c for c in clips if " at " not in c.name]
+    clips = short + [c for c in clips if " at " in c.name][::EVERY]
+    results = {}
+    for name, overrides in variants.items():
+        kept = args.output / f"{name}.json"
+        if not kept.exists():
+            tqdm.write(f"{name}: {' '.join(overrides)}")
+            result = run_variant([*data, *overrides], args.seconds, args.output / name, clips)
+            text = json.dumps({"overrides": overrides, **result}, indent=1)
+            write_atomic(kept, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+        results[name] = json.loads(kept.read_text(encoding="utf-8"))
+    print(f"{len(clips)} dev segments, {args.seconds:g} s of training each")
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    main(run)

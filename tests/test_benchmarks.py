@@ -1,0 +1,82 @@
+"""The programs that measure: their arithmetic, and that they run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy.stats import bootstrap
+
+from benchmarks import ablation, inference
+from diffvocsep.checkpoint import release
+from diffvocsep.config import load_config, to_dict
+from diffvocsep.unet import UNet
+from tests.tiny import tiny_config
+
+
+def test_the_interval_is_that_of_scipy():
+    differences = np.random.default_rng(1).normal(0.3, 1.0, 60)
+    theirs = bootstrap([differences], np.mean, n_resamples=4000, method="percentile", random_state=1)
+    assert ablation.interval(differences) == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
+
+
+def test_the_table_calls_a_difference_only_what_lies_outside_the_interval():
+    rng = np.random.default_rng(0)
+    base = rng.normal(3, 2, 50)
+    scores = {"base": base, "same": base + rng.normal(0, 1, 50), "up": base + 1, "down": base - 1}
+    results = {n: {"scores": dict(enumerate(s)), "parameters": 2e6, "steps": 7} for n, s in scores.items()}
+    _, _, first, same, up, down = ablation.table(results).splitlines()
+    assert "| - |" in first
+    assert "better" not in same and "worse" not in same
+    assert "+1.00 (+1.00 .. +1.00) **better**" in up and "-1.00 (-1.00 .. -1.00) worse" in down
+
+
+def test_every_variant_is_a_possible_config():
+    variants = yaml.safe_load(ablation.VARIANTS.read_text(encoding="utf-8"))
+    assert next(iter(variants.items())) == ("base", [])
+    configs = {name: load_config(None, overrides) for name, overrides in variants.items()}
+    assert len(set(map(repr, configs.values()))) == len(configs)  # each differs from the defaults, and from the others
+
+
+def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
+    config = tiny_config()
+    torch.manual_seed(0)
+    release({"ema": UNet(config).state_dict(), "config": to_dict(config), "step": 1}, tmp_path / "m.safetensors")
+    monkeypatch.setattr(inference, "STEPS", (1, 4))
+    arguments = ["--model_path", str(tmp_path / "m.safetensors"), "--output", str(tmp_path)]
+    assert inference.run(arguments) == 0
+    found = json.loads((tmp_path / "inference.json").read_text(encoding="utf-8"))
+    one, four = found["Diff-VocSep, 1 step"], found["Diff-VocSep, 4 steps"]
+    assert one["parameters"] == sum(p.numel() for p in UNet(config).parameters())
+    assert 0 < one["seconds"] < one["cold_seconds"] and one["seconds"] < four["seconds"]
+    assert one["peak_mib"] > 100
+    assert "| Diff-VocSep, 4 steps |" in capsys.readouterr().out
+
+
+def test_a_peer_that_is_not_there_is_named(capfd):
+    assert inference.measure(sys.executable, "no_such_system") is None
+    assert "no_such_system: not measured" in capfd.readouterr().err
+
+
+def test_weights_are_released_by_a_command_and_readable_by_all(tmp_path):
+    from diffvocsep.checkpoint import save_checkpoint
+
+    config = tiny_config()
+    state = {"ema": UNet(config).state_dict(), "config": to_dict(config), "step": 5}
+    save_checkpoint(tmp_path / "best.pt", state)
+    command = [sys.executable, "-m", "diffvocsep.checkpoint", str(tmp_path / "best.pt")]
+    root = Path(__file__).parents[1]
+    done = subprocess.run([*command, str(tmp_path / "m.safetensors")], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0 and "step 5" in done.stdout
+    if sys.platform != "win32":
+        plain = tmp_path / "plain"
+        plain.touch()
+        assert (tmp_path / "m.safetensors").stat().st_mode == plain.stat().st_mode
+    wrong = subprocess.run([*command, str(tmp_path / "m.pt")], capture_output=True, text=True, cwd=root)
+    assert wrong.returncode == 2 and "must end in .safetensors" in wrong.stderr
