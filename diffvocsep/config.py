@@ -45,12 +45,15 @@ class DataConfig:
     dev_root: str = "data/stems_dev"
     musdb_root: str = "data/musdb18"
     musdbhq_root: str = "data/musdb18hq"
+    download: bool = True
+    download_source: Literal["gdrive", "zenodo"] = "gdrive"
+    download_id: str = ""
     synthetic_songs: int = 120
     synthetic_seconds: float = 8.0
     held_out_voices: tuple[str, ...] = ()
     held_out_families: tuple[str, ...] = ()
     segment_seconds: float = 3.0
-    cache: Literal["memory", "none"] = "memory"
+    cache: Literal["none", "memory", "device"] = "memory"
     cache_dir: str = "data/cache"
     workers: int = 0
     remix_probability: float = 0.5
@@ -211,11 +214,14 @@ USED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("audio.representation", lambda v: v == "complex", "audio.compression"),
     ("data.dataset", lambda v: v == "stems", "data.root data.dev_root"),
     ("data.dataset", lambda v: v == "musdb", "data.musdb_root"),
-    ("data.dataset", lambda v: v == "musdbhq", "data.musdbhq_root"),
+    ("data.dataset", lambda v: v == "musdbhq", "data.musdbhq_root data.download data.download_source data.download_id"),
+    ("data.download", lambda v: v, "data.download_source data.download_id"),
+    ("data.download_source", lambda v: v == "gdrive", "data.download_id"),
     ("data.dataset", lambda v: v == "synthetic", "data.synthetic_songs data.synthetic_seconds"),
     ("data.dataset", lambda v: v == "synthetic", "data.held_out_voices data.held_out_families"),
-    ("data.dataset", lambda v: v != "synthetic", "data.cache data.cache_dir"),
-    ("data.cache", lambda v: v == "memory", "data.cache_dir"),
+    ("data.dataset", lambda v: v != "synthetic", "data.cache_dir"),
+    ("data.cache", lambda v: v != "none", "data.cache_dir"),
+    ("data.cache", lambda v: v != "device", "data.workers"),
     ("model.attention", lambda v: len(v) > 0, "model.attention_heads"),
     ("diffusion.beta_schedule", lambda v: v == "linear", "diffusion.beta_start diffusion.beta_end"),
     ("diffusion.loss_weighting", lambda v: v == "min_snr", "diffusion.min_snr_gamma"),

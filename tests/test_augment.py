@@ -12,11 +12,16 @@ from diffvocsep.data.mixing import Segments
 
 RATE = 16000
 LENGTH = 3 * RATE
-FLAT = np.zeros(len(KNOTS))
+FLAT = np.zeros(len(KNOTS), np.float32)
 
 
 def sine(hertz: float, samples: int) -> torch.Tensor:
     return torch.sin(2 * np.pi * hertz * torch.arange(samples, dtype=torch.float64) / RATE).float()[None]
+
+
+def altered(waveform: torch.Tensor, gains_db: np.ndarray = FLAT) -> torch.Tensor:
+    """One item, as a batch of one."""
+    return alter(waveform[None], [waveform.shape[-1]], LENGTH, RATE, torch.from_numpy(gains_db)[None])[0]
 
 
 def level(waveform: torch.Tensor) -> float:
@@ -30,16 +35,26 @@ def test_a_sine_comes_back_at_its_new_pitch_and_old_level(speed):
     samples = source_length(LENGTH, speed)
     ratio = samples / LENGTH
     assert abs(ratio / speed - 1) < 1 / 200
-    altered = alter(sine(440, samples), LENGTH, RATE, FLAT)
-    expected = sine(440 * ratio, LENGTH)
-    assert altered.shape == (1, LENGTH)
-    assert level(altered - expected) < level(expected) - 50
+    expected, got = sine(440 * ratio, LENGTH), altered(sine(440, samples))
+    assert got.shape == (1, LENGTH)
+    assert level(got - expected) < level(expected) - 50
+
+
+def test_a_batch_is_its_items():
+    """Of different speeds and equalizers; what an item has beyond its own samples is not heard."""
+    generator = np.random.default_rng(0)
+    samples = [source_length(LENGTH, speed) for speed in (0.9, 1.1, 1.0, 1.1, 1.06)]
+    waveforms = torch.randn(5, 2, max(samples))
+    gains_db = generator.normal(0, 3, (5, len(KNOTS))).astype(np.float32)
+    together = alter(waveforms, samples, LENGTH, RATE, torch.from_numpy(gains_db))
+    for i, size in enumerate(samples):
+        torch.testing.assert_close(together[i], altered(waveforms[i, :, :size], gains_db[i]), atol=1e-5, rtol=0)
 
 
 def test_without_a_change_the_waveform_is_untouched():
     noise = torch.randn(2, LENGTH)
     assert source_length(LENGTH, 1) == LENGTH
-    torch.testing.assert_close(alter(noise, LENGTH, RATE, FLAT), noise, atol=1e-5, rtol=0)
+    torch.testing.assert_close(altered(noise), noise, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("knot", range(1, 7))
@@ -49,7 +64,7 @@ def test_the_equalizer_has_its_gain_at_the_knots_and_half_of_it_between(knot):
     for hertz, gain in ((KNOTS[knot], 6.0), ((KNOTS[knot] * KNOTS[knot + 1]) ** 0.5, 3.0), (KNOTS[knot - 1], 0.0)):
         hertz = round(hertz * 3) / 3  # whole periods in three seconds
         if hertz < RATE / 2:
-            assert level(alter(sine(hertz, LENGTH), LENGTH, RATE, gains)) - level(sine(hertz, LENGTH)) == pytest.approx(
+            assert level(altered(sine(hertz, LENGTH), gains)) - level(sine(hertz, LENGTH)) == pytest.approx(
                 gain, abs=0.15
             )
 

@@ -122,9 +122,9 @@ def written(config: Config) -> str:
 
 
 @cache
-def loading(config: Config) -> int:
-    """How many processes load the segments."""
-    import diffvocsep.trainer as module
+def loading(config: Config) -> list[int]:
+    """How many processes load the segments, if a loader does."""
+    import diffvocsep.data.loading as module
 
     counts, loader = [], module.DataLoader
     module.DataLoader = lambda *args, num_workers, **options: (counts.append(num_workers), loader(*args, **options))[1]
@@ -132,7 +132,7 @@ def loading(config: Config) -> int:
         next(Trainer(config, CPU, "none")._steps())
     finally:
         module.DataLoader = loader
-    return counts[0]
+    return counts
 
 
 @cache
@@ -242,6 +242,7 @@ IGNORING: dict[str, tuple[str, ...]] = {
     "data.held_out_voices": STEMS,
     "data.held_out_families": STEMS,
     "data.cache_dir": (*STEMS, "data.cache=none"),
+    "data.workers": ("data.cache=device",),
     "diffusion.eta": ("diffusion.sampler=dpmpp", *STEPS),
 }
 USED_KEYS = sorted({key for _, _, keys in USED for key in keys.split()})

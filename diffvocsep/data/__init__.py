@@ -23,7 +23,7 @@ def dev_tracks(config: Config) -> list[Track]:
 
 def _tracks(config: Config, split: str) -> list[Track]:
     data = config.data
-    cache = Path(data.cache_dir) if data.cache == "memory" else None
+    cache = Path(data.cache_dir) if data.cache != "none" else None
     if data.dataset == "synthetic":
         from .synthetic_tracks import synthetic_tracks
 

@@ -6,6 +6,9 @@ ends ring; as the mixture is added up afterwards, the stems stay exact parts of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,16 +25,26 @@ def source_length(length: int, speed: float) -> int:
     return length if speed == 1 else max(1, round(length * speed / step)) * step
 
 
-def alter(waveform: Tensor, length: int, sample_rate: int, gains_db: np.ndarray) -> Tensor:
-    """Resample `(C, N)` to `(C, length)`, so that pitch and tempo change by N / length, and filter it.
+def alter(waveform: Tensor, samples: Sequence[int], length: int, sample_rate: int, gains_db: Tensor) -> Tensor:
+    """Resample a batch `(B, C, N)` to `(B, C, length)`, so that pitch and tempo change, and filter it.
 
     Args:
-        gains_db: `(9,)` gains of a zero-phase equalizer at `KNOTS`, in dB, joined by straight lines over octaves.
+        samples: of each item, how many of its N samples become `length`: its speed is samples / length.
+        gains_db: `(B, 9)` gains of zero-phase equalizers at `KNOTS`, in dB, joined by straight lines over octaves.
     """
-    spectrum = torch.fft.rfft(waveform)
-    bins = length // 2 + 1
-    spectrum = torch.nn.functional.pad(spectrum, (0, bins - spectrum.shape[-1]))  # or cut, where that is negative
-    octaves = np.log2(np.arange(bins).clip(1) * (sample_rate / length))
-    gains = 10 ** (np.interp(octaves, np.log2(KNOTS), gains_db) / 20)
-    spectrum = spectrum * torch.from_numpy(gains.astype(np.float32))
-    return torch.fft.irfft(spectrum, length) * (length / waveform.shape[-1])
+    bins, sizes = length // 2 + 1, np.array(samples)
+    spectrum = waveform.new_zeros(*waveform.shape[:-1], bins, dtype=torch.complex64)
+    for size in set(samples):
+        rows = torch.from_numpy(np.flatnonzero(sizes == size)).to(waveform.device)
+        part = torch.fft.rfft(waveform[rows, :, :size])[..., :bins]  # what is faster loses its highest bins
+        spectrum[rows, :, : part.shape[-1]] = part * (length / size)
+    gains = 10 ** (gains_db @ _lines(length, sample_rate, waveform.device) / 20)
+    return torch.fft.irfft(spectrum * gains[:, None], length)
+
+
+@lru_cache(maxsize=8)
+def _lines(length: int, sample_rate: int, device: torch.device) -> Tensor:
+    """`(9, F)`: the share of each knot in the gain of each bin."""
+    octaves = np.log2(np.arange(length // 2 + 1).clip(1) * (sample_rate / length))
+    shares = [np.interp(octaves, np.log2(KNOTS), one) for one in np.eye(len(KNOTS))]
+    return torch.from_numpy(np.array(shares, np.float32)).to(device)

@@ -64,6 +64,8 @@ class StemTrack:
                     file.seek(min(file.frames, round(start * file.samplerate)))
                     samples = file.read(round(seconds * file.samplerate) + 1, "float32", always_2d=True)
                     crop = resample(torch.from_numpy(samples.T), file.samplerate, sample_rate)[:, :length]
+                    if not crop.isfinite().all():
+                        raise UserError(f"'{path}' has samples that are not finite numbers; export it again")
             total = total + torch.nn.functional.pad(crop[:CHANNELS], (0, length - crop.shape[-1]))
         return total
 
