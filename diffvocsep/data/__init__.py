@@ -41,7 +41,10 @@ def _tracks(config: Config, split: str) -> list[Track]:
     from .musdbhq import musdbhq_tracks
 
     if data.dataset == "musdbhq":
+        from .download import provide
+
+        provide(data)
         return musdbhq_tracks(data.musdbhq_root, split, cache)
     from .musdb import decoded
 
-    return musdbhq_tracks(decoded(data.musdb_root), split, cache)
+    return musdbhq_tracks(Path(data.musdb_root) / "decoded", split, cache, only=decoded(data.musdb_root))
