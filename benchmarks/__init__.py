@@ -1,0 +1,1 @@
+"""Programs whose output stands in docs/benchmarks.md."""
