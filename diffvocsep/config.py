@@ -195,6 +195,11 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda v: v.strip() != "",
         "data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir log.checkpoint_dir",
     ),
+    (
+        "empty or the id from the file's link, only letters, digits, - and _",
+        lambda v: all(c.isalnum() or c in "-_" for c in v),
+        "data.download_id",
+    ),
     ("between 8000 and 192000", lambda v: 8000 <= v <= 192000, "audio.sample_rate"),
     ("between 0 and 12", lambda v: 0 <= v <= 12, "data.speed_semitones"),
     ("1 or 2", lambda v: v in (1, 2), "audio.channels"),
