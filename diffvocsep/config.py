@@ -45,12 +45,15 @@ class DataConfig:
     dev_root: str = "data/stems_dev"
     musdb_root: str = "data/musdb18"
     musdbhq_root: str = "data/musdb18hq"
+    download: bool = True
+    download_source: Literal["gdrive", "zenodo"] = "gdrive"
+    download_id: str = ""
     synthetic_songs: int = 600
     synthetic_seconds: float = 4.0
     held_out_voices: tuple[str, ...] = ()
     held_out_families: tuple[str, ...] = ()
     segment_seconds: float = 3.0
-    cache: Literal["memory", "none"] = "memory"
+    cache: Literal["none", "memory", "device"] = "memory"
     cache_dir: str = "data/cache"
     workers: int = 0
     remix_probability: float = 0.5
@@ -193,6 +196,11 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda v: v.strip() != "",
         "data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir log.checkpoint_dir",
     ),
+    (
+        "empty or the id from the file's link, only letters, digits, - and _",
+        lambda v: all(c.isalnum() or c in "-_" for c in v),
+        "data.download_id",
+    ),
     ("between 8000 and 192000", lambda v: 8000 <= v <= 192000, "audio.sample_rate"),
     ("between 0 and 12", lambda v: 0 <= v <= 12, "data.speed_semitones"),
     ("1 or 2", lambda v: v in (1, 2), "audio.channels"),
@@ -212,11 +220,14 @@ USED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("audio.representation", lambda v: v == "complex", "audio.compression"),
     ("data.dataset", lambda v: v == "stems", "data.root data.dev_root"),
     ("data.dataset", lambda v: v == "musdb", "data.musdb_root"),
-    ("data.dataset", lambda v: v == "musdbhq", "data.musdbhq_root"),
+    ("data.dataset", lambda v: v == "musdbhq", "data.musdbhq_root data.download data.download_source data.download_id"),
+    ("data.download", lambda v: v, "data.download_source data.download_id"),
+    ("data.download_source", lambda v: v == "gdrive", "data.download_id"),
     ("data.dataset", lambda v: v == "synthetic", "data.synthetic_songs data.synthetic_seconds"),
     ("data.dataset", lambda v: v == "synthetic", "data.held_out_voices data.held_out_families"),
-    ("data.dataset", lambda v: v != "synthetic", "data.cache data.cache_dir"),
-    ("data.cache", lambda v: v == "memory", "data.cache_dir"),
+    ("data.dataset", lambda v: v != "synthetic", "data.cache_dir"),
+    ("data.cache", lambda v: v != "none", "data.cache_dir"),
+    ("data.cache", lambda v: v != "device", "data.workers"),
     ("model.attention", lambda v: len(v) > 0, "model.attention_heads"),
     ("diffusion.beta_schedule", lambda v: v == "linear", "diffusion.beta_start diffusion.beta_end"),
     ("diffusion.loss_weighting", lambda v: v == "min_snr", "diffusion.min_snr_gamma"),

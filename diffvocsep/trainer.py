@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Config, from_dict, require_same_network, to_dict
 from .data import Segments, Track, dev_tracks, train_tracks
+from .data.loading import load_segments
 from .data.mixing import to_channels
 from .device import amp_dtype
 from .errors import UserError
@@ -162,14 +162,7 @@ class Trainer:
         """Lists of `train.accumulate` batches, one list per optimizer step, from the current step on."""
         train = self.config.train
         done = self.step * train.accumulate * train.batch_size
-        loader = DataLoader(
-            Subset(self.segments, range(done, len(self.segments))),
-            batch_size=train.batch_size,
-            num_workers=self.config.data.workers,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_ignore_interrupt,
-        )
-        stream = iter(loader)
+        stream = load_segments(self.segments, done, self.device)
         for _ in range(self.step, self.total_steps):
             try:
                 batches = [next(stream) for _ in range(train.accumulate)]
@@ -234,11 +227,6 @@ class Trainer:
         if median > self.best_sdr:
             self.best_sdr = median
             save_checkpoint(self.folder / "best.pt", self.state())
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the main one decides when the loaders stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _decided_by(config: Config) -> tuple:

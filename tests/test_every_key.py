@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import namedtuple
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -21,8 +23,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from diffvocsep.config import USED, Config, ignored_keys, load_config
-from diffvocsep.data import Segments, dev_tracks, synthetic_tracks, train_tracks
+from diffvocsep.data import Segments, dev_tracks, musdb, synthetic_tracks, train_tracks
 from diffvocsep.device import fast_bf16
+from diffvocsep.errors import UserError
 from diffvocsep.separator import Separator
 from diffvocsep.trainer import Trainer, dev_clips
 from diffvocsep.unet import UNet
@@ -35,6 +38,7 @@ BASE = """audio.sample_rate=8000 audio.n_fft=256 audio.hop_length=64 audio.win_l
     data.dev_root='{folder}/dev_a' data.musdb_root='{folder}/mus_a' data.musdbhq_root='{folder}/hq_a'
     data.cache_dir='{folder}/cache' log.tb_log_dir='{folder}/run/tb' log.checkpoint_dir='{folder}/run/ck'"""
 STEMS = ("data.dataset=stems",)
+NOTHING = ("data.dataset=musdbhq", "data.musdbhq_root='{folder}/nothing'")
 STEPS = ("diffusion.ddim_steps=3",)
 CHUNKS = ("separation.chunk_seconds=0.5",)
 OTHER_AMP = "none" if fast_bf16(CPU) else "bf16"
@@ -122,9 +126,26 @@ def written(config: Config) -> str:
 
 
 @cache
-def loading(config: Config) -> int:
-    """How many processes load the segments."""
-    import diffvocsep.trainer as module
+def fetched(config: Config) -> list[tuple[str, ...]]:
+    """What is fetched where there are no songs, and from where."""
+    from diffvocsep.data import download
+
+    calls = []
+    if config.data.musdbhq_root.endswith("nothing"):
+        shutil.rmtree(config.data.musdbhq_root, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch, suppress(UserError, OSError):
+        usage = namedtuple("usage", "free")
+        patch.setattr(download.shutil, "disk_usage", lambda path: usage(1e12))
+        patch.setattr(download, "fetch_gdrive", lambda file_id, target: calls.append(("gdrive", file_id)))
+        patch.setattr(download, "fetch_http", lambda source, target: calls.append(("http", source.url)))
+        train_tracks(config)
+    return calls
+
+
+@cache
+def loading(config: Config) -> list[int]:
+    """How many processes load the segments, if a loader does."""
+    import diffvocsep.data.loading as module
 
     counts, loader = [], module.DataLoader
     module.DataLoader = lambda *args, num_workers, **options: (counts.append(num_workers), loader(*args, **options))[1]
@@ -132,7 +153,7 @@ def loading(config: Config) -> int:
         next(Trainer(config, CPU, "none")._steps())
     finally:
         module.DataLoader = loader
-    return counts[0]
+    return counts
 
 
 @cache
@@ -167,6 +188,9 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "data.dev_root": ("'{folder}/dev_b'", STEMS, clips),
     "data.musdb_root": ("'{folder}/mus_b'", ("data.dataset=musdb",), segments),
     "data.musdbhq_root": ("'{folder}/hq_b'", ("data.dataset=musdbhq",), segments),
+    "data.download": (False, NOTHING, fetched),
+    "data.download_source": ("zenodo", NOTHING, fetched),
+    "data.download_id": ("other", NOTHING, fetched),
     "data.synthetic_songs": (3, (), segments),
     "data.synthetic_seconds": (3.0, (), segments),
     "data.held_out_voices": ("[tenor]", (), segments),
@@ -243,6 +267,7 @@ IGNORING: dict[str, tuple[str, ...]] = {
     "data.held_out_voices": STEMS,
     "data.held_out_families": STEMS,
     "data.cache_dir": (*STEMS, "data.cache=none"),
+    "data.workers": ("data.cache=device",),
     "diffusion.eta": ("diffusion.sampler=dpmpp", *STEPS),
 }
 USED_KEYS = sorted({key for _, _, keys in USED for key in keys.split()})
@@ -259,7 +284,9 @@ def folder(tmp_path_factory) -> Iterator[Path]:
         song(root / f"hq_{name}" / "train" / "A - B", instruments, 10 * i)
         song(root / f"mus_{name}" / "decoded" / "A - B", instruments, 10 * i)
         (root / f"mus_{name}" / "train").mkdir()
-        (root / f"mus_{name}" / "train" / "A - B.stem.mp4").touch()  # decoded already
+        source = root / f"mus_{name}" / "train" / "A - B.stem.mp4"
+        source.touch()  # decoded already
+        (root / f"mus_{name}" / "decoded" / "A - B" / musdb.STAMP).write_text(musdb.stamp(source), encoding="utf-8")
     threads, make_song = torch.get_num_threads(), synthetic_tracks.make_song
     torch.set_num_threads(1)
     synthetic_tracks.make_song = cache(make_song)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from diffvocsep.config import Config, load_config
-from diffvocsep.data import train_tracks
-from diffvocsep.data.mixing import REMIX_DB, Segments, to_channels
+from diffvocsep.data import loading, train_tracks
+from diffvocsep.data.loading import load_segments
+from diffvocsep.data.mixing import REMIX_DB, SIDES, Segments, to_channels
 from diffvocsep.errors import UserError
 
 RATE = 8000
@@ -209,7 +211,7 @@ def test_channels():
     assert item["vocals"].shape == (1, 80)
 
 
-# ---- several processes ---------------------------------------------------------------------------------------------
+# ---- wherever they are made ----------------------------------------------------------------------------------------
 
 
 def write_tracks(folder, count: int) -> None:
@@ -235,6 +237,89 @@ def test_processes_that_fill_one_cache_at_once_draw_what_one_process_draws(tmp_p
     for i in range(24):
         for name in ("vocals", "accompaniment", "level_db", "source_rate"):
             assert torch.equal(batches[i // 2][name][i % 2], alone[i][name]), (i, name)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("seconds", [0.01, 1.7])  # songs of 1 s
+def test_batches_are_the_same_wherever_they_are_made(tmp_path, channels, seconds):
+    write_tracks(tmp_path / "songs", 3)
+    samples, rate = soundfile.read(tmp_path / "songs" / "song 0" / "vocals.wav")
+    soundfile.write(tmp_path / "songs" / "song 0" / "drums.wav", 3.5 * samples, rate, "FLOAT")  # beyond 16 bit
+    (tmp_path / "songs" / "song 0" / "accompaniment.wav").rename(tmp_path / "songs" / "song 0" / "bass.wav")
+    (tmp_path / "songs" / "song 1" / "vocals.wav").unlink()
+    made = {}
+    for cache in ("none", "memory", "device"):
+        settings = stems(
+            tmp_path, f"data.cache={cache}", f"audio.channels={channels}", f"data.segment_seconds={seconds}"
+        )
+        made[cache] = list(load_segments(Segments(train_tracks(settings), settings, 24), 4, torch.device("cpu")))
+        assert len(made[cache]) == 5 and made[cache][0]["vocals"].shape == (4, channels, round(seconds * RATE))
+    for cache in ("none", "memory"):
+        for direct, other in zip(made["device"], made[cache], strict=True):
+            assert direct.keys() == other.keys()
+            for name, values in other.items():  # gains reach 20 dB, where a voice is quiet
+                tolerance = 1e-3 if name in SIDES else 0
+                torch.testing.assert_close(direct[name], values, atol=tolerance, rtol=1e-6)
+    assert len({float(batch["vocals"].sum()) for batch in made["device"]}) == 5
+
+
+def test_stems_that_do_not_fit_on_the_device_are_said_so(tmp_path, monkeypatch):
+    write_tracks(tmp_path / "songs", 1)
+    settings = stems(tmp_path, "data.cache=device")
+    segments = Segments(train_tracks(settings), settings, 4)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(UserError, match=r"needs 0\.0 GB that cpu has not free; use data\.cache=memory"):
+        next(load_segments(segments, 0, torch.device("cpu")))
+
+
+def test_processes_share_the_stream_and_any_number_of_them_goes_on(tmp_path):
+    write_tracks(tmp_path / "songs", 2)
+    for cache in ("memory", "device"):
+        settings = stems(tmp_path, f"data.cache={cache}", "train.batch_size=2")
+        segments = Segments(train_tracks(settings), settings, 100)
+
+        def drawn_by(rank: int, world_size: int, first: int, count: int, segments=segments) -> list[dict]:
+            stream = load_segments(segments, first, torch.device("cpu"), rank, world_size)
+            return [next(stream) for _ in range(count)]
+
+        done, seen = 0, []
+        for world_size, count in ((1, 3), (3, 2), (2, 4)):  # stopped and resumed twice
+            parts = [drawn_by(rank, world_size, done, count) for rank in range(world_size)]
+            indices = [i for part in parts for batch in part for i in batch["index"].tolist()]
+            done += 2 * world_size * count
+            assert len(indices) == len(set(indices))
+            seen += sorted(indices)
+            for batch in parts[-1]:  # what a process draws is what anyone would draw
+                alone = segments[int(batch["index"][1])]["vocals"]
+                torch.testing.assert_close(batch["vocals"][1], alone, atol=1e-4, rtol=0)
+        assert seen == list(range(done)) and done == 34
+
+
+def test_loader_processes_may_be_spawned(tmp_path):
+    """As on Windows and macOS: the segments are pickled, what they hold of the songs is not."""
+    write_tracks(tmp_path / "songs", 2)
+    settings = stems(tmp_path)
+    segments = Segments(train_tracks(settings), settings, 6)
+    segments[0]
+    assert len(pickle.dumps(segments)) < 10_000
+    options = {"multiprocessing_context": "spawn", "worker_init_fn": loading._ignore_interrupt}
+    batches = list(DataLoader(segments, batch_size=3, num_workers=1, **options))
+    for i in range(6):
+        assert torch.equal(batches[i // 3]["vocals"][i % 3], segments[i]["vocals"])
+
+
+def test_a_sample_that_is_no_number_is_named(tmp_path):
+    write_tracks(tmp_path / "songs", 1)
+    path = tmp_path / "songs" / "song 0" / "vocals.wav"
+    soundfile.write(path, np.full((RATE, 2), np.nan, np.float32), RATE, "FLOAT")
+    for cache in ("none", "memory", "device"):
+        settings = stems(tmp_path, f"data.cache={cache}", "data.remix_probability=0")
+        with pytest.raises(UserError, match=r"vocals\.wav.*finite"):
+            next(load_segments(Segments(train_tracks(settings), settings, 4), 0, torch.device("cpu")))
 
 
 def test_an_error_in_a_loader_process_is_one_sentence(tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,7 @@ import soundfile
 import torch
 
 from diffvocsep.config import load_config
-from diffvocsep.data import dev_tracks, musdb, stems, train_tracks
-from diffvocsep.data.musdbhq import DEV_SONGS, musdbhq_tracks
+from diffvocsep.data import dev_tracks, stems, train_tracks
 from diffvocsep.data.stems import StemTrack, find_tracks
 from diffvocsep.data.synthetic import FAMILIES, VOICES, make_song
 from diffvocsep.errors import UserError
@@ -286,115 +283,6 @@ def test_what_is_held_out_is_absent_from_training_only(monkeypatch):
 @pytest.mark.parametrize(("key", "name"), [("held_out_voices", "tenro"), ("held_out_families", "drum")])
 def test_an_unknown_name_is_not_held_out_in_silence(key, name):
     assert name in message(train_tracks, synthetic(f"data.{key}=[{name}]"))
-
-
-# ---- MUSDB18 -------------------------------------------------------------------------------------------------------
-
-
-def hq_song(folder: Path, seed: int) -> None:
-    for i, name in enumerate(("vocals", "drums", "bass", "other", "mixture")):
-        write(folder / f"{name}.wav", noise(10 * seed + i, 0.2), subtype="PCM_16")
-
-
-@pytest.mark.parametrize("inner", ["train", "."])
-def test_musdbhq_is_split_as_its_package_splits_it(tmp_path, inner):
-    for i, name in enumerate(("A - B", "Leaf - Summerghost", "Actions - One Minute smile", "C - D")):
-        hq_song(tmp_path / inner / name, i)
-    if inner == "train":
-        (tmp_path / "test" / "E - F").mkdir(parents=True)
-        (tmp_path / "test" / "E - F" / "vocals.wav").write_bytes(b"whoever reads this fails")
-    config = load_config(
-        None, ["data.dataset=musdbhq", f"data.musdbhq_root='{tmp_path.as_posix()}'", "data.cache=none"]
-    )
-    assert names(train_tracks(config)) == ["A - B", "C - D"]
-    assert names(dev_tracks(config)) == ["Actions - One Minute smile", "Leaf - Summerghost"]
-    got = train_tracks(config)[0].read("accompaniment", 0, 0.2, RATE).numpy()
-    assert np.abs(got - sum(noise(i, 0.2).T for i in (1, 2, 3))).max() < 1e-3
-
-
-def test_musdbhq_without_songs_is_refused(tmp_path):
-    assert "nowhere" in message(musdbhq_tracks, tmp_path / "nowhere", "train", None)
-    hq_song(tmp_path / "half" / "test" / "A - B", 0)
-    assert "train" in message(musdbhq_tracks, tmp_path / "half", "train", None)
-    hq_song(tmp_path / "whole" / "train" / "A - B", 0)
-    assert "no dev song" in message(musdbhq_tracks, tmp_path / "whole", "dev", None)
-
-
-@pytest.fixture(scope="module")
-def stem_file() -> Path:
-    need(shutil.which("ffmpeg") is not None and shutil.which("ffprobe") is not None, "ffmpeg")
-    try:
-        import musdb
-        import stempeg
-    except ImportError:
-        need(False, "the packages musdb and stempeg")
-    assert musdb
-    return Path(stempeg.example_stem_path())
-
-
-def test_the_dev_songs_are_those_of_the_package(stem_file):
-    import musdb as package
-    import yaml
-
-    setup = Path(package.__path__[0]) / "configs" / "mus.yaml"
-    assert set(DEV_SONGS) == set(yaml.safe_load(setup.read_text(encoding="utf-8"))["validation_tracks"])
-
-
-def test_musdb_is_decoded_once_and_exactly(tmp_path, stem_file, monkeypatch):
-    import stempeg
-
-    (tmp_path / "train").mkdir()
-    shutil.copy(stem_file, tmp_path / "train" / "A - B.stem.mp4")
-    config = load_config(None, ["data.dataset=musdb", f"data.musdb_root='{tmp_path.as_posix()}'", "data.cache=none"])
-    (track,) = train_tracks(config)
-    assert track.name == "A - B" and track.source_rate == 44100
-    assert sorted(p.name for p in (tmp_path / "decoded").rglob("*")) == [
-        "A - B", "bass.flac", "drums.flac", "other.flac", "vocals.flac",
-    ]  # fmt: skip
-
-    streams, _ = stempeg.read_stems(str(stem_file), ffmpeg_format="s16le")  # mixture, drums, bass, other, vocals
-    seconds = streams.shape[1] / 44100
-    assert track.seconds == pytest.approx(seconds)
-    assert np.abs(track.read("vocals", 0, seconds, 44100).numpy() - streams[4].T).max() < 1e-6
-    rest = track.read("accompaniment", 0, seconds, 44100).numpy()
-    assert np.abs(rest - streams[1:4].sum(0).T).max() < 1e-6
-    assert np.abs(rest).max() > 0.1
-
-    monkeypatch.setattr(musdb, "_open", lambda root: pytest.fail("decoded twice"))
-    assert names(train_tracks(config)) == ["A - B"]
-
-
-def test_a_damaged_stem_file_leaves_nothing_half_done(tmp_path, stem_file):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "A - B.stem.mp4").write_bytes(b"not an mp4")
-    assert "A - B" in message(musdb.decoded, tmp_path)
-    assert not (tmp_path / "decoded").exists()
-
-
-def test_a_decoding_that_fails_leaves_nothing_half_done(tmp_path, stem_file, monkeypatch):
-    def fail(path: Path, *_) -> None:
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    (tmp_path / "train").mkdir()
-    shutil.copy(stem_file, tmp_path / "train" / "A - B.stem.mp4")
-    monkeypatch.setattr(musdb.soundfile, "write", fail)
-    assert "disk full" in message(musdb.decoded, tmp_path)
-    assert not list((tmp_path / "decoded").iterdir())
-
-
-def test_musdb_says_what_it_lacks(tmp_path, monkeypatch):
-    assert "train/*.stem.mp4" in message(musdb.decoded, tmp_path)
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "A - B.stem.mp4").write_bytes(b"never opened")
-    (tmp_path / "ffmpeg.py").write_text("", encoding="utf-8")
-    monkeypatch.setitem(sys.modules, "musdb", None)
-    assert "pip install musdb" in message(musdb.decoded, tmp_path)
-
-    monkeypatch.delitem(sys.modules, "musdb")
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "musdb.py").write_text("raise RuntimeError('as stempeg without ffmpeg')", encoding="utf-8")
-    assert "install ffmpeg" in message(musdb.decoded, tmp_path)
 
 
 # ---- real songs ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def dev_tracks(config: Config) -> list[Track]:
 
 def _tracks(config: Config, split: str) -> list[Track]:
     data = config.data
-    cache = Path(data.cache_dir) if data.cache == "memory" else None
+    cache = Path(data.cache_dir) if data.cache != "none" else None
     if data.dataset == "synthetic":
         from .synthetic_tracks import synthetic_tracks
 
@@ -41,7 +41,10 @@ def _tracks(config: Config, split: str) -> list[Track]:
     from .musdbhq import musdbhq_tracks
 
     if data.dataset == "musdbhq":
+        from .download import provide
+
+        provide(data)
         return musdbhq_tracks(data.musdbhq_root, split, cache)
     from .musdb import decoded
 
-    return musdbhq_tracks(decoded(data.musdb_root), split, cache)
+    return musdbhq_tracks(Path(data.musdb_root) / "decoded", split, cache, only=decoded(data.musdb_root))

@@ -7,6 +7,10 @@ exact parts of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,28 +27,60 @@ def source_length(length: int, speed: float) -> int:
     return length if speed == 1 else max(1, round(length * speed / step)) * step
 
 
-def alter(waveform: Tensor, length: int, response: Tensor) -> Tensor:
-    """Resample `(C, N)` to `(C, length)`, so that pitch and tempo change by N / length, and filter it by the transfer
-    function `response`, `(1 or C, length // 2 + 1)`."""
-    spectrum = torch.fft.rfft(waveform)
-    missing = response.shape[-1] - spectrum.shape[-1]
-    spectrum = torch.nn.functional.pad(spectrum, (0, missing)) * response  # or cut, where that is negative
-    return torch.fft.irfft(spectrum, length) * (length / waveform.shape[-1])
+@dataclass(frozen=True)
+class Room:
+    """Noise of its own in each channel, which decays by 60 dB in `seconds` and holds `level_db` of the energy of the
+    dry sound."""
+
+    seed: int
+    seconds: float
+    level_db: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Room:
+        return cls(int(rng.integers(2**32)), rng.uniform(0.1, 1.0), rng.uniform(-25.0, -6.0))
+
+    def response(self, channels: int, length: int, sample_rate: int) -> Tensor:
+        """Transfer function `(C, length // 2 + 1)`."""
+        times = np.arange(min(length, round(self.seconds * sample_rate)), dtype=np.float32) / sample_rate
+        tail = np.random.default_rng(self.seed).standard_normal((channels, len(times)), dtype=np.float32)
+        tail *= 10 ** (-3 * times / self.seconds)
+        tail *= 10 ** (self.level_db / 20) / np.linalg.norm(tail, axis=1, keepdims=True)
+        return 1 + torch.fft.rfft(torch.from_numpy(tail), length)
 
 
-def equalizer(gains_db: np.ndarray, length: int, sample_rate: int) -> Tensor:
-    """Response `(1, length // 2 + 1)` without phase whose gains at `KNOTS`, in dB, are joined by straight lines over
-    octaves."""
+def alter(
+    waveform: Tensor,
+    samples: Sequence[int],
+    length: int,
+    sample_rate: int,
+    gains_db: Tensor,
+    rooms: Sequence[Room | None],
+) -> Tensor:
+    """Resample a batch `(B, C, N)` to `(B, C, length)`, so that pitch and tempo change, and filter it.
+
+    Args:
+        samples: of each item, how many of its N samples become `length`: its speed is samples / length.
+        gains_db: `(B, 9)` gains of zero-phase equalizers at `KNOTS`, in dB, joined by straight lines over octaves.
+        rooms: where each item sounds; None adds nothing.
+    """
+    bins, sizes = length // 2 + 1, np.array(samples)
+    spectrum = waveform.new_zeros(*waveform.shape[:-1], bins, dtype=torch.complex64)
+    for size in set(samples):
+        rows = torch.from_numpy(np.flatnonzero(sizes == size)).to(waveform.device)
+        part = torch.fft.rfft(waveform[rows, :, :size])[..., :bins]  # what is faster loses its highest bins
+        spectrum[rows, :, : part.shape[-1]] = part * (length / size)
+    gains = 10 ** (gains_db @ _lines(length, sample_rate, waveform.device) / 20)
+    spectrum *= gains[:, None]
+    for i, room in enumerate(rooms):
+        if room:
+            spectrum[i] *= room.response(waveform.shape[1], length, sample_rate).to(waveform.device)
+    return torch.fft.irfft(spectrum, length)
+
+
+@lru_cache(maxsize=8)
+def _lines(length: int, sample_rate: int, device: torch.device) -> Tensor:
+    """`(9, F)`: the share of each knot in the gain of each bin."""
     octaves = np.log2(np.arange(length // 2 + 1).clip(1) * (sample_rate / length))
-    gains = 10 ** (np.interp(octaves, np.log2(KNOTS), gains_db) / 20)
-    return torch.from_numpy(gains.astype(np.float32))[None]
-
-
-def room(rng: np.random.Generator, channels: int, length: int, sample_rate: int) -> Tensor:
-    """Response `(C, length // 2 + 1)` of a random room: the sound itself, and noise of its own in each channel, which
-    decays by 60 dB in 0.1 to 1 s and holds -25 to -6 dB of its energy."""
-    seconds, level = rng.uniform(0.1, 1.0), rng.uniform(-25.0, -6.0)
-    times = np.arange(min(length, round(seconds * sample_rate)), dtype=np.float32) / sample_rate
-    tail = rng.standard_normal((channels, len(times)), dtype=np.float32) * 10 ** (-3 * times / seconds)
-    tail *= 10 ** (level / 20) / np.linalg.norm(tail, axis=1, keepdims=True)
-    return 1 + torch.fft.rfft(torch.from_numpy(tail), length)
+    shares = [np.interp(octaves, np.log2(KNOTS), one) for one in np.eye(len(KNOTS))]
+    return torch.from_numpy(np.array(shares, np.float32)).to(device)

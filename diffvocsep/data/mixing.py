@@ -1,12 +1,14 @@
 """From tracks to training segments: which voice over which music, at what level, how altered.
 
 Segment `index` is a function of (seed, index) alone: any number of workers, any number of processes and any resumed
-run draw the same segments.
+run draw the same segments. `Segments.draw` makes the decisions, `render` carries them out, for one segment in a loader
+process as for a batch on a GPU (resident.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,8 +19,9 @@ from torch.utils.data import Dataset
 from ..config import Config
 from ..errors import UserError
 from ..streams import generator
-from .augment import KNOTS, alter, equalizer, room, source_length
+from .augment import KNOTS, Room, alter, source_length
 
+SIDES = ("vocals", "accompaniment")
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
 SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration
 
@@ -46,13 +49,60 @@ def to_channels(waveform: Tensor, channels: int) -> Tensor:
     return waveform.mean(0, keepdim=True) if channels == 1 else waveform[:channels]
 
 
+@dataclass(frozen=True)
+class Cut:
+    """One side of one track: `samples` from `start` (s) on become a segment, altered."""
+
+    track: int
+    start: float
+    samples: int
+    gain: float  # factor, negative where the polarity is flipped
+    equalizer_db: np.ndarray  # (9,), see `alter`
+    swap: bool  # left and right
+    room: Room | None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All that is decided by chance about segment `index`. `source_rate` is in Hz; `level_db` is how much louder than
+    the segment the song is that it pretends to come from."""
+
+    index: int
+    vocals: Cut
+    accompaniment: Cut
+    source_rate: float
+    level_db: float
+
+
+def render(crops: Tensor, cuts: Sequence[Cut], length: int, config: Config) -> Tensor:
+    """The sides `(B, C, length)` of segments from what was cut out for them, `(B, C, N)`, N at least their samples."""
+    data, device = config.data, crops.device
+    if data.speed_semitones or data.equalizer_db or data.reverb:
+        gains_db = torch.from_numpy(np.array([cut.equalizer_db for cut in cuts], np.float32)).to(device)
+        samples, rooms = [cut.samples for cut in cuts], [cut.room for cut in cuts]
+        crops = alter(crops, samples, length, config.audio.sample_rate, gains_db, rooms)
+    gains = torch.tensor([cut.gain for cut in cuts], dtype=torch.float32).to(device)
+    swap = torch.tensor([cut.swap for cut in cuts]).to(device)[:, None, None]
+    crops = crops[..., :length] * gains[:, None, None]
+    return torch.where(swap, crops.flip(1), crops)
+
+
+def describe(draws: Sequence[Draw]) -> dict[str, Tensor]:
+    """The numbers of a batch of segments that go with its waveforms, `(B,)` each."""
+    return {
+        "source_rate": torch.tensor([draw.source_rate for draw in draws], dtype=torch.float32),
+        "level_db": torch.tensor([draw.level_db for draw in draws], dtype=torch.float32),
+        "index": torch.tensor([draw.index for draw in draws]),
+    }
+
+
 class Segments(Dataset):
-    """Training segments: `vocals`, `accompaniment` `(C, N)`, `source_rate` (Hz), `index`, and `level_db`: how much
-    louder than the segment the song is that it pretends to come from."""
+    """Training segments: `vocals`, `accompaniment` `(C, N)`, and `source_rate`, `level_db` and `index` as in `Draw`."""
 
     def __init__(self, tracks: Sequence[Track], config: Config, size: int) -> None:
         self.tracks, self.config, self.size = tracks, config, size
-        self.weights = {side: _weights(tracks, side) for side in ("vocals", "accompaniment")}
+        self.length = round(config.data.segment_seconds * config.audio.sample_rate)
+        self.weights = {side: _weights(tracks, side) for side in SIDES}
         for side, weights in self.weights.items():
             if not weights.any():
                 raise UserError(f"none of the {len(tracks)} training tracks has {side}; both sides are needed")
@@ -60,49 +110,47 @@ class Segments(Dataset):
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def draw(self, index: int) -> Draw:
+        """What chance decides about segment `index`."""
         data, audio = self.config.data, self.config.audio
         rng = generator(self.config.train.seed, "segments", index)
-        singer = self.tracks[rng.choice(len(self.tracks), p=self.weights["vocals"])]
-        band, gain = singer, 0.0
+        singer = band = int(rng.choice(len(self.tracks), p=self.weights["vocals"]))
+        gain_db = 0.0
         remix = rng.random() < data.remix_probability
-        if remix or "accompaniment" not in singer.stems:
-            band = self.tracks[rng.choice(len(self.tracks), p=self.weights["accompaniment"])]
-            voice, music = (
-                singer.loudness("vocals", audio.sample_rate),
-                band.loudness("accompaniment", audio.sample_rate),
-            )
+        if remix or "accompaniment" not in self.tracks[singer].stems:
+            band = int(rng.choice(len(self.tracks), p=self.weights["accompaniment"]))
+            voice = self.tracks[singer].loudness("vocals", audio.sample_rate)
+            music = self.tracks[band].loudness("accompaniment", audio.sample_rate)
             if voice > 0 and music > 0:
-                gain = REMIX_DB + 20 * np.log10(music / voice)
-        length = round(data.segment_seconds * audio.sample_rate)
-        crops = {track: _crop(track, length, data.speed_semitones, audio.sample_rate, rng) for track in (singer, band)}
+                gain_db = REMIX_DB + 20 * np.log10(music / voice)
+        crops = {i: _crop(self.tracks[i], self.length, data.speed_semitones, audio.sample_rate, rng)
+                 for i in (singer, band)}  # fmt: skip
 
-        def cut(track: Track, side: str, gain_db: float) -> Tensor:
+        def cut(track: int, gain_db: float) -> Cut:
             start, samples = crops[track]
-            waveform = track.read(side, start, samples / audio.sample_rate, audio.sample_rate)
-            waveform = to_channels(waveform, audio.channels) * 10 ** (gain_db / 20)
-            response = equalizer(data.equalizer_db * rng.standard_normal(len(KNOTS)), length, audio.sample_rate)
-            if rng.random() < data.reverb:
-                response = response * room(rng, audio.channels, length, audio.sample_rate)
-            elif samples == length and not data.equalizer_db:
-                response = None  # nothing is altered
-            if response is not None:
-                waveform = alter(waveform, length, response)
-            if rng.random() < data.channel_swap:
-                waveform = waveform.flip(0)
-            return -waveform if rng.random() < data.polarity_flip else waveform
+            equalizer_db = np.zeros(len(KNOTS))
+            if samples != self.length or data.equalizer_db:
+                equalizer_db = data.equalizer_db * rng.standard_normal(len(KNOTS))
+            swap, flip = rng.random() < data.channel_swap, rng.random() < data.polarity_flip
+            room = Room.draw(rng) if rng.random() < data.reverb else None
+            gain = 10 ** (gain_db / 20) * (-1 if flip else 1)
+            return Cut(track, start, samples, gain, equalizer_db, bool(swap), room)
 
-        vocals = cut(singer, "vocals", gain + rng.uniform(-data.gain_db, data.gain_db))
-        accompaniment = cut(band, "accompaniment", rng.uniform(-data.gain_db, data.gain_db))
+        vocals = cut(singer, gain_db + rng.uniform(-data.gain_db, data.gain_db))
+        accompaniment = cut(band, rng.uniform(-data.gain_db, data.gain_db))
         if rng.random() < data.silent_vocals:
-            vocals.zero_()
-        return {
-            "vocals": vocals,
-            "accompaniment": accompaniment,
-            "source_rate": torch.tensor(min(track.source_rate * crops[track][1] / length for track in crops)),
-            "level_db": torch.tensor(rng.normal(0, data.level_db), dtype=torch.float32),
-            "index": torch.tensor(index),
-        }
+            vocals = replace(vocals, gain=0.0)
+        source_rate = min(self.tracks[i].source_rate * crops[i][1] / self.length for i in crops)
+        return Draw(index, vocals, accompaniment, source_rate, rng.normal(0, data.level_db))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        audio, draw = self.config.audio, self.draw(index)
+        item = {name: values[0] for name, values in describe([draw]).items()}
+        for side in SIDES:
+            cut: Cut = getattr(draw, side)
+            crop = self.tracks[cut.track].read(side, cut.start, cut.samples / audio.sample_rate, audio.sample_rate)
+            item[side] = render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)[0]
+        return item
 
 
 def _crop(track: Track, length: int, semitones: float, rate: int, rng: np.random.Generator) -> tuple[float, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,27 +18,47 @@ if TYPE_CHECKING:
     from musdb import DB, MultiTrack
 
 SUFFIX = ".stem.mp4"
+STAMP = ".source"  # in the folder of a decoded song: what it was decoded from
+CODEC_FRAMES = 2 * 1024  # samples by which the lengths of coded stems may differ without one being broken
+ABANDONED = 3600.0  # s without a change, after which a folder is no longer being written
 
 
-def decoded(root: str | Path) -> Path:
-    """The folder `<root>/decoded`, with `<song>/{vocals,drums,bass,other}.flac` of every song in `<root>/train`.
+def decoded(root: str | Path) -> dict[str, Path]:
+    """The songs in `<root>/train`, each with its folder `<root>/decoded/<song>/{mixture,vocals,drums,bass,other}.flac`.
 
-    A song that is not there yet is decoded: a few minutes and 7 GB for the whole dataset, once.
+    A song that is not there yet, or was decoded from another file, is decoded: a few minutes and 9 GB for the whole
+    dataset, once. An interrupted run goes on with the song it was at.
 
     Raises:
         UserError: no songs, a damaged one, no `musdb` package, no ffmpeg, or a folder that cannot be written.
     """
     root = Path(root)
-    songs = [path.name.removesuffix(SUFFIX) for path in (root / "train").glob("*" + SUFFIX)]
-    if not songs:
-        raise UserError(f"there is no train/*{SUFFIX} in '{root}'; set data.musdb_root to the folder of MUSDB18")
-    target = root / "decoded"
-    missing = {song for song in songs if not (target / song).is_dir()}
+    files = {path.name.removesuffix(SUFFIX): path for path in sorted((root / "train").glob("*" + SUFFIX))}
+    if not files:
+        raise UserError(
+            f"there is no train/*{SUFFIX} in '{root}'; set data.musdb_root to the folder of MUSDB18, or get 7 s of "
+            f"each song: python -c \"import musdb; musdb.DB(root='{root.as_posix()}', download=True)\""
+        )
+    folders = {song: root / "decoded" / song for song in files}
+    missing = {song for song in files if not _is_current(folders[song], files[song])}
     if missing:
         tracks = [track for track in _open(root) if track.name in missing]
         for track in tqdm(tracks, "Decoding MUSDB18", unit="song"):
-            _decode(track, target / track.name)
-    return target
+            if not _is_current(folders[track.name], files[track.name]):  # another process may have been faster
+                _decode(track, folders[track.name], stamp(files[track.name]))
+    return folders
+
+
+def stamp(path: Path) -> str:
+    """What tells a source from another of the same name."""
+    return f"{path.stat().st_size} bytes, changed {path.stat().st_mtime_ns} ns after 1970\n"
+
+
+def _is_current(folder: Path, source: Path) -> bool:
+    try:
+        return (folder / STAMP).read_text(encoding="utf-8") == stamp(source)
+    except OSError:
+        return False
 
 
 def _open(root: Path) -> DB:
@@ -55,17 +76,29 @@ def _open(root: Path) -> DB:
         raise UserError(f"a song of MUSDB18 cannot be decoded ({reason}); replace it by a whole copy") from None
 
 
-def _decode(track: MultiTrack, folder: Path) -> None:
-    """Write the sources of a track, exactly as decoded, and only then give the folder its name."""
+def _decode(track: MultiTrack, folder: Path, source: str) -> None:
+    """Write mixture and sources of a track, exactly as decoded, and only then give the folder its name."""
+    for old in folder.parent.glob(".*.part"):  # of a run that was killed
+        if time.time() - old.stat().st_mtime > ABANDONED:
+            shutil.rmtree(old, ignore_errors=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
-        for name, source in track.sources.items():
-            samples = np.round(source.audio * 2**15).astype(np.int16)  # decoded to 16 bit by the package
-            soundfile.write(part / f"{name}.flac", samples, int(source.rate), "PCM_16")
+        sounds = {name: sound.audio for name, sound in {"mixture": track, **track.sources}.items()}
+        lengths = [len(audio) for audio in sounds.values()]
+        if max(lengths) - min(lengths) <= CODEC_FRAMES:
+            sounds = {name: audio[: min(lengths)] for name, audio in sounds.items()}
+        for name, audio in sounds.items():
+            samples = np.round(audio * 2**15).astype(np.int16)  # decoded to 16 bit by the package
+            soundfile.write(part / f"{name}.flac", samples, int(track.rate), "PCM_16")
+        (part / STAMP).write_text(source, encoding="utf-8")
+        if folder.exists():
+            outdated = folder.with_name(f".{folder.name}.{os.getpid()}.old.part")
+            folder.rename(outdated)
+            shutil.rmtree(outdated, ignore_errors=True)
         part.rename(folder)
     except OSError as error:
-        if not folder.is_dir():  # else another process was faster
+        if not (folder / STAMP).is_file():  # else another process was faster
             raise UserError(f"'{folder}' cannot be written ({error}); copy MUSDB18 to a folder of yours") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -1,44 +1,99 @@
-"""MUSDB18-HQ: `<root>/train/<artist> - <title>/{vocals,drums,bass,other,mixture}.wav` (Rafii et al. 2019).
+"""MUSDB18-HQ: `<root>/train/<artist> - <title>/{mixture,drums,bass,vocals,other}.wav` (Rafii et al. 2019).
 
-Songs of the training half are split as the `musdb` package does it; the test half is never touched.
+Songs of the training half are split as the `musdb` package does it; the test half is never touched, also where all
+songs lie in one folder. A song that is broken is named and left out.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Collection
 from pathlib import Path
 
+import soundfile
+
 from ..errors import UserError
-from .stems import StemTrack, find_tracks
+from .musdb_songs import DEV_SONGS, TEST_SONGS
+from .stems import EXTENSIONS, StemTrack
 
-DEV_SONGS = (  # `validation_tracks` of the musdb package
-    "Actions - One Minute Smile",
-    "Alexander Ross - Goodbye Bolero",
-    "ANiMAL - Rockshow",
-    "Clara Berry And Wooldog - Waltz For My Victims",
-    "Fergessen - Nos Palpitants",
-    "James May - On The Line",
-    "Johnny Lokke - Promises & Lies",
-    "Leaf - Summerghost",
-    "Meaxic - Take A Step",
-    "Patrick Talbot - A Reason To Leave",
-    "Skelpolu - Human Mistakes",
-    "Traffic Experiment - Sirens",
-    "Triviul - Angelsaint",
-    "Young Griffo - Pennies",
-)
+STEMS = ("vocals", "drums", "bass", "other")
+BAD_SHARE = 0.1  # of the songs; with more of them bad, something is wrong with the whole
+LAYOUT = "<root>/train/<artist> - <title>/{mixture,drums,bass,vocals,other}.wav, with or without train/"
 
 
-def musdbhq_tracks(root: str | Path, split: str, cache: Path | None) -> list[StemTrack]:
-    """The songs of `split`: `dev` are the fourteen above, `train` the others. They lie in `<root>/train`, or in `root`
-    itself if there is neither `train` nor `test` in it.
+def musdbhq_tracks(
+    root: str | Path, split: str, cache: Path | None, only: Collection[str] | None = None
+) -> list[StemTrack]:
+    """The songs of `split`: `dev` are the validation songs of the `musdb` package, `train` the others.
+
+    Args:
+        only: names of songs; others in the folder are none.
 
     Raises:
-        UserError: no such folder, or no song of this split in it.
+        UserError: no such folder, no song of this split in it, or more than a tenth of the songs bad.
     """
     root = Path(root)
-    folder = root / "train" if any((root / half).is_dir() for half in ("train", "test")) else root
-    dev = {song.lower() for song in DEV_SONGS}
-    tracks = [t for t in find_tracks(folder, cache) if (Path(t.name).name.lower() in dev) == (split == "dev")]
-    if not tracks:
-        raise UserError(f"'{folder}' has no {split} song of MUSDB18; give the folder of the whole dataset")
-    return tracks
+    if not root.is_dir():
+        raise UserError(f"there is no folder '{root}'; expected {LAYOUT}")
+    half = _training_half(root)
+    songs = sorted(f for f in half.iterdir() if f.is_dir() and not f.name.startswith("."))
+    if half == root:  # everything in one folder
+        songs = [f for f in songs if f.name.lower() not in TEST_SONGS | {"test"}]
+    if only is not None:
+        songs = [f for f in songs if f.name in only]
+    bad = {song: problem for song in songs if (problem := _problem(song))}
+    found = f"expected {LAYOUT}; found in '{half}': {_contents(half)}"
+    if len(bad) > BAD_SHARE * len(songs):
+        song, problem = next(iter(bad.items()))
+        raise UserError(
+            f"{len(bad)} of {len(songs)} songs of MUSDB18 are bad, such as '{song.name}' ({problem}); {found}"
+        )
+    wanted = [song for song in songs if (song.name.lower() in DEV_SONGS) == (split == "dev")]
+    for song in wanted:
+        if song in bad:
+            print(f"note: the song '{song.name}' is left out: {bad[song]}", file=sys.stderr)
+    good = [song for song in wanted if song not in bad]
+    if not good:
+        raise UserError(f"there is no {split} song of MUSDB18; {found}")
+    return [StemTrack(song, half, cache, (*STEMS, "mixture")) for song in good]
+
+
+def _training_half(root: Path) -> Path:
+    """The folder of the songs: `train` in `root` or in the only folder in it, else `root` itself."""
+    folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
+    for parent in [root, *(folders if len(folders) == 1 else [])]:
+        for folder in parent.iterdir():
+            if folder.name.lower() == "train" and folder.is_dir():
+                return folder
+    return root
+
+
+def _problem(song: Path) -> str:
+    """What is wrong with a song, or nothing. Other sample rates are not: they are converted."""
+    files = {f.stem.lower(): f for f in sorted(song.iterdir()) if f.suffix.lower() in EXTENSIONS and f.name[0] != "."}
+    missing = [name for name in STEMS if name not in files]
+    if missing:
+        return f"{', '.join(missing)} missing"
+    seconds, rates = {}, []
+    for name in (*STEMS, *({"mixture"} & files.keys())):
+        try:
+            with soundfile.SoundFile(files[name]) as file:
+                seconds[name] = file.frames / file.samplerate
+                rates.append(file.samplerate)
+        except (soundfile.LibsndfileError, OSError) as error:
+            return f"{files[name].name} cannot be read ({str(error).strip().splitlines()[-1]})"
+        if not seconds[name]:
+            return f"{files[name].name} holds no samples"
+    if max(seconds.values()) - min(seconds.values()) > 1 / min(rates):
+        return "lengths differ: " + ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
+    return ""
+
+
+def _contents(folder: Path) -> str:
+    """A folder in a few words."""
+    names = sorted(f.name + "/" * f.is_dir() for f in folder.iterdir() if not f.name.startswith("."))
+    if not names:
+        return "nothing"
+    stems = sum(name.endswith(".stem.mp4") for name in names)
+    advice = f" ({stems} are stem files: that is data.dataset musdb)" if stems else ""
+    return f"{len(names)} entries, such as {', '.join(names[:3])}{advice}"

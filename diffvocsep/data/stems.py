@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +37,10 @@ class StemTrack:
         source_rate: lowest sample rate of its files in Hz; nothing above half of it is real.
     """
 
-    def __init__(self, folder: Path, root: Path, cache: Path | None) -> None:
+    def __init__(self, folder: Path, root: Path, cache: Path | None, names: Collection[str] | None = None) -> None:
+        """`names` are those of the files that count, without suffix; all, if it is not given."""
         files = sorted(f for f in folder.iterdir() if _is_audio(f.relative_to(folder)))
+        files = [f for f in files if names is None or f.stem.lower() in names]
         named = {side: [f for f in files if f.stem.lower() == side] for side in ("vocals", "accompaniment", "mixture")}
         others = [f for f in files if f.stem.lower() not in named]
         self.name, self.group = folder.relative_to(root).as_posix(), folder.parent.relative_to(root).as_posix()
@@ -64,6 +66,8 @@ class StemTrack:
                     file.seek(min(file.frames, round(start * file.samplerate)))
                     samples = file.read(round(seconds * file.samplerate) + 1, "float32", always_2d=True)
                     crop = resample(torch.from_numpy(samples.T), file.samplerate, sample_rate)[:, :length]
+                    if not crop.isfinite().all():
+                        raise UserError(f"'{path}' has samples that are not finite numbers; export it again")
             total = total + torch.nn.functional.pad(crop[:CHANNELS], (0, length - crop.shape[-1]))
         return total
 

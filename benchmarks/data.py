@@ -1,0 +1,185 @@
+"""How fast training segments come, of each kind of data and each `data.cache`, and whether training waits for them:
+
+    python -m benchmarks.data
+
+Songs are made from the stem file that the package `stempeg` ships: three minutes of it, as MUSDB18, as MUSDB18-HQ and
+as folders of stems. Needs `musdb` and ffmpeg. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from diffvocsep.cli import main
+from diffvocsep.config import Config, load_config
+from diffvocsep.data import Segments, train_tracks
+from diffvocsep.data.loading import load_segments
+from diffvocsep.device import resolve_device
+from diffvocsep.trainer import Trainer
+
+SONGS = ("A - One", "B - Two", "C - Three", "Leaf - Summerghost")  # the last one is of the validation set
+REPEATS = 30  # of six seconds
+
+
+def make_songs(root: Path) -> None:
+    """The same songs in three layouts: `root/musdb`, `root/musdbhq`, and `root/stems` with `root/stems_dev`."""
+    import stempeg
+
+    from diffvocsep.data.musdb import decoded
+
+    train = root / "musdb" / "train"
+    train.mkdir(parents=True)
+    command = ["ffmpeg", "-v", "error", "-stream_loop", str(REPEATS - 1), "-i", stempeg.example_stem_path()]
+    subprocess.run([*command, "-map", "0:a", "-c", "copy", str(train / f"{SONGS[0]}.stem.mp4")], check=True)
+    for song in SONGS[1:]:
+        shutil.copy(train / f"{SONGS[0]}.stem.mp4", train / f"{song}.stem.mp4")
+    for song, folder in decoded(root / "musdb").items():
+        stems = {path.stem: soundfile.read(path, dtype="float32") for path in folder.glob("*.flac")}
+        hq = root / "musdbhq" / "train" / song
+        two = root / ("stems_dev" if song == SONGS[-1] else "stems") / song
+        for path in (hq, two):
+            path.mkdir(parents=True)
+        for name, (samples, rate) in stems.items():
+            soundfile.write(hq / f"{name}.wav", samples, rate, "PCM_16")
+        rest = sum(stems[name][0] for name in ("drums", "bass", "other"))
+        soundfile.write(two / "vocals.wav", *stems["vocals"], "PCM_16")
+        soundfile.write(two / "accompaniment.wav", rest, stems["vocals"][1], "FLOAT")
+
+
+def settings(root: Path, dataset: str, cache: str, workers: int = 0) -> Config:
+    """The default configuration, with data and logs below `root`."""
+    paths = {"data.root": "stems", "data.dev_root": "stems_dev", "data.musdb_root": "musdb", "data.cache_dir": "cache",
+             "data.musdbhq_root": "musdbhq", "log.tb_log_dir": "tb", "log.checkpoint_dir": "checkpoints"}  # fmt: skip
+    overrides = [f"{key}='{(root / name).as_posix()}'" for key, name in paths.items()]
+    overrides += [f"data.dataset={dataset}", f"data.cache={cache}", f"data.workers={workers}", "data.synthetic_songs=8"]
+    return load_config(None, [*overrides, "train.max_steps=100000", "train.val_batches=1"])
+
+
+def warm(config: Config) -> Segments:
+    """The training segments, with everything decoded, made or measured that is so only once."""
+    segments = Segments(train_tracks(config), config, 10**6)
+    for track in segments.tracks:
+        for side in ("vocals", "accompaniment"):
+            track.loudness(side, config.audio.sample_rate)
+    return segments
+
+
+def rate(draw: Callable[[], int], seconds: float) -> float:
+    """Items per second of `draw`, which returns how many it made; the first call does not count."""
+    draw()
+    began, made = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        made += draw()
+    return made / (time.perf_counter() - began)
+
+
+def on(device: torch.device, batch: dict[str, Tensor]) -> int:
+    """Wait until a batch is ready; how many segments it has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return len(batch["index"])
+
+
+def waiting(trainer: Trainer, stream: Iterator[dict[str, Tensor]], steps: int) -> tuple[float, float]:
+    """Seconds of a step, and the share of them spent waiting for the batch; medians, after two steps of warm-up."""
+    times, waits = [], []
+    for _ in range(steps + 2):
+        began = time.perf_counter()
+        batch = next(stream)
+        waits.append(time.perf_counter() - began)
+        trainer._optimize([batch])
+        on(trainer.device, batch)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[2:]), statistics.median(waits[2:]) / statistics.median(times[2:])
+
+
+def compare(root: Path, seconds: float) -> tuple[float, dict[str, float]]:
+    """Crops (vocals and accompaniment, 3 s, unaltered) per second: by the musdb package, and by each cache."""
+    import musdb
+
+    songs = musdb.DB(root=str(root / "musdb"), subsets="train", split="train").tracks
+    rng = np.random.default_rng(0)
+    length = Config().data.segment_seconds
+
+    def theirs() -> int:
+        song = songs[rng.integers(len(songs))]
+        song.chunk_duration, song.chunk_start = length, rng.uniform(0, song.duration - length)
+        for target in ("vocals", "accompaniment"):
+            assert len(song.targets[target].audio) == length * 44100
+        return 1
+
+    ours = {}
+    for cache in ("none", "memory"):
+        tracks = warm(settings(root, "musdb", cache)).tracks
+
+        def read(tracks=tracks) -> int:
+            track = tracks[rng.integers(len(tracks))]
+            start = rng.uniform(0, track.seconds - length)
+            for side in ("vocals", "accompaniment"):
+                assert track.read(side, start, length, 44100).shape == (2, length * 44100)
+            return 1
+
+        ours[cache] = rate(read, seconds)
+    return rate(theirs, seconds), ours
+
+
+def run(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of a rate (default: 5)")
+    parser.add_argument("--steps", type=int, default=8, help="of each measurement of training (default: 8)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes, where there are any (default: 2)")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+
+    device = resolve_device(args.device)
+    with tempfile.TemporaryDirectory(prefix="diffvocsep-") as folder:
+        root = Path(folder)
+        make_songs(root)
+        trainer = Trainer(settings(root, "musdbhq", "memory"), device, "none")
+        batch = next(load_segments(trainer.segments, 0, device))
+        alone, _ = waiting(trainer, iter([batch] * (args.steps + 2)), args.steps)
+        size = trainer.config.train.batch_size
+        load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+        print(f"{os.cpu_count()} cores, {platform.machine()}, training on {device}, {torch.get_num_threads()} threads, "
+              f"torch {torch.__version__}, load average {load}")  # fmt: skip
+        print(f"the default model takes {alone:.3f} s for a step of {size} segments: {size / alone:.1f} segments/s\n")
+        print("| `data.dataset` | `data.cache` | `data.workers` | segments/s | step, s | waiting for data |")
+        print("|---|---|---|---|---|---|")
+        for dataset in ("synthetic", "stems", "musdbhq", "musdb"):
+            for cache in ("none", "memory", "device") if dataset != "synthetic" else ("memory", "device"):
+                for workers in (0, args.workers) if cache != "device" else (0,):
+                    segments = warm(settings(root, dataset, cache, workers))
+                    stream = load_segments(segments, 0, device)
+                    speed = rate(lambda stream=stream: on(device, next(stream)), args.seconds)
+                    step, wait = waiting(trainer, stream, args.steps)
+                    print(
+                        f"| {dataset} | {cache} | {workers} | {speed:.1f} | {step:.3f} | {100 * wait:.1f} % |",
+                        flush=True,
+                    )
+                    del stream
+        theirs, ours = compare(root, args.seconds)
+        print("\n| 3 s of vocals and accompaniment from MUSDB18's stem files | crops/s | times the package |")
+        print("|---|---|---|")
+        print(f"| the musdb package: `chunk_start`, `chunk_duration`, `targets` | {theirs:.2f} | 1 |")
+        for cache, crops in ours.items():
+            print(f"| `data.cache: {cache}` | {crops:.0f} | {crops / theirs:.0f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    main(run)

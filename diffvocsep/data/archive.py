@@ -1,0 +1,173 @@
+"""zip and 7z archives from strangers, unpacked so that nothing leaves the target folder.
+
+What is refused, before anything is written: names that lead elsewhere (`../`, absolute, a drive), links and other
+special files, encryption, two entries of one name, and more or larger entries than a dataset can have. A zip that lies
+about its sizes is stopped where it breaks its word.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import stat
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tqdm.auto import tqdm
+
+from ..errors import UserError
+
+LARGEST = 100 * 10**9  # bytes unpacked; MUSDB18-HQ has 32e9
+ENTRIES = 100_000
+BLOCK = 1 << 20
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, FileExistsError, NotADirectoryError)
+ZIP, SEVEN_ZIP = b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c"
+
+
+class BadArchive(UserError):
+    """The archive is damaged or hostile, or none at all: there is no use in keeping it."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    size: int  # bytes, as announced
+    folder: bool
+    special: bool  # a link, a device, ...
+    encrypted: bool = False
+
+
+def unpack(archive: Path, target: Path, largest: int = LARGEST) -> None:
+    """Unpack into `target`, which is made anew; it exists afterwards only if all of the archive is in it.
+
+    Args:
+        largest: bytes that the contents may have.
+
+    Raises:
+        BadArchive: no zip or 7z archive, a damaged or a hostile one.
+        UserError: no `py7zr` for a 7z, or a disk that is too full.
+    """
+    with archive.open("rb") as file:
+        magic = file.read(6)
+    if magic[:4] == ZIP:
+        how = _unpack_zip
+    elif magic == SEVEN_ZIP:
+        how = _unpack_7z
+    else:
+        raise BadArchive(f"'{archive}' is neither a zip nor a 7z archive; perhaps a web page came instead, try again")
+    clear(target)
+    target.mkdir(parents=True)
+    try:
+        how(archive, target, largest)
+    except BaseException:
+        clear(target)
+        raise
+
+
+def clear(path: Path) -> None:
+    """Remove a file, a folder or a link, not what it leads to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def _check(archive: Path, entries: list[_Entry], target: Path, largest: int) -> dict[str, Path]:
+    """Where each entry goes. Raises UserError if there is anything in the archive that a dataset has no use for."""
+
+    def refuse(entry: _Entry, reason: str) -> None:
+        raise BadArchive(f"'{archive}' is refused: its entry {entry.name!r} {reason}; get it from somewhere else")
+
+    places: dict[str, Path] = {}
+    taken = set()
+    for entry in entries:
+        path = PurePosixPath(entry.name.replace("\\", "/"))
+        nameless = not path.parts and not entry.folder
+        if path.is_absolute() or nameless or ".." in path.parts or ":" in entry.name or "\0" in entry.name:
+            refuse(entry, "would be written outside of the folder")
+        if entry.special:
+            refuse(entry, "is a link or a special file")
+        if entry.encrypted:
+            refuse(entry, "is encrypted")
+        if not entry.folder and str(path).lower() in taken:
+            refuse(entry, "is in it twice")
+        taken.add(str(path).lower())
+        places[entry.name] = target.joinpath(*path.parts)
+    total = sum(entry.size for entry in entries)
+    if len(entries) > ENTRIES or total > largest:
+        raise BadArchive(
+            f"'{archive}' is refused: it has {len(entries)} entries and {total / 1e9:.3g} GB unpacked, more than the "
+            f"{ENTRIES} and {largest / 1e9:.3g} GB that a dataset may have; get it from somewhere else"
+        )
+    free = shutil.disk_usage(target).free
+    if total > free:
+        raise UserError(
+            f"'{archive}' needs {total / 1e9:.1f} GB unpacked but only {free / 1e9:.1f} GB are free in "
+            f"'{target.parent}'; make room"
+        )
+    return places
+
+
+def _damaged(archive: Path, reason: object) -> BadArchive:
+    text = str(reason).strip().splitlines() or ["no reason given"]
+    return BadArchive(f"'{archive}' is damaged ({text[-1]}); fetch it again")
+
+
+def _unpack_zip(archive: Path, target: Path, largest: int) -> None:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            infos = file.infolist()
+            places = _check(archive, [_zip_entry(info) for info in infos], target, largest)
+            total = sum(info.file_size for info in infos)
+            with tqdm(total=total, desc=f"Unpacking {archive.name}", unit="B", unit_scale=True) as bar:
+                for info in infos:
+                    place = places[info.filename]
+                    if info.is_dir():
+                        place.mkdir(parents=True, exist_ok=True)
+                        continue
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    written = 0
+                    with file.open(info) as source, place.open("xb") as sink:
+                        while block := source.read(BLOCK):
+                            written += len(block)
+                            if written > info.file_size:
+                                raise zipfile.BadZipFile(f"{info.filename} is larger than announced")
+                            sink.write(block)
+                            bar.update(len(block))
+                    if written != info.file_size:
+                        raise zipfile.BadZipFile(f"{info.filename} ends early")
+    except DAMAGE as error:
+        raise _damaged(archive, error) from None
+
+
+def _zip_entry(info: zipfile.ZipInfo) -> _Entry:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    special = kind not in (0, stat.S_IFREG, stat.S_IFDIR)
+    return _Entry(info.filename, info.file_size, info.is_dir(), special, bool(info.flag_bits & 1))
+
+
+def _unpack_7z(archive: Path, target: Path, largest: int) -> None:
+    try:
+        import py7zr
+    except ImportError:
+        raise UserError(f"'{archive}' is a 7z archive; to unpack it: pip install py7zr") from None
+    try:
+        with py7zr.SevenZipFile(archive) as file:
+            if file.needs_password():
+                raise BadArchive(f"'{archive}' is refused: it is encrypted; get it from somewhere else")
+            entries = [_Entry(i.filename, i.uncompressed or 0, i.is_directory, not (i.is_directory or i.is_file))
+                       for i in file.list()]  # fmt: skip
+            _check(archive, entries, target, largest)
+            print(f"unpacking {archive.name}: {sum(e.size for e in entries) / 1e9:.3g} GB", flush=True)
+            file.extractall(target)
+    except UserError:
+        raise
+    except Exception as error:  # the decoders of 7z have errors of many kinds for damaged data
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        raise _damaged(archive, error) from None
+    for path in target.rglob("*"):  # whatever the list said
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise BadArchive(f"'{archive}' is refused: its entry '{path.name}' is a link or a special file")
