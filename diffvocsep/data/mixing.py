@@ -59,14 +59,21 @@ class Segments(Dataset):
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        data, audio = self.config.data, self.config.audio
+    def songs(self, index: int) -> tuple[Track, Track, bool, np.random.Generator]:
+        """Whose voice and whose music segment `index` is made of, whether as foreign to each other, and the generator
+        for all that is drawn after."""
         rng = generator(self.config.train.seed, "segments", index)
         singer = self.tracks[rng.choice(len(self.tracks), p=self.weights["vocals"])]
-        band, gain = singer, 0.0
-        remix = rng.random() < data.remix_probability
-        if remix or "accompaniment" not in singer.stems:
-            band = self.tracks[rng.choice(len(self.tracks), p=self.weights["accompaniment"])]
+        remix = rng.random() < self.config.data.remix_probability or "accompaniment" not in singer.stems
+        if not remix:
+            return singer, singer, False, rng
+        return singer, self.tracks[rng.choice(len(self.tracks), p=self.weights["accompaniment"])], True, rng
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        data, audio = self.config.data, self.config.audio
+        singer, band, remix, rng = self.songs(index)
+        gain = 0.0
+        if remix:
             voice, music = (
                 singer.loudness("vocals", audio.sample_rate),
                 band.loudness("accompaniment", audio.sample_rate),
