@@ -70,6 +70,7 @@ class Trainer:
         self.run_id = time.strftime("%Y%m%d-%H%M%S")
         self.changes: list[str] = []  # what a resumed run does differently
         self.stop = False
+        self.saved = time.monotonic()  # when a checkpoint was last written
         self.asked, self.waited = 0.0, 0.0  # when the last batches were asked for, and how long they took, s
         self._resume(resume)
         self.network = torch.compile(self.model) if train.compile else self.model
@@ -99,6 +100,11 @@ class Trainer:
             return
         state = load_checkpoint(path)
         before = from_dict(state["config"])
+        if resume == "auto" and before.data.dataset != self.config.data.dataset:
+            raise UserError(
+                f"{path} was trained with data.dataset {before.data.dataset}, not {self.config.data.dataset}; use "
+                f"--resume none to start anew, --resume {path} to go on with it, or another log.checkpoint_dir"
+            )
         changed = differences(before, self.config)
         self.changes = [
             f"{key}: {show(old)} -> {show(new)}" for key, (old, new) in changed.items() if not is_fixed(key)
@@ -106,11 +112,6 @@ class Trainer:
         if self.changes:
             tqdm.write(f"changed since {path} was written, and accepted: {', '.join(self.changes)}")
         require_same_network(before, self.config, str(path))
-        if resume == "auto" and before.data.dataset != self.config.data.dataset:
-            raise UserError(
-                f"{path} was trained with data.dataset {before.data.dataset}, not {self.config.data.dataset}; use "
-                f"--resume none to start anew, --resume {path} to go on with it, or another log.checkpoint_dir"
-            )
         self.model.load_state_dict(state["model"])
         self.ema = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
@@ -119,8 +120,9 @@ class Trainer:
         if state["scaler"]:  # empty where it was not in use
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.run_id = state["step"], state["run_id"]
-        self.validated = state.get("validated", self.step)  # older checkpoints were written after the validation
-        self.skipped = state.get("skipped", 0)
+        if "validated" not in state:  # such checkpoints were written after the validation
+            tqdm.write(f"{path} is of an older version, which did not count skipped steps: they count from here")
+        self.validated, self.skipped = state.get("validated", self.step), state.get("skipped", 0)
         decisive = [key for key in changed if key in DECISIVE.split() or key.startswith("separation.")]
         if decisive:
             tqdm.write(f"{', '.join(decisive)} changed what is validated: the best SDR so far is forgotten")
@@ -159,8 +161,8 @@ class Trainer:
             f"training on {self.device}: {parameters / 1e6:.2f} M parameters, {len(self.segments.tracks)} tracks, "
             f"{len(self.clips)} dev clips, {self.total_steps} steps; config, versions and history in {folder}"
         )
-        previous = signal.signal(signal.SIGINT, self._interrupt)
         monitor = Monitor(folder, self.config, self.device, self.step, self.total_steps, self.best_sdr, about)
+        previous = signal.signal(signal.SIGINT, self._interrupt)
         try:
             self._train(monitor)
             finished = self.step >= self.total_steps and self.validated == self.step
@@ -179,7 +181,6 @@ class Trainer:
 
     def _train(self, monitor: Monitor) -> None:
         """All steps and validations, or those until Ctrl-C."""
-        self.saved = time.monotonic()
         if self._due():  # Ctrl-C came before it
             self._validate(monitor)
         for batches in self._steps():
@@ -286,11 +287,13 @@ class Trainer:
 
     def _validate(self, monitor: Monitor) -> None:
         """Separate the dev clips with the EMA weights; keep the best. After Ctrl-C it is left for the next start."""
-        monitor.flush()
-        self._save("last.pt")  # a validation can take minutes
         model = copy.deepcopy(self.model)  # not UNet(...), which would draw random weights
         model.load_state_dict(self.ema)
-        result = validate(Separator(model, self.config, self.device), self.clips, EXAMPLES, lambda: self.stop)
+        try:
+            result = validate(Separator(model, self.config, self.device), self.clips, EXAMPLES, lambda: self.stop)
+        except KeyboardInterrupt:  # the second
+            self._save("last.pt")
+            raise
         if result is None:
             return
         median = statistics.median(result.scores)
