@@ -76,7 +76,7 @@ class Monitor:
         self.heard = False
         self.terms: list[dict[str, Tensor]] = []
         self.seconds, self.waited = 0.0, 0.0
-        self.epoch_loss, self.epoch_steps = torch.zeros((), device=device), 0
+        self.epoch_loss = torch.zeros(2, device=device)  # sum and number of the epoch's finite losses
 
     def step(
         self, step: int, terms: dict[str, Tensor], seconds: float, waited: float, rate: float, skipped: int
@@ -92,7 +92,8 @@ class Monitor:
         if self.bar is None:
             self._open_bar(step)
         self.terms.append(terms)
-        self.epoch_loss, self.epoch_steps = self.epoch_loss + terms["loss"].nan_to_num(0, 0, 0), self.epoch_steps + 1
+        loss = terms["loss"]
+        self.epoch_loss = self.epoch_loss + torch.stack([loss.nan_to_num(0, 0, 0), loss.isfinite().float()])
         self.seconds, self.waited = self.seconds + seconds, self.waited + waited
         self.bar.update()
         if step % self.config.log.every_steps == 0 or step == self.total:
@@ -109,7 +110,7 @@ class Monitor:
         length = min(self.per_epoch, self.total - epoch * self.per_epoch)
         name = f"Train {epoch + 1}/{self.epochs.total}"
         self.bar = tqdm(total=length, initial=done, desc=name, unit="step", leave=False)
-        self.epoch_loss, self.epoch_steps = torch.zeros((), device=self.device), 0
+        self.epoch_loss = torch.zeros_like(self.epoch_loss)
 
     def _log(self, step: int, rate: float, skipped: int) -> None:
         """Write the means over the steps since the last time."""
@@ -129,7 +130,8 @@ class Monitor:
 
     def _show(self) -> None:
         best = f"{self.best:.2f} dB" if math.isfinite(self.best) else "none yet"
-        self.epochs.set_postfix(loss=f"{float(self.epoch_loss) / max(1, self.epoch_steps):.4f}", best=best)
+        total, steps = self.epoch_loss.tolist()
+        self.epochs.set_postfix(loss=f"{total / max(1, steps):.4f}", best=best)
 
     def validated(self, step: int, previous: int, result: Validation, best: float) -> None:
         """Write the scores; about `PICTURES` times a run, and the first time, pictures and sounds too.
