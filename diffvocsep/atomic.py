@@ -30,3 +30,13 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         replace_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, seconds: float = 60.0) -> None:
+    """Delete what killed processes left half-written in `folder`: temporary files untouched for `seconds`."""
+    for part in folder.glob("*.part"):
+        try:
+            if time.time() - part.stat().st_mtime >= seconds:
+                part.unlink()
+        except OSError:  # another process was faster, or has it open: it will be there next time
+            continue

@@ -10,7 +10,6 @@ A file or an override names only what differs from the defaults below:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -20,6 +19,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from diffvocsep import strict_yaml
+from diffvocsep.atomic import write_atomic
 from diffvocsep.errors import UserError
 from diffvocsep.strict_yaml import blame, show
 
@@ -332,30 +332,34 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write every key as YAML; `load_config(path)` gives `config` back. Raises OSError."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    write_atomic(Path(path), lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two configurations differ, each with its two values."""
+    keys = [f"{section}.{key}" for section, keys in to_dict(before).items() for key in keys]
+    return {key: (_value(before, key), _value(after, key)) for key in keys if _value(before, key) != _value(after, key)}
+
+
+def is_fixed(key: str) -> bool:
+    """Whether trained weights are bound to the value of `key`."""
+    return key in FIXED.split() or f"{key.split('.')[0]}.*" in FIXED.split()
 
 
 def require_same_network(trained: Config, wanted: Config, name: str) -> None:
     """Refuse to use weights under settings that they were not trained with.
 
-    Raises UserError that names the first of the `FIXED` keys in which the two differ.
+    Raises UserError that names the `FIXED` keys in which the two differ.
     """
-    for key in FIXED.split():
-        keys = vars(getattr(trained, key[:-2])) if key.endswith(".*") else [key]
-        for full in [f"{key[:-1]}{k}" if key.endswith(".*") else k for k in keys]:
-            before, after = _value(trained, full), _value(wanted, full)
-            if before != after:
-                raise UserError(
-                    f"{name} was trained with {full} = {show(before)} and cannot be used with {show(after)}; "
-                    "change it back or train anew (--resume none, or another log.checkpoint_dir)"
-                )
+    fixed = {key: values for key, values in differences(trained, wanted).items() if is_fixed(key)}
+    if fixed:
+        before = ", ".join(f"{key} = {show(value)}" for key, (value, _) in fixed.items())
+        after = ", ".join(show(value) for _, value in fixed.values())
+        raise UserError(
+            f"{name} was trained with {before} and cannot be used with {after}; "
+            "change it back or train anew (--resume none, or another log.checkpoint_dir)"
+        )
 
 
 def ignored_keys(config: Config) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from .atomic import write_atomic
 from .errors import UserError
 from .spectrogram import STFT
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURES = (".png", ".jpg", ".svg", ".pdf")
 RANGE_DB = 80.0
@@ -36,26 +40,21 @@ def spectrogram_db(waveform: Tensor) -> Tensor:
     return 10 * torch.log10(power.clamp_min(1e-12))
 
 
-def plot_separation(
-    path: Path,
+def draw_separation(
     mixture: Tensor,
     vocals: Tensor,
     sample_rate: int,
     start: float = 0.0,
     true_vocals: Tensor | None = None,
     top: float = 8000.0,
-) -> None:
-    """Write a picture with one panel each; time in s, frequency in Hz, level in dB below the loudest point.
+) -> Figure:
+    """A figure with one panel each; time in s, frequency in Hz, level in dB below the loudest point.
 
     Args:
         mixture, vocals, true_vocals: waveforms `(C, N)`; the counterfactual is mixture - vocals.
         start: where the excerpt begins in its song, s.
         top: highest frequency shown, Hz.
-
-    Raises:
-        UserError: see `require_picture`; or the file cannot be written.
     """
-    require_picture(path)
     from matplotlib.figure import Figure
 
     panels = {"mixture": mixture, "counterfactual: nobody sings": mixture - vocals, "vocals": vocals}
@@ -81,6 +80,17 @@ def plot_separation(
         axis.set_ylabel("Hz")
     axes[-1].set_xlabel("s")
     figure.colorbar(drawn, ax=list(axes), label="dB", aspect=40)
+    return figure
+
+
+def plot_separation(path: Path, *args, **kwargs) -> None:
+    """Write the picture of `draw_separation`, which the other arguments are for.
+
+    Raises:
+        UserError: see `require_picture`; or the file cannot be written.
+    """
+    require_picture(path)
+    figure = draw_separation(*args, **kwargs)
     try:
         write_atomic(path, lambda part: figure.savefig(part, dpi=110, format=path.suffix[1:].lower()))
     except OSError as error:

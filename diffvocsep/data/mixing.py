@@ -143,6 +143,11 @@ class Segments(Dataset):
         source_rate = min(self.tracks[i].source_rate * crops[i][1] / self.length for i in crops)
         return Draw(index, vocals, accompaniment, source_rate, rng.normal(0, data.level_db))
 
+    def songs(self, index: int) -> tuple[Track, Track]:
+        """Whose voice and whose music segment `index` is made of."""
+        draw = self.draw(index)
+        return self.tracks[draw.vocals.track], self.tracks[draw.accompaniment.track]
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         audio, draw = self.config.audio, self.draw(index)
         item = {name: values[0] for name, values in describe([draw]).items()}

@@ -1,0 +1,99 @@
+"""The folder of a run: what was run, with what, and its curves as a table that needs no TensorBoard.
+
+config.yaml    every setting, as used
+run.json       one entry for each time the run was started or went on: when, command line, commit, versions, device
+history.csv    what TensorBoard's curves show; empty where a row has no such value
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .atomic import write_atomic
+from .checkpoint import versions
+from .config import Config, save_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torchaudio", "pyyaml", "tqdm", "tensorboard", "soundfile", "safetensors", "matplotlib", "psutil")
+
+
+def describe_run(folder: Path, config: Config, step: int, device: str, changes: Sequence[str]) -> str:
+    """Write `config.yaml` and one more entry of `run.json`, which is also returned, as text.
+
+    Args:
+        step: where this start begins.
+        changes: what differs from the config that the run had before.
+    """
+    path = folder / "run.json"
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet
+        starts = []
+    start = {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "step": step,
+        "command": shlex.join(sys.orig_argv),
+        "commit": commit(),
+        "device": device,
+        "versions": versions() | {name: installed for name in PACKAGES if (installed := _installed(name))},
+        "changes": list(changes),
+    }
+    save_config(config, folder / "config.yaml")
+    text = json.dumps([*starts, start], indent=2, ensure_ascii=False)
+    write_atomic(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+    return json.dumps(start, indent=2, ensure_ascii=False)
+
+
+def commit() -> str | None:
+    """The git commit of this program, with `-dirty` where files differ from it; None without git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        if not (ROOT / ".git").exists():  # installed into some other project's repository
+            return None
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+class History:
+    """`history.csv`: a row now and then, each on disk at once. A run that goes on from `step` drops later rows: it will
+    write them anew."""
+
+    def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
+        self.path, self.columns = path, ("step", "time", *columns)
+        rows = [row for row in self._read() if int(row["step"]) <= step]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8", newline="\n"))
+
+    def _read(self) -> list[dict[str, str]]:
+        """The whole rows; the last may have been cut short."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        return [row for row in csv.DictReader(whole) if (row.get("step") or "").isdecimal()]
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        row = {"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+        row |= {name: f"{value:.6g}" for name, value in values.items()}
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)

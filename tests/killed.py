@@ -1,0 +1,43 @@
+"""train.py for the tests of going on: kills itself (kill -9) halfway through its n-th checkpoint, or spawns loaders."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def kill_in_save(number: int) -> None:
+    import torch
+
+    save, count = torch.save, 0
+
+    def half(state: object, path: Path) -> None:
+        nonlocal count
+        count += 1
+        if count < number:
+            return save(state, path)
+        whole = io.BytesIO()
+        save(state, whole)
+        with open(path, "wb") as file:
+            file.write(whole.getvalue()[: whole.tell() // 2])
+            file.flush()
+            import psutil
+
+            psutil.Process().kill()
+
+    torch.save = half
+
+
+if __name__ == "__main__":
+    import train
+
+    if "KILL_IN_SAVE" in os.environ:
+        kill_in_save(int(os.environ["KILL_IN_SAVE"]))
+    if "START_METHOD" in os.environ:
+        multiprocessing.set_start_method(os.environ["START_METHOD"])
+    sys.exit(train.run())

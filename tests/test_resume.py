@@ -1,0 +1,310 @@
+"""Going on: whatever ends a run, and whenever, the same command goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainers import ROOT, assert_same_run, assert_same_state, at_step, make, run, start
+
+import diffvocsep.trainer as trainer_module
+from diffvocsep import checkpoint, cli
+from diffvocsep.atomic import remove_leftovers
+from diffvocsep.config import save_config
+from diffvocsep.errors import UserError
+from diffvocsep.trainer import Trainer, learning_rate
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Trainer:
+    return run(tmp_path_factory.mktemp("undisturbed"))
+
+
+def last(folder: Path) -> dict:
+    return checkpoint.load_checkpoint(folder / "ck" / "last.pt")
+
+
+def curves(folder: Path) -> list[list[str]]:
+    """history.csv without what depends on the machine."""
+    (path,) = folder.glob("tb/*/history.csv")
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    names = ["step", "loss", "gradient_norm", "learning_rate", "loss_pure_noise", "sdr_median", "sdr_best"]
+    return [[row[name] for name in names] for row in rows]
+
+
+def assert_one_curve(folder: Path, steps: list[int]) -> None:
+    """All sessions of a run are one run in TensorBoard, every step once."""
+    (events,) = (folder / "tb").iterdir()
+    log = EventAccumulator(str(events)).Reload()
+    assert [e.step for e in log.Scalars("train/loss")] == list(range(1, steps[-1] + 1))
+    assert [e.step for e in log.Scalars("dev/sdr_median")] == steps
+
+
+# ---- kill -9 -------------------------------------------------------------------------------------------------------
+
+
+def killed_at_random(folder: Path, rng: np.random.Generator, most: int, *arguments: str) -> None:
+    """Start train.py and kill it up to half a second after one of its first `most` validations."""
+    process = start(folder, *arguments, script=ROOT / "tests" / "killed.py")
+    validations = int(rng.integers(1, most + 1))
+    for line in process.stdout:
+        validations -= line.startswith("step ")
+        if not validations:
+            break
+    time.sleep(rng.uniform(0, 0.5))
+    process.kill()
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == -signal.SIGKILL, error
+
+
+def finished(folder: Path, *arguments: str, **environment: str) -> str:
+    """Start train.py and wait for its end."""
+    process = start(folder, *arguments, script=ROOT / "tests" / "killed.py", **environment)
+    out, error = process.communicate(timeout=1200)
+    assert process.returncode == 0, error
+    return out
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
+@pytest.mark.parametrize("workers, method", [(0, "fork"), (2, "spawn")])
+def test_killed_in_a_checkpoint_and_at_random_it_ends_as_if_undisturbed(tmp_path, undisturbed, workers, method):
+    """The loaders are forked before the kills and, with two of them, spawned after: that changes nothing, either."""
+    argument = f"data.workers={workers}"
+    process = start(tmp_path, argument, script=ROOT / "tests" / "killed.py", KILL_IN_SAVE="3")
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == -signal.SIGKILL, error
+    (half,) = (tmp_path / "ck").glob("*.pt.*.part")
+    assert last(tmp_path)["step"] == 2 and half.stat().st_size > 10000
+
+    killed_at_random(tmp_path, np.random.default_rng(), 1, argument)
+    out = finished(tmp_path, argument, START_METHOD=method)
+    assert "resumed" in out and "changed" not in out
+    assert_same_state(last(tmp_path), undisturbed.state())
+    assert_same_state(
+        checkpoint.load_checkpoint(tmp_path / "ck/best.pt"), checkpoint.load_checkpoint(undisturbed.folder / "best.pt")
+    )
+    assert curves(tmp_path) == curves(undisturbed.folder.parent)
+    assert_one_curve(tmp_path, [2, 3, 4, 6])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ten_kills_change_nothing(tmp_path, workers):
+    arguments = [f"data.workers={workers}", "train.max_steps=90"]
+    (tmp_path / "undisturbed").mkdir()
+    finished(tmp_path / "undisturbed", *arguments)
+    (tmp_path / "killed").mkdir()
+    rng, steps = np.random.default_rng(), []
+    for _ in range(10):
+        killed_at_random(tmp_path / "killed", rng, 2, *arguments)
+        steps.append(last(tmp_path / "killed")["step"])
+    assert steps == sorted(steps) and steps[-1] < 90, "there was nothing left to kill"
+    finished(tmp_path / "killed", *arguments)
+    assert_same_state(last(tmp_path / "killed"), last(tmp_path / "undisturbed"))
+    assert curves(tmp_path / "killed") == curves(tmp_path / "undisturbed")
+
+
+def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path):
+    for name in ("last.pt.1.part", "best.pt.22.part", "last.pt"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3, "another process may be writing it"
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - 100, time.time() - 100))
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    remove_leftovers(tmp_path / "not there")
+
+
+# ---- Ctrl-C and crashes --------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_ctrl_c_stopped_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, undisturbed, capsys):
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        assert make(tmp_path).run() == 130
+    assert last(tmp_path)["step"] == 3
+    output = capsys.readouterr().out
+    assert "stopped at step 3; the same command goes on from" in output
+    assert "step 2: median SDR" in output and "step 3: median SDR" not in output, "nothing is validated after Ctrl-C"
+    assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+    assert "step 3: median SDR" in capsys.readouterr().out, "what was left out is made up for"
+    assert_one_curve(tmp_path, [2, 3, 4, 6])
+    assert curves(tmp_path) == curves(undisturbed.folder.parent)
+
+
+def test_ctrl_c_ends_a_validation_and_it_is_made_up_for(tmp_path, monkeypatch, undisturbed, capsys):
+    sdr, calls = trainer_module.validate.__globals__["sdr"], []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 3:  # in the second validation, of two clips
+            signal.raise_signal(signal.SIGINT)
+        return sdr(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(trainer_module.validate.__globals__, "sdr", interrupted)
+        assert make(tmp_path).run() == 130
+    assert len(calls) == 3 and last(tmp_path)["step"] == 3 and last(tmp_path)["validated"] == 2
+    assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+
+
+def test_ctrl_c_after_the_last_step_leaves_only_the_validation(tmp_path, monkeypatch, undisturbed):
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: signal.raise_signal(signal.SIGINT))
+        assert make(tmp_path).run() == 130
+    assert last(tmp_path)["step"] == 6
+    assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+    assert run(tmp_path, "train.max_steps=4", resume="auto").step == 6
+
+
+def test_a_run_that_crashed_goes_on_from_its_last_validation(tmp_path, monkeypatch, undisturbed):
+    def crash():
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            make(tmp_path).run()
+    assert last(tmp_path)["step"] == 4
+    resumed = run(tmp_path, resume=str(tmp_path / "ck" / "last.pt"))
+    assert_same_run(resumed, undisturbed)
+    assert_one_curve(tmp_path, [2, 3, 4, 6])
+
+
+def test_last_is_saved_between_validations_when_it_is_old(tmp_path, monkeypatch, undisturbed):
+    def crash():
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "SAVE_SECONDS", 0.0)
+        at_step(patch, 5, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            make(tmp_path).run()
+    assert last(tmp_path)["step"] == 5
+    assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+
+
+def test_ctrl_c_twice_during_a_validation_loses_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "validate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path).run()
+    assert last(tmp_path)["step"] == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# ---- under another config ------------------------------------------------------------------------------------------
+
+
+def test_resume_none_starts_anew_and_auto_says_when_nothing_is_left(tmp_path, capsys, undisturbed):
+    run(tmp_path, "train.max_steps=2", "train.seed=5")
+    again = make(tmp_path, "train.max_steps=2", "train.seed=5", resume="auto")
+    assert again.run() == 0
+    assert "has all its 2 steps; --resume none starts anew" in capsys.readouterr().out
+    assert make(tmp_path).step == 0
+    assert_same_run(run(tmp_path), undisturbed)
+
+
+def test_what_may_change_is_said_and_has_its_effect(tmp_path, capsys):
+    run(tmp_path, "train.max_steps=2")
+    capsys.readouterr()
+    new = ["train.max_steps=3", "train.lr=0.5", "train.weight_decay=0.25"]
+    resumed = run(tmp_path, *new, resume="auto")
+    (group,) = resumed.optimizer.param_groups
+    assert group["lr"] == pytest.approx(0.5 * learning_rate(2, 3, 2)) and group["weight_decay"] == 0.25
+    expected = "train.max_steps: 2 -> 3, train.lr: 0.001 -> 0.5, train.weight_decay: 0.01 -> 0.25"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed since")]
+    assert line.endswith(f"and accepted: {expected}")
+    (path,) = tmp_path.glob("tb/*/run.json")
+    starts = json.loads(path.read_text(encoding="utf-8"))
+    assert [start["step"] for start in starts] == [0, 2]
+    assert starts[0]["changes"] == [] and starts[1]["changes"] == expected.split(", ")
+
+
+def test_precision_may_change(tmp_path):
+    run(tmp_path, "train.max_steps=2")
+    resumed = run(tmp_path, "train.max_steps=3", "train.amp=fp16", resume="auto")
+    assert resumed.state()["scaler"] and resumed.step == 3
+
+
+@pytest.mark.parametrize(
+    "changed", ["model.base_channels=8", "audio.representation=magnitude", "diffusion.prediction_type=v"]
+)
+def test_another_architecture_or_representation_is_refused_in_one_sentence(undisturbed, capsys, changed):
+    import train
+
+    config, key = undisturbed.folder / "config.yaml", changed.split("=")[0]
+    save_config(undisturbed.config, config)
+    before = (undisturbed.folder / "last.pt").read_bytes()
+    arguments = ["--config", str(config), "--device", "cpu", changed, "model.blocks=2", "train.lr=0.5"]
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(lambda: train.run(arguments))
+    output = capsys.readouterr()
+    error = output.err.strip().splitlines()
+    assert exit_.value.code == 2
+    assert len(error) == 1 and error[0].startswith("error: ")
+    assert f"{key} = " in error[0] and "model.blocks = 1" in error[0] and "train.lr" not in error[0]
+    assert "accepted: train.lr: 0.001 -> 0.5" in output.out
+    assert (undisturbed.folder / "last.pt").read_bytes() == before
+
+
+def test_other_dev_clips_or_sampling_forget_the_best_score_and_other_data_are_refused(tmp_path, capsys):
+    """A score is only comparable under what decided it: else best.pt might never be replaced."""
+    first = make(tmp_path)
+    first.best_sdr = 5.0
+    checkpoint.save_checkpoint(first.folder / "last.pt", first.state())
+    assert make(tmp_path, "train.lr=0.1", resume="auto").best_sdr == 5.0
+    assert "forgotten" not in capsys.readouterr().out
+    for changed in ("train.val_seconds=0.7", "diffusion.ddim_steps=3", "separation.subtract=mask"):
+        assert make(tmp_path, changed, resume="auto").best_sdr == -math.inf
+        assert f"{changed.split('=')[0]} changed what is validated: the best SDR so far is" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"data\.dataset synthetic, not stems"):
+        make(tmp_path, "data.dataset=stems", resume="auto")
+
+
+def test_a_checkpoint_from_before_there_were_these_counters_goes_on(tmp_path, capsys):
+    run(tmp_path, "train.max_steps=3")
+    state = last(tmp_path)
+    del state["validated"], state["skipped"]
+    torch.save(state, tmp_path / "ck" / "last.pt")
+    resumed = make(tmp_path, resume="auto")
+    assert (resumed.step, resumed.validated, resumed.skipped) == (3, 3, 0)
+    assert "older version, which did not count skipped steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "foreign", "older"])
+def test_a_bad_checkpoint_is_named(tmp_path, undisturbed, damage):
+    path, whole = tmp_path / "bad.pt", (undisturbed.folder / "last.pt").read_bytes()
+    if damage in ("foreign", "older"):
+        torch.save({"weights": torch.zeros(3)} if damage == "foreign" else {"format": 0, "ema": {}}, path)
+    elif damage != "missing":
+        path.write_bytes({"empty": b"", "text": b"not a checkpoint", "cut": whole[: len(whole) // 2]}[damage])
+    with pytest.raises(UserError) as error:
+        make(tmp_path, resume=str(path))
+    assert "bad.pt" in str(error.value) and "\n" not in str(error.value)
+    assert re.search(r"damaged|no checkpoint|not a checkpoint", str(error.value))
