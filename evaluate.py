@@ -54,6 +54,8 @@ def run(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.dataset != "synthetic" and not args.root:
         raise UserError(f"--dataset {args.dataset} needs --root DIR, a folder of tracks")
+    if args.dataset == "stems" and args.split != "test":
+        raise UserError("a folder of stems has no splits; leave --split out and name the folder with --root")
     if args.seconds < 0 or args.jobs < 0 or args.songs < 1:
         raise UserError("--seconds and --jobs cannot be negative, and --songs is at least 1")
 

@@ -61,17 +61,17 @@ class Spread:
         """The next frames of the song: STFT of the mixture and of the mean of the samples, complex `(C, F, T)`, and
         the variance of the samples, `(C, F, T)`."""
         cells = [pool(power) for power in (mixture.abs().square(), vocals.abs().square(), variance)]
-        self._parts.append(torch.stack(cells).sqrt().half())
+        self._parts.append(torch.stack(cells).sqrt())
 
     def values(self) -> dict[str, np.ndarray]:
-        cells = torch.cat(self._parts, dim=-1).float().numpy() if self._parts else np.zeros((3, 1, 1), np.float32)
+        cells = torch.cat(self._parts, dim=-1).numpy() if self._parts else np.zeros((3, 1, 1), np.float32)
         bins, frames = CELL
         frequency = (np.arange(cells.shape[1]) * bins + (bins - 1) / 2) * self.audio.sample_rate / self.audio.n_fft
         time = (np.arange(cells.shape[2]) * frames + (frames - 1) / 2) * self.audio.hop_length / self.audio.sample_rate
         return {
             "time": time.astype(np.float32),
             "frequency": frequency.astype(np.float32),
-            **dict(zip(("mixture", "vocals", "spread"), cells.astype(np.float32), strict=True)),
+            **dict(zip(("mixture", "vocals", "spread"), cells, strict=True)),
         }
 
 

@@ -43,11 +43,11 @@ def test_mixture_and_vocals_lie_where_time_and_frequency_say(separated):
     assert values["time"][-1] == pytest.approx(0.9, abs=0.01) and values["spread"].max() > 0
 
 
-def test_the_spread_is_the_standard_deviation_of_the_draws():
-    """A generator whose draws are known: the accompaniment is the noise it starts from, so the draws differ by exactly
-    the noise, whose deviation is 1 in the represented space; with compression 1 that space is linear."""
-    separator = stubbed(lambda x_t, mixture, t: mixture - x_t, "audio.compression=1.0", *STEPS[:1],
-                        "diffusion.samples=64", "diffusion.sampler=ddim")  # fmt: skip
+def test_the_spread_is_the_standard_deviation_of_the_draws(monkeypatch):
+    """A sampler whose draws are known: it returns the noise it starts from, whose deviation is 1 in the represented
+    space; with compression 1 that space is linear."""
+    monkeypatch.setattr("diffvocsep.separator.sample", lambda sampler, denoise, x_T, *rest: x_T)
+    separator = stubbed(nobody_sings, "audio.compression=1.0", *STEPS[:1], "diffusion.samples=64")
     spread, mixture = Spread(separator.config.audio), 0.3 * song(0.9)
     separator.separate(mixture, RATE, spread=spread)
     statistics = separator.representation.statistics(separator.stft(mixture[None]))

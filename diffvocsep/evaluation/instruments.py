@@ -98,9 +98,13 @@ def held_out_of(model: Model) -> tuple[str, ...]:
 def instruments(parts: Sequence[Part], model: Model, jobs: int) -> dict[str, dict[str, np.ndarray]]:
     """System -> family -> global SDR of the vocals of each song, dB; song i is sung by the same voice in all."""
     found = each(partial(_part, model=model), parts, jobs, "Instruments")
+    silent = {part.index for part, one in zip(parts, found, strict=True) if np.isnan(one[SILENCE])}
+    if silent >= {part.index for part in parts}:
+        raise UserError(f"nobody sings in the first {SONG_SECONDS:g} s of these voices: there is nothing to score")
+    heard = [(part, one) for part, one in zip(parts, found, strict=True) if part.index not in silent]
     return {
         system: {
-            family: np.array([one[system] for one, part in zip(found, parts, strict=True) if part.family == family])
+            family: np.array([one[system] for part, one in heard if part.family == family])
             for family in dict.fromkeys(part.family for part in parts)
         }
         for system in (SILENCE, MIXTURE, model.name)

@@ -98,22 +98,24 @@ def sweep(excerpts: Sequence[Excerpt], model: Model, grids: Sequence[str]) -> It
     separators = {setting: separator.configured(None, setting.overrides()) for setting in settings}
     for one in separators.values():
         one.settings()  # an impossible one is said before any work
-    clips = [clip for clip in (excerpt.read() for excerpt in excerpts) if clip.vocals.any()]
-    if not clips:
-        raise UserError("nobody sings in these songs: there is nothing to score")
-    separator.separate(clips[0].mixture, clips[0].sample_rate)  # the first call is slower than the others
+    first = excerpts[0].read()
+    separator.separate(first.mixture, first.sample_rate)  # the first call is slower than the others
     for setting, one in tqdm(separators.items(), "Sweep", unit="setting", disable=None, leave=False):
-        yield _measure(setting, one, clips)
+        yield _measure(setting, one, excerpts)
 
 
-def _measure(setting: Setting, separator: Separator, clips: Sequence) -> Measured:
+def _measure(setting: Setting, separator: Separator, excerpts: Sequence[Excerpt]) -> Measured:
     scores, spent, length = [], 0.0, 0.0
-    for clip in clips:
+    for clip in (excerpt.read() for excerpt in excerpts):  # read anew: a data set need not fit in memory
+        if not clip.vocals.any():
+            continue
         began = time.perf_counter()
         vocals, _ = separator.separate(clip.mixture, clip.sample_rate)
         spent += time.perf_counter() - began
         length += clip.mixture.shape[-1] / clip.sample_rate
         scores.append([f(clip.vocals, vocals) for f in (sdr, si_sdr, log_spectral_distance)])
+    if not scores:
+        raise UserError("nobody sings in these songs: there is nothing to score")
     return Measured(setting, *np.array(scores).T, spent / length)
 
 
