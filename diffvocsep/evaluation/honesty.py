@@ -23,6 +23,7 @@ from .systems import Model
 RANGE_DB = 60.0  # cells this far below the loudest are left out
 BIN_DB = 5.0
 FEWEST = 50  # cells of a level bin that give a correlation
+FEWEST_SAMPLES = 16  # that a coverage can be read from
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def judge(mixture: Tensor, truth: Tensor, samples: Tensor) -> Honesty:
         "RMS error over RMS spread, dB (honest: 0)": 10 * np.log10(
             (error**2).mean() / max((spread**2).mean() * (1 + 1 / len(samples)), 1e-20)
         ),
-        **coverage(ranks),
+        **(coverage(ranks) if len(samples) >= FEWEST_SAMPLES else {}),
     }  # fmt: skip
     groups = np.array_split(np.argsort(spread), 10)
     scale = float(truth.abs().square().mean().sqrt()) or 1.0
