@@ -88,7 +88,8 @@ def midi(rng: np.random.Generator, score: Score, family: str) -> bytes:
         events.append((start, bytes([0x90 | channel, pitch, min(127, velocity)])))
         events.append((start + duration, bytes([0x80 | channel, pitch, 0])))
     track, clock = bytearray(), 0
-    for time, message in sorted(events, key=lambda event: (event[0], event[1][0] & 0xF0)):  # ends before beginnings
+    order = (0x80, 0xC0, 0xE0, 0x90)  # at one moment: notes end, the instrument is chosen and tuned, notes begin
+    for time, message in sorted(events, key=lambda event: (event[0], order.index(event[1][0] & 0xF0))):
         tick = round(time * 2 * TICKS)
         track += variable_length(tick - clock) + message
         clock = tick

@@ -63,6 +63,8 @@ def test_what_a_family_plays_is_a_whole_midi_file(family):
     assert struck > 10 and not sounding  # every note ends
     assert found[-1][1:] == (0xFF, bytes([0x2F, 0]))
     assert {status & 15 for _, status, _ in found[:-1]} == {9 if family == "drums" else 0}
+    kinds = [status & 0xF0 for _, status, _ in found]
+    assert family == "drums" or kinds[:2] == [0xC0, 0xE0]  # chosen and tuned before the first note
     programs = [data[0] for _, status, data in found if status & 0xF0 == 0xC0]
     assert all(program in render_soundfont.FAMILIES[family] for program in programs)
     seconds = found[-1][0] / (2 * render_soundfont.TICKS)
