@@ -1,11 +1,15 @@
 """Score a model, or what any model could reach, on songs with known stems.
 
-    python evaluate.py --model_path checkpoints/best.pt --dataset synthetic
-    python evaluate.py --model_path checkpoints/stems/best.pt --dataset stems --root DIR
-    python evaluate.py --oracle --dataset stems --root DIR
+    python evaluate.py --model_path checkpoints/best.pt --dataset synthetic --output DIR
+    python evaluate.py --model_path checkpoints/best.pt --dataset stems --root DIR --output DIR
+    python evaluate.py --oracle --dataset stems --root DIR                      ceilings of the representations
+    python evaluate.py --sweep --model_path PATH                                quality against steps
+    python evaluate.py --uncertainty --model_path PATH diffusion.sampler=ddpm diffusion.ddim_steps=8
+    python evaluate.py --counterfactual --model_path PATH                       what must not change
+    python evaluate.py --instruments --model_path PATH                          one instrument family at a time
 
-The scores are global SDR of the vocals in dB (10 log10 sum v^2 / sum (v - e)^2 over a whole clip), not museval's.
-Silence (0 dB), the mixture and the untrained network stand beside the model.
+Scores are museval's BSSEval v4 (median over frames of 1 s, then over songs), global SDR and SI-SDR in dB. With --output
+there are numbers and pictures, and an interrupted run goes on where it stopped. All is told in docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -16,30 +20,48 @@ from pathlib import Path
 from diffvocsep.cli import main
 from diffvocsep.errors import UserError
 
+MODES = ("oracle", "sweep", "uncertainty", "counterfactual", "instruments")
+
 
 def run(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", type=Path, default=Path("checkpoints/best.pt"), help="checkpoint to score")
-    parser.add_argument("--dataset", choices=["synthetic", "stems"], default="synthetic")
-    parser.add_argument("--root", type=Path, help="folder of tracks with vocals.* and accompaniment.* (stems)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write results.csv there, one line per clip")
-    parser.add_argument("--oracle", action="store_true", help="score the true accompaniment in every representation")
-    parser.add_argument("--seconds", type=float, default=0.0, help="cut tracks into clips of this length (0: whole)")
+    parser.add_argument("--dataset", choices=["synthetic", "stems", "musdb", "musdbhq"], default="synthetic")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the songs (not synthetic)")
+    parser.add_argument("--split", choices=["test", "valid"], default="test", help="which songs (not stems)")
+    parser.add_argument("--seconds", type=float, default=0.0, help="cut songs into clips of this length (0: whole)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write numbers and pictures there")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, default=0, help="processes (default: one per core)")
+    parser.add_argument("--no-museval", action="store_true", help="leave out the slow scores by frames")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--oracle", action="store_true", help="score the true accompaniment in every representation")
+    modes.add_argument("--sweep", action="store_true", help="quality and time of samplers and steps")
+    modes.add_argument("--uncertainty", action="store_true", help="does the spread of the samples tell their error?")
+    modes.add_argument("--counterfactual", action="store_true", help="what must not change when the singer does")
+    modes.add_argument("--instruments", action="store_true", help="SDR of each instrument family")
+    parser.add_argument(
+        "--grid", action="append", metavar="'steps=1,4 sampler=ddim,ddpm'",
+        help="sweep: combinations of steps, sampler, eta, start and samples, as often as you like",
+    )  # fmt: skip
+    parser.add_argument("--samples", type=int, default=16, help="uncertainty: draws per clip (default 16)")
+    parser.add_argument("--songs", type=int, default=30, help="instruments: songs of each family (default 30)")
+    parser.add_argument("--held_out", metavar="FAMILY,...", help="instruments: families not trained on")
+    parser.add_argument("--vocals", type=Path, metavar="DIR", help="instruments, stems: sing with these tracks' vocals")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings of diffusion and separation"
     )
     args = parser.parse_args(argv)
-    if args.dataset == "stems" and not args.root:
-        raise UserError("--dataset stems needs --root DIR, a folder of tracks")
+    if args.dataset != "synthetic" and not args.root:
+        raise UserError(f"--dataset {args.dataset} needs --root DIR, a folder of tracks")
+    if args.dataset == "stems" and args.split != "test":
+        raise UserError("a folder of stems has no splits; leave --split out and name the folder with --root")
+    if args.seconds < 0 or args.jobs < 0 or args.songs < 1:
+        raise UserError("--seconds and --jobs cannot be negative, and --songs is at least 1")
 
-    from diffvocsep.evaluation import oracle_table, print_table, score_table, test_clips, write_csv
+    from diffvocsep.evaluation import modes as measurements
 
-    clips = test_clips(args.dataset, args.root, args.seconds)
-    rows = oracle_table(clips) if args.oracle else score_table(args.model_path, clips, args.device, args.overrides)
-    print_table(rows, len(clips))
-    if args.output:
-        write_csv(args.output / "results.csv", rows, [clip.name for clip in clips])
+    getattr(measurements, next((mode for mode in MODES if getattr(args, mode)), "scores"))(args)
     return 0
 
 

@@ -38,7 +38,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--bits", choices=["16", "24", "32"], help="sample format: PCM of 16 or 24 bit, or 32-bit float"
     )
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
-    parser.add_argument("--plot", type=Path, metavar="PATH.png", help="picture of the middle 20 s (one song only)")
+    parser.add_argument("--plot", type=Path, metavar="PATH.png", help="picture of the middle 20 s of one song")
+    parser.add_argument(
+        "--uncertainty", type=Path, metavar="PATH.npz", help="how far the --samples lie apart, by time and frequency"
+    )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings of diffusion and separation"
@@ -66,6 +69,7 @@ def run(argv: list[str] | None = None) -> int:
     from diffvocsep.files import find_inputs, middle, pair_outputs, separate_file
     from diffvocsep.plot import plot_separation, require_picture
     from diffvocsep.separator import Separator
+    from diffvocsep.uncertainty import Spread, require_samples, save_spread, says_something
 
     sources = find_inputs(args.input)
     one = len(args.input) == 1 and not args.input[0].is_dir()
@@ -73,18 +77,29 @@ def run(argv: list[str] | None = None) -> int:
         require_picture(args.plot)
         if len(sources) > 1:
             raise UserError("--plot draws one song; separate the songs one by one to draw them")
+    if args.uncertainty:
+        if args.uncertainty.suffix.lower() != ".npz":
+            raise UserError(f"'{args.uncertainty}' must end in .npz, the format of its numbers")
+        if len(sources) > 1:
+            raise UserError("--uncertainty measures one song; separate the songs one by one to measure them")
     targets = pair_outputs(sources, args.output, "vocals", one)
     rest = pair_outputs(sources, args.instrumental, "instrumental", one) if args.instrumental else [None] * len(sources)
     separator = Separator.from_checkpoint(choose_model(args.model_path), args.device).configured(
         args.config, args.overrides
     )
     options = {name: getattr(args, name) for name in ("sampler", "steps", "eta", "samples", "seed")}
-    separator.settings(**options)  # a setting that cannot be is said once, before any song is read
+    settings = separator.settings(**options)  # a setting that cannot be is said once, before any song is read
+    if args.uncertainty:
+        require_samples(settings)
+    spread = Spread(settings.audio) if args.uncertainty or (args.plot and says_something(settings)) else None
     subtype = {"16": "pcm16", "24": "pcm24", "32": "float", None: None}[args.bits]
     failed = 0
     for source, vocals, instrumental in zip(sources, targets, rest, strict=True):
         try:
-            separate_file(separator, source, vocals, instrumental, subtype, progress=not args.no_progress, **options)
+            separate_file(
+                separator, source, vocals, instrumental, subtype,
+                progress=not args.no_progress, spread=spread, **options,
+            )  # fmt: skip
         except UserError as error:
             if one:
                 raise
@@ -92,9 +107,11 @@ def run(argv: list[str] | None = None) -> int:
             failed += 1
             continue
         print(f"{source} -> {vocals}" + (f", {instrumental}" if instrumental else ""))
+        if args.uncertainty:
+            save_spread(args.uncertainty, spread.values(), settings)
         if args.plot:
             (mixture, rate, start), (voice, _, _) = (middle(path, PICTURE_SECONDS) for path in (source, vocals))
-            plot_separation(args.plot, mixture, voice, rate, start)
+            plot_separation(args.plot, mixture, voice, rate, start, uncertainty=spread.values() if spread else None)
     return 2 if failed else 0
 
 

@@ -1,12 +1,14 @@
-"""The picture of a separation: mixture, counterfactual, vocals (and the truth, where it is known) as spectrograms."""
+"""The picture of a separation: mixture, counterfactual, vocals; the truth and the uncertainty, where they are known."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +49,7 @@ def draw_separation(
     start: float = 0.0,
     true_vocals: Tensor | None = None,
     top: float = 8000.0,
+    uncertainty: Mapping[str, np.ndarray] | None = None,
 ) -> Figure:
     """A figure with one panel each; time in s, frequency in Hz, level in dB below the loudest point.
 
@@ -54,6 +57,7 @@ def draw_separation(
         mixture, vocals, true_vocals: waveforms `(C, N)`; the counterfactual is mixture - vocals.
         start: where the excerpt begins in its song, s.
         top: highest frequency shown, Hz.
+        uncertainty: what `Spread.values` gives for the whole song; its spread becomes the last panel.
     """
     from matplotlib.figure import Figure
 
@@ -62,19 +66,17 @@ def draw_separation(
         panels["true vocals"] = true_vocals
     images = {title: spectrogram_db(waveform) for title, waveform in panels.items()}
     loudest = max(float(image.max()) for image in images.values())
-    figure = Figure(figsize=(10, 1.9 * len(panels) + 0.6), layout="constrained")
-    axes = figure.subplots(len(panels), 1, sharex=True)
-    extent = (start, start + mixture.shape[-1] / sample_rate, 0.0, sample_rate / 2)
-    for axis, (title, image) in zip(axes, images.items(), strict=True):
+    stop = start + mixture.shape[-1] / sample_rate
+    drawings = {title: (image.numpy(), (start, stop, 0.0, sample_rate / 2)) for title, image in images.items()}
+    if uncertainty is not None:
+        drawings["uncertainty: how far the counterfactuals lie apart"] = spread_db(uncertainty, start, stop)
+    figure = Figure(figsize=(10, 1.9 * len(drawings) + 0.6), layout="constrained")
+    axes = figure.subplots(len(drawings), 1, sharex=True)
+    for axis, (title, (image, extent)) in zip(axes, drawings.items(), strict=True):
         drawn = axis.imshow(
-            (image - loudest).numpy(),
-            origin="lower",
-            aspect="auto",
-            extent=extent,
-            vmin=-RANGE_DB,
-            vmax=0,
-            cmap="magma",
+            image - loudest, origin="lower", aspect="auto", extent=extent, vmin=-RANGE_DB, vmax=0, cmap="magma"
         )
+        axis.set_xlim(start, stop)
         axis.set_ylim(0, min(top, sample_rate / 2))
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_ylabel("Hz")
@@ -97,17 +99,31 @@ def plot_separation(path: Path, *args, **kwargs) -> None:
         raise UserError(f"the picture '{path}' cannot be written ({error.strerror}); name another place") from None
 
 
+def spread_db(values: Mapping[str, np.ndarray], start: float, stop: float) -> tuple[np.ndarray, tuple[float, ...]]:
+    """The spread between `start` and `stop` (s) in dB, `(F, T)`, and where its edges lie: (s, s, Hz, Hz)."""
+    edges = []
+    for centres in (values["time"], values["frequency"]):
+        width = float(centres[1] - centres[0]) if len(centres) > 1 else 2 * max(float(centres[0]), 1e-3)
+        edges.append((centres - width / 2, centres + width / 2))
+    (left, right), (bottom, top) = edges
+    inside = (right > start) & (left < stop)
+    image = 20 * np.log10(np.maximum(values["spread"][:, inside], 1e-6))
+    return image, (float(left[inside][0]), float(right[inside][-1]), float(bottom[0]), float(top[-1]))
+
+
 def run(argv: list[str] | None = None) -> int:
-    """`python -m diffvocsep.plot mixture.wav vocals.wav [--truth vocals.wav] [--output picture.png]`"""
+    """`python -m diffvocsep.plot mixture.wav vocals.wav [--truth vocals.wav] [--uncertainty PATH.npz]`"""
     parser = argparse.ArgumentParser(prog="python -m diffvocsep.plot", description="Draw a separation.")
     parser.add_argument("mixture", type=Path)
     parser.add_argument("vocals", type=Path, help="separated from the mixture")
     parser.add_argument("--truth", type=Path, metavar="VOCALS", help="the true vocals, where they are known")
+    parser.add_argument("--uncertainty", type=Path, metavar="PATH.npz", help="from inference.py --uncertainty")
     parser.add_argument("--output", type=Path, default=Path("separation.png"), metavar="PATH.png")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the excerpt, from the middle")
     args = parser.parse_args(argv)
     require_picture(args.output)
     from .files import middle
+    from .uncertainty import load_spread
 
     mixture, rate, start = middle(args.mixture, args.seconds)
     others = [middle(path, args.seconds)[:2] for path in (args.vocals, args.truth) if path]
@@ -115,7 +131,8 @@ def run(argv: list[str] | None = None) -> int:
         if other != rate or waveform.shape[-1] != mixture.shape[-1]:
             raise UserError(f"'{path}' has not the length and sample rate of '{args.mixture}'; it is no part of it")
     vocals, *truth = (waveform.expand(len(mixture), -1) for waveform, _ in others)
-    plot_separation(args.output, mixture, vocals, rate, start, truth[0] if truth else None)
+    spread = load_spread(args.uncertainty) if args.uncertainty else None
+    plot_separation(args.output, mixture, vocals, rate, start, truth[0] if truth else None, uncertainty=spread)
     return 0
 
 

@@ -26,6 +26,7 @@ from .errors import UserError
 from .samplers import sample, start_from, timestep_schedule
 from .spectrogram import STFT, TRUSTED, make_representation, modelled_bins
 from .streams import frame_noise
+from .uncertainty import Spread, require_samples
 
 BLOCK_SECONDS = 4.0  # how much audio is read at a time
 
@@ -79,7 +80,8 @@ class Separator:
         """Waveform float32 `(C, N)` -> vocals and accompaniment, both `(C, N)`; their sum is the waveform.
 
         Keyword options, by default as in the config: `sampler` (ddpm | ddim | dpmpp), `steps`, `eta`, `samples` (how
-        many counterfactuals are averaged), `seed`, `progress` (a tqdm bar).
+        many counterfactuals are averaged), `seed`, `progress` (a tqdm bar), `spread` (a `Spread` to fill: how far the
+        counterfactuals lie apart).
 
         Raises:
             UserError: the waveform has not two dimensions, or an option is impossible.
@@ -123,6 +125,7 @@ class Separator:
         length: int | None = None,
         *,
         progress: bool = False,
+        spread: Spread | None = None,
         **options,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pairs of vocals and accompaniment `(C, n)`, in order, as soon as they are known.
@@ -136,6 +139,8 @@ class Separator:
             UserError: an impossible option, or too little memory on the device.
         """
         config = self.settings(**options)
+        if spread is not None:
+            require_samples(config)
         rate = self.config.audio.sample_rate
 
         def prepared() -> Iterator[Tensor]:
@@ -149,7 +154,7 @@ class Separator:
             bins = min(bins, int(TRUSTED * sample_rate * self.config.audio.n_fft / rate))
         total = None if length is None else -(-self._frames(length * rate / sample_rate) // self.chunk)
         with tqdm(total=total, desc="Separating", unit="chunk", disable=None if progress else True) as bar:
-            spectra = self._vocal_spectra(prepared(), statistics, bins, config, bar)
+            spectra = self._vocal_spectra(prepared(), statistics, bins, config, bar, spread)
             vocals = resample_blocks(self._synthesise(spectra), rate, sample_rate)
             yield from _beside(vocals, blocks())
 
@@ -188,28 +193,40 @@ class Separator:
         return statistics
 
     def _vocal_spectra(
-        self, blocks: Iterable[Tensor], statistics: Tensor, bins: int, config: Config, bar: tqdm
+        self,
+        blocks: Iterable[Tensor],
+        statistics: Tensor,
+        bins: int,
+        config: Config,
+        bar: tqdm,
+        spread: Spread | None = None,
     ) -> Iterator[Tensor]:
         """The second pass: vocals' STFT, complex `(G, C, F, T)`, chunk after chunk."""
         for batch in _batches(self._windows(blocks, self.margin), config.separation.batch_chunks):
             mixture = self.stft(torch.cat([w for _, _, w in batch]), center=False).to(self.device)
             firsts = [first - self.margin for first, _, _ in batch]
             try:
-                vocals = self._separate_chunks(mixture, statistics.to(self.device), firsts, bins, config).cpu()
+                vocals, variance = self._separate_chunks(mixture, statistics.to(self.device), firsts, bins, config)
+                vocals, variance = vocals.cpu(), variance.cpu()
             except torch.OutOfMemoryError:
                 setting = config.separation
                 raise UserError(
                     f"the memory of '{self.device}' is too small for separation.chunk_seconds={setting.chunk_seconds} "
                     f"and separation.batch_chunks={setting.batch_chunks}; set them lower or use --device cpu"
                 ) from None
-            for (_, keep, _), spectrum in zip(batch, vocals.split(len(statistics)), strict=True):
-                yield spectrum[..., self.margin : self.margin + keep]
+            parts = (x.split(len(statistics)) for x in (vocals, variance, mixture.cpu()))
+            for (_, keep, _), *part in zip(batch, *parts, strict=True):
+                spectrum, apart, whole = (x[..., self.margin : self.margin + keep] for x in part)
+                if spread is not None:
+                    spread.add(*(x.flatten(0, 1)[:, :bins] for x in (whole, spectrum, apart)))
+                yield spectrum
                 bar.update()
 
     def _separate_chunks(
         self, mixture: Tensor, statistics: Tensor, firsts: list[int], bins: int, config: Config
-    ) -> Tensor:
-        """Mixture STFT of some chunks of one song, `(len(firsts) * G, C, F, T)` -> vocals' STFT, likewise."""
+    ) -> tuple[Tensor, Tensor]:
+        """Mixture STFT of some chunks of one song, `(len(firsts) * G, C, F, T)` -> vocals' STFT, the mean of the
+        samples, likewise; and the variance of the samples in the modelled bins."""
         groups, settings = len(statistics), config.diffusion
         statistics = statistics.repeat(len(firsts), 1)
         modelled = mixture[:, :, : self.bins]
@@ -234,6 +251,7 @@ class Separator:
         start = first_timestep(config)
         schedule = timestep_schedule(settings.timesteps, settings.ddim_steps, start)
         vocals = torch.zeros_like(modelled)
+        scatter = torch.zeros_like(modelled.real)  # sum of squared distances from the mean
         for k in range(settings.samples):
             x_t = noise(k, -1)
             if settings.start == "mixture":
@@ -241,10 +259,13 @@ class Separator:
             fresh = partial(noise, k)
             x_0 = sample(settings.sampler, denoise, x_t, alphas_cumprod, schedule, fresh, settings.eta)
             part = subtract(config.separation.subtract, modelled, x_mixture, x_0, statistics, self.representation)
-            vocals += part / settings.samples
+            step = part - vocals
+            vocals = vocals + step / (k + 1)  # Welford 1962
+            scatter += (step * (part - vocals).conj()).real
         audio = self.config.audio
         vocals = extend_band(vocals, mixture, bins, audio.sample_rate, audio.hop_length)
-        return vocals * (mixture.abs().amax(dim=(1, 2), keepdim=True) > 0)  # silence in, silence out
+        sounding = mixture.abs().amax(dim=(1, 2), keepdim=True) > 0  # silence in, silence out
+        return vocals * sounding, scatter / max(1, settings.samples - 1) * sounding
 
     def _synthesise(self, spectra: Iterable[Tensor]) -> Iterator[Tensor]:
         """A stream of STFT frames `(G, C, F, T)` -> a stream of samples `(G * C, n)`, from the centre of the first

@@ -1,32 +1,40 @@
-"""evaluate.py: what stands beside the model's score, what any model could reach, and refusals."""
+"""evaluate.py: scores equal to museval's own, runs that go on, ceilings, and refusals."""
 
 from __future__ import annotations
 
 import csv
-import math
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import matplotlib.image
+import museval
 import numpy as np
 import pytest
 import soundfile
 import torch
 
 import evaluate
-from diffvocsep import cli, evaluation
+from diffvocsep import cli
 from diffvocsep.checkpoint import save_checkpoint
 from diffvocsep.config import load_config, to_dict
 from diffvocsep.data import synthetic_tracks
 from diffvocsep.data.synthetic import make_song
 from diffvocsep.errors import UserError
+from diffvocsep.evaluation import bsseval, scores, systems
+from diffvocsep.evaluation.clips import find_excerpts
 from diffvocsep.separator import Separator
 from diffvocsep.unet import UNet
 
 RATE = 8000
 TINY = """audio.sample_rate=8000 audio.channels=1 audio.n_fft=512 audio.hop_length=128 audio.win_length=512
     audio.bandwidth=0 model.base_channels=4 train.amp=none"""
+ORDER = ("SDR", "ISR", "SIR", "SAR")  # of what museval returns
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,17 +50,25 @@ def stereo(seed: int, seconds: float = 2.0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.3, 0.3, (round(seconds * RATE), 2)).astype(np.float32)
 
 
+def sides(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vocals, accompaniment and mixture of song i: in song 0 the singer rests in the second second, song 1 has a
+    mixture of its own, in song 2 nobody sings."""
+    vocals, rest = stereo(i) * (0 if i == 2 else 1), 2 * stereo(i + 10)
+    if i == 0:
+        vocals[RATE:] = 0
+    return vocals, rest, vocals + rest + (0.1 * stereo(20) if i == 1 else 0)
+
+
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory) -> Path:
-    """Three songs of noise: one as stems, one with a mixture of its own, one without singing."""
     root = tmp_path_factory.mktemp("songs")
     for i, name in enumerate(("a", "b", "silent")):
         (root / name).mkdir()
-        vocals, rest = stereo(i) * (0 if name == "silent" else 1), 2 * stereo(i + 10)
+        vocals, rest, mixture = sides(i)
         soundfile.write(root / name / "vocals.wav", vocals, RATE, "FLOAT")
         soundfile.write(root / name / "accompaniment.wav", rest, RATE, "FLOAT")
         if name == "b":
-            soundfile.write(root / name / "mixture.wav", vocals + rest + 0.1 * stereo(20), RATE, "FLOAT")
+            soundfile.write(root / name / "mixture.wav", mixture, RATE, "FLOAT")
     (root / "a solo").mkdir()
     soundfile.write(root / "a solo" / "vocals.wav", stereo(30), RATE, "FLOAT")
     return root
@@ -69,65 +85,178 @@ def model(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def results(songs, model, tmp_path_factory) -> tuple[Path, str]:
+    """The folder that a run wrote, and what it printed."""
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        printed: list[str] = []
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+        assert evaluate.run([*arguments(songs, model), "--output", str(folder)]) == 0
+    return folder, "\n".join(printed)
+
+
+def arguments(songs: Path, model: Path) -> list[str]:
+    return ["--model_path", str(model), "--dataset", "stems", "--root", str(songs), "--device", "cpu", "--jobs", "1"]
+
+
+def tables(output: str) -> list[dict[str, list[str]]]:
+    """Of each table, the first column -> the others; the header belongs to it."""
+    blocks = re.findall(r"(?:^\|.*\|\n?)+", output, re.M)
+    lines = [[re.split(r" *\| *", line.strip("| ")) for line in block.splitlines()] for block in blocks]
+    return [{row[0]: row[1:] for row in block if not row[0].startswith("---")} for block in lines]
+
+
+def rows(folder: Path) -> dict[tuple[str, str, str], dict[str, str]]:
+    with open(folder / "results.csv", encoding="utf-8", newline="") as file:
+        return {(line["clip"], line["system"], line["target"]): line for line in csv.DictReader(file)}
+
+
 def db(reference: np.ndarray, estimate: np.ndarray) -> float:
     return 10 * np.log10(np.sum(reference.astype(float) ** 2) / np.sum((reference - estimate).astype(float) ** 2))
 
 
-def table(output: str) -> dict[str, list[float]]:
-    """Rows of the printed table: median and quartiles."""
-    rows = {}
-    for line in output.strip().splitlines()[1:]:
-        name, values = line.split("  ", 1)
-        rows[name] = [float(v) for v in re.findall(r"-?\d+\.\d+", values)]
-    return rows
+# --- scores -------------------------------------------------------------------------------------------------------
 
 
-def test_the_model_stands_beside_silence_the_mixture_and_the_untrained_network(songs, model, tmp_path, capsys):
-    arguments = ["--model_path", str(model), "--dataset", "stems", "--root", str(songs), "--device", "cpu"]
-    assert evaluate.run([*arguments, "--output", str(tmp_path / "new")]) == 0
-    out = capsys.readouterr().out
-    assert "over 2 clips" in out  # neither the solo nor the song without singing
-    rows = table(out)
-    assert list(rows) == ["silence", "mixture", "untrained network", str(model)]
-    assert rows["silence"] == [0.0] * 3
+def test_every_number_is_museval_s_own(songs, model, results):
+    """museval is called here on the same files, with the estimates of the same model."""
+    separator, found = Separator.from_checkpoint(model, "cpu"), rows(results[0])
+    for i, name in enumerate("ab"):
+        vocals, rest, mixture = sides(i)
+        references = [soundfile.read(songs / name / f"{side}.wav")[0] for side in ("vocals", "accompaniment")]
+        own = [x.numpy().T for x in separator.separate(torch.from_numpy(mixture.T.copy()), RATE)]
+        for system, estimates in ((str(model), own), ("mixture", [mixture, mixture])):
+            expected = dict(zip(ORDER, museval.evaluate(references, estimates, win=RATE, hop=RATE), strict=True))
+            for t, target in enumerate(("vocals", "accompaniment")):
+                line = found[name, Path(system).as_posix(), target]
+                for metric in ORDER:
+                    assert float(line[metric]) == pytest.approx(np.nanmedian(expected[metric][t]), abs=2e-3), metric
+                assert float(line["global SDR"]) == pytest.approx(db((vocals, rest)[t], estimates[t]), abs=1e-3)
+        assert np.isnan(expected["SDR"][0]).any() == (name == "a")  # the second in which nobody sings
 
-    with open(tmp_path / "new" / "results.csv", encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    assert [line["clip"] for line in lines] == ["a", "b"] and list(lines[0]) == ["clip", *rows]
-    separator = Separator.from_checkpoint(model, "cpu")
-    for i, line in enumerate(lines):
-        vocals, rest = stereo(i), 2 * stereo(i + 10)
-        mixture = vocals + rest + (0.1 * stereo(20) if i == 1 else 0)  # of b, the mixture is a file
-        estimate = separator.separate(torch.from_numpy(mixture.T.copy()), RATE)[0].numpy().T
-        assert float(line["silence"]) == 0
-        assert float(line["mixture"]) == pytest.approx(db(vocals, mixture), abs=1e-3)
-        assert abs(float(line["untrained network"])) < 1e-3  # a new network changes nothing: no vocals
-        assert float(line[str(model)]) == pytest.approx(db(vocals, estimate), abs=1e-2)
-        assert abs(db(vocals, estimate)) > 0.05
-    for name, (median, low, high) in rows.items():
-        scores = [float(line[name]) for line in lines]
-        assert median == pytest.approx(np.mean(scores), abs=0.006)
-        assert [low, high] == pytest.approx([min(scores), max(scores)], abs=0.006)
+
+def test_museval_reads_the_files_and_aggregates_to_the_printed_numbers(model, results):
+    folder, printed = results
+    for target, table in zip(("vocals", "accompaniment"), tables(printed), strict=True):
+        header = next(iter(table.values()))
+        for system, place in ((model.as_posix(), "model"), ("mixture", "mixture")):
+            store = museval.EvalStore()
+            store.add_eval_dir(folder / "museval" / place)
+            expected = store.agg_frames_tracks_scores()
+            for metric in ORDER:
+                cell = float(table[system][header.index(metric)])
+                assert cell == pytest.approx(expected[target][metric], abs=0.0051)
+            of_tracks = store.agg_frames_scores()
+            assert set(of_tracks.index.get_level_values("track")) == {"a", "b", "silent"}
+            for name in "ab":
+                value = float(rows(folder)[name, system, target]["SDR"])
+                assert value == pytest.approx(of_tracks[name][target]["SDR"], abs=1e-5)
+
+
+def test_what_is_known_without_computing(model, results):
+    folder, printed = results
+    vocals, accompaniment = tables(printed)
+    systems_ = ["silence", "mixture", "untrained network", "ideal ratio mask", "true accompaniment", model.as_posix()]
+    assert list(vocals)[1:] == list(accompaniment)[1:] == systems_
+    assert next(iter(vocals)) == "vocals, dB, 2 clips" and next(iter(accompaniment)) == "accompaniment, dB, 3 clips"
+    assert vocals["silence"][0] == "0.00 (0.00 .. 0.00)" and set(vocals["silence"][1:]) == {"-"}
+    assert vocals["untrained network"][0].startswith(("0.00", "-0.00"))  # it changes nothing: no vocals
+    assert "1 of 3 clips and 3 of 6 seconds have silent vocals" in printed
+    found = rows(folder)
+    assert ("a", "true accompaniment", "vocals") not in found  # exact, where the mixture is a sum
+    lossy = found["b", "true accompaniment", "vocals"]
+    assert float(lossy["global SDR"]) == pytest.approx(db(sides(1)[0], sides(1)[0] + 0.1 * stereo(20)), abs=1e-3)
+    assert found["silent", "mixture", "vocals"]["global SDR"] == "nan"
+    assert found["a", "mixture", "vocals"]["frames without vocals"] == "1"
+    height, width = matplotlib.image.imread(folder / "summary.png").shape[:2]
+    assert width > 900 and height > 500
+
+
+def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(songs, model, results, monkeypatch):
+    folder, _ = results
+    before = (folder / "results.csv").read_bytes()
+    scored, score_clip = [], scores.score_clip
+
+    def counted(clip, system, *rest):
+        scored.append((clip.name, system))
+        return score_clip(clip, system, *rest)
+
+    monkeypatch.setattr(scores, "score_clip", counted)
+    evaluate.run([*arguments(songs, model), "--output", str(folder)])
+    assert scored == [] and (folder / "results.csv").read_bytes() == before
+    os.utime(songs / "b" / "vocals.wav", (1, 1))
+    evaluate.run([*arguments(songs, model), "--output", str(folder), "--no-museval"])
+    changed = {pair for pair in scored if pair[0] == "b"}
+    assert len(changed) == 6
+    scored.clear()
+    evaluate.run([*arguments(songs, model), "--output", str(folder), "--no-museval", "diffusion.ddim_steps=2"])
+    assert {system for _, system in scored} == {"untrained network", model.as_posix()}
+    (folder / "scores" / "mixture" / "a.json").write_text("{", encoding="utf-8")  # damaged
+    scored.clear()
+    evaluate.run([*arguments(songs, model), "--output", str(folder), "--no-museval", "diffusion.ddim_steps=2"])
+    assert scored == [("a", "mixture")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_ended_goes_on_where_it_stopped(how, songs, model, tmp_path):
+    """Real processes: the first run is ended once a song is done, the second keeps that song and finishes."""
+    command = [sys.executable, evaluate.__file__, *arguments(songs, model)[:-2], "--jobs", "2"]
+    command += ["--output", str(tmp_path), "--seconds", "1.5"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               start_new_session=True)  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while not (done := list(tmp_path.glob("scores/mixture/*.json"))) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, how)
+        process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode in ((-9,) if how == signal.SIGKILL else (130, 0))
+    assert done
+    kept = {path: path.stat().st_mtime_ns for path in done}
+    for path in tmp_path.glob("scores/*/*.json"):
+        json.loads(path.read_text(encoding="utf-8"))  # never half a file
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=300).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == kept
+    assert len({line["clip"] for line in rows(tmp_path).values()}) == 3
+
+
+def test_without_museval_the_other_scores_remain(songs, model, monkeypatch, capsys):
+    monkeypatch.setattr(bsseval, "find_spec", lambda name: None)
+    assert evaluate.run(arguments(songs, model)) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0] == f"note: {bsseval.MISSING}" and "pip install museval" in err
+    assert next(iter(tables(out)[0].values())) == ["global SDR", "SI-SDR"]
 
 
 def test_settings_can_be_changed_but_not_the_network(songs, model):
-    clips = evaluation.test_clips("stems", songs, 0)[:1]
+    clip = find_excerpts("stems", songs)[0].read()
 
-    def score(*overrides: str) -> float:
-        return evaluation.score_table(model, clips, "cpu", overrides)[str(model)][0]
+    def vocals(*overrides: str) -> torch.Tensor:
+        return systems.estimate("the model", clip, systems.Model(model, "cpu", overrides))[0]
 
-    assert score("diffusion.ddim_steps=4") != score() == score("diffusion.ddim_steps=1")
+    assert torch.equal(vocals(), vocals("diffusion.ddim_steps=1"))
+    assert not torch.equal(vocals(), vocals("diffusion.ddim_steps=4"))
     with pytest.raises(UserError, match=r"audio\.n_fft"):
-        score("audio.n_fft=1024")
+        vocals("audio.n_fft=1024")
+
+
+# --- songs --------------------------------------------------------------------------------------------------------
 
 
 def test_tracks_are_cut_into_clips(songs):
-    clips = evaluation.test_clips("stems", songs, 0.75)
-    assert [clip.name for clip in clips] == ["a at 0 s", "a at 0.75 s", "b at 0 s", "b at 0.75 s"]
-    assert all(clip.vocals.shape == clip.mixture.shape == clip.accompaniment.shape == (2, 6000) for clip in clips)
-    assert np.array_equal(clips[1].vocals.numpy(), stereo(0)[6000:12000].T)
-    whole = evaluation.test_clips("stems", songs, 60.0)
-    assert [clip.name for clip in whole] == ["a", "b"] and whole[0].vocals.shape == (2, 16000)
+    excerpts = find_excerpts("stems", songs, 0.75)
+    assert [e.name for e in excerpts[:4]] == ["a at 0 s", "a at 0.75 s", "b at 0 s", "b at 0.75 s"]
+    clip = excerpts[1].read()
+    assert clip.vocals.shape == clip.mixture.shape == clip.accompaniment.shape == (2, 6000)
+    assert np.array_equal(clip.vocals.numpy(), sides(0)[0][6000:12000].T)
+    whole = find_excerpts("stems", songs, 60.0)
+    assert [e.name for e in whole] == ["a", "b", "silent"] and whole[0].read().vocals.shape == (2, 16000)
+    assert [e.read().own_mixture for e in whole] == [False, True, False]
 
 
 def test_the_synthetic_songs_are_those_of_the_test_split(monkeypatch):
@@ -136,9 +265,43 @@ def test_the_synthetic_songs_are_those_of_the_test_split(monkeypatch):
     monkeypatch.setattr(
         synthetic_tracks, "make_song", lambda *args: made.append(args) or make_song(*args[:2], 1, 44100)
     )
-    (clip, *_) = evaluation.test_clips("synthetic", None, 0.5)
+    clip = find_excerpts("synthetic", None, 0.5)[0].read()
     assert made[0][0] == synthetic_tracks.SPLITS["test"] and len(set(synthetic_tracks.SPLITS.values())) == 3
     assert clip.sample_rate == 44100 and torch.equal(clip.mixture, clip.vocals + clip.accompaniment)
+    find_excerpts("synthetic", None, 0.5, "valid")[0].read()
+    assert made[-1][0] == synthetic_tracks.SPLITS["dev"]
+
+
+def test_musdbhq_takes_the_half_that_was_asked_for(tmp_path):
+    for half, name in (("test", "A - B"), ("train", "Leaf - Summerghost"), ("train", "C - D")):
+        folder = tmp_path / half / name
+        folder.mkdir(parents=True)
+        for i, side in enumerate(("vocals", "drums", "bass", "other", "mixture")):
+            soundfile.write(folder / f"{side}.wav", stereo(i, 0.5), RATE, "FLOAT")
+    (test,) = find_excerpts("musdbhq", tmp_path)
+    (valid,) = find_excerpts("musdbhq", tmp_path, split="valid")
+    assert (test.name, valid.name) == ("A - B", "Leaf - Summerghost")
+    clip = test.read()
+    assert clip.own_mixture and np.array_equal(clip.mixture.numpy(), stereo(4, 0.5).T)
+    assert np.allclose(clip.accompaniment.numpy(), sum(stereo(i, 0.5) for i in (1, 2, 3)).T, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_musdb_gives_what_the_package_gives(tmp_path):
+    """The real stem file that `stempeg` ships, as the only song of the test half."""
+    import musdb
+    import stempeg
+
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "A - B.stem.mp4").symlink_to(stempeg.example_stem_path())
+    (excerpt,) = find_excerpts("musdb", tmp_path)
+    clip, track = excerpt.read(), musdb.DB(root=str(tmp_path), subsets="test").tracks[0]
+    for side, waveform in (("vocals", clip.vocals), ("accompaniment", clip.accompaniment)):
+        assert np.array_equal(waveform.numpy(), track.targets[side].audio.T.astype(np.float32))
+    assert np.array_equal(clip.mixture.numpy(), track.audio.T.astype(np.float32)) and clip.own_mixture
+
+
+# --- ceilings -----------------------------------------------------------------------------------------------------
 
 
 def test_a_perfect_generator_is_limited_by_the_representation_only(tmp_path, capsys):
@@ -147,37 +310,54 @@ def test_a_perfect_generator_is_limited_by_the_representation_only(tmp_path, cap
         (tmp_path / str(i)).mkdir()
         for side in ("vocals", "accompaniment"):
             soundfile.write(tmp_path / str(i) / f"{side}.wav", getattr(song, side).T, 44100, "FLOAT")
-    assert evaluate.run(["--oracle", "--dataset", "stems", "--root", str(tmp_path)]) == 0
-    rows = {name: median for name, (median, *_) in table(capsys.readouterr().out).items()}
-    assert all(math.isfinite(score) for score in rows.values())
-    assert rows["silence"] == 0
-    assert rows["complex, |X|^0.5, subtract complex"] > 60
-    pattern = re.compile(r"log1p\(\|X\| \* ([\d.]+)\), subtract normalized")
-    scales = {float(match[1]): rows[match[0]] for match in map(pattern.fullmatch, rows) if match}
+    noise = 0.01 * stereo(0, 1.0).repeat(6, axis=0)[:44100]
+    soundfile.write(tmp_path / "1" / "mixture.wav", (song.vocals + song.accompaniment).T + noise, 44100, "FLOAT")
+    run = ["--oracle", "--dataset", "stems", "--root", str(tmp_path), "--jobs", "1", "--output", str(tmp_path / "out")]
+    assert evaluate.run(run) == 0
+    (table,) = tables(capsys.readouterr().out.replace("&#124;", "!"))
+    medians = {name: float(cells[0].split()[0]) for name, cells in list(table.items())[1:]}
+    assert medians["silence"] == 0
+    assert medians["complex !X!^0.5, subtract complex"] > 40
+    pattern = re.compile(r"log1p\(([\d.]+) !X!\), subtract normalized")
+    scales = {float(match[1]): medians[match[0]] for match in map(pattern.fullmatch, medians) if match}
     normalized = [scales[scale] for scale in sorted(scales, reverse=True)]
     assert len(scales) >= 3 and normalized == sorted(normalized)  # the smaller the scale, the more linear, the better
     assert normalized[0] < normalized[-1] - 3
-    masks = rows["complex, |X|^0.5, subtract mask"], rows["ideal ratio mask"], rows["truncated phase-sensitive mask"]
-    assert rows["mixture"] < masks[0] < masks[2] < 30 and masks[1] < masks[2]
-    assert masks[2] < rows["complex, only 8270 Hz modelled"] < rows["complex, |X|^0.5, subtract complex"]
+    names = "complex !X!^0.5, subtract mask", "ideal ratio mask", "truncated phase-sensitive mask"
+    masks = [medians[name] for name in names]
+    assert medians["mixture"] < masks[0] < masks[2] < 30 and masks[1] < masks[2]
+    carried, cut = (
+        medians[f"complex, bandwidth 8270 Hz ({how})"] for how in ("gain carried upward", "no vocals above")
+    )
+    assert masks[2] < carried < medians["complex !X!^0.5, subtract complex"] and masks[2] < cut
+    (lossy,) = (value for name, value in medians.items() if "lossy" in name)  # of the one song that has a mixture
+    assert lossy == pytest.approx(db(song.vocals.T, song.vocals.T + noise), abs=0.01)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"oracle.csv", "oracle.png"}
 
 
-def test_nobody_sings(tmp_path):
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_nobody_sings(tmp_path, model):
     (tmp_path / "song").mkdir()
     soundfile.write(tmp_path / "song" / "accompaniment.wav", stereo(0), RATE)
     with pytest.raises(UserError, match="no track in .* has both"):
-        evaluation.test_clips("stems", tmp_path, 0)
+        find_excerpts("stems", tmp_path)
     soundfile.write(tmp_path / "song" / "vocals.wav", 0 * stereo(0), RATE)
-    with pytest.raises(UserError, match="nobody sings"):
-        evaluation.test_clips("stems", tmp_path, 0)
+    for mode in ([], ["--oracle"], ["--sweep"], ["--counterfactual"]):
+        with pytest.raises(UserError, match="sings"):
+            evaluate.run([*arguments(tmp_path, model), "--no-museval", *mode])
 
 
-def test_a_missing_root_is_refused_at_once(tmp_path):
-    script = Path(evaluate.__file__)
-    process = subprocess.run([sys.executable, str(script), "--dataset", "stems"], cwd=tmp_path, capture_output=True,
-                             text=True, encoding="utf-8", timeout=300)  # fmt: skip
-    assert process.returncode == 2 and not process.stdout
-    assert process.stderr.splitlines() == ["error: --dataset stems needs --root DIR, a folder of tracks"]
+@pytest.mark.parametrize("dataset", ["stems", "musdb", "musdbhq"])
+def test_a_missing_root_is_refused_at_once(tmp_path, dataset, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(lambda: evaluate.run(["--dataset", dataset]))
+    out, err = capsys.readouterr()
+    assert exit_.value.code == 2 and not out
+    assert err.splitlines() == [f"error: --dataset {dataset} needs --root DIR, a folder of tracks"]
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        find_excerpts(dataset, tmp_path)
 
 
 @pytest.mark.parametrize("arguments", [["--root", "nowhere"], ["--root", ".", "--model_path", "none.pt"]])

@@ -101,3 +101,32 @@ def test_files_can_be_drawn_by_hand(tmp_path, drawn):
     assert len(panels) == 4 and panels[0].get_xlim() == (0.5, 1.5)
     with pytest.raises(UserError, match=r"short\.wav"):
         run([mixture, short, *output, "--seconds", "20"])
+
+
+def test_the_uncertainty_is_a_panel_of_its_own(tmp_path, drawn):
+    times, frequencies = np.arange(0.05, 60, 0.1), np.arange(50.0, 8000, 100)
+    spread = np.full((len(frequencies), len(times)), 1e-4)
+    spread[(frequencies > 2000) & (frequencies < 2100)] = 1.0  # the model is unsure at 2050 Hz, and from 31 to 31.5 s
+    spread[:, (times > 31) & (times < 31.5)] = 1.0
+    values = {"time": times, "frequency": frequencies, "spread": spread}
+    plot_separation(tmp_path / "a.png", tone(500), tone(500), RATE, start=30.0, uncertainty=values)
+    panel = [axis for axis in drawn[0].axes if axis.get_title(loc="left")][-1]
+    assert panel.get_title(loc="left").startswith("uncertainty") and panel.get_xlabel() == "s"
+    image = panel.get_images()[0]
+    left, right, bottom, top = image.get_extent()
+    assert panel.get_xlim() == (30.0, 32.0)
+    rows, columns = image.get_array().shape
+    loud = image.get_array() > image.get_array().min() + 40
+    heights = bottom + (np.flatnonzero(loud.all(1)) + 0.5) * (top - bottom) / rows
+    moments = left + (np.flatnonzero(loud.all(0)) + 0.5) * (right - left) / columns
+    assert heights == pytest.approx([2050]) and 31 < moments.min() < 31.1 and 31.4 < moments.max() < 31.5
+
+
+def test_the_uncertainty_of_a_file_is_drawn_by_hand(tmp_path, drawn):
+    for name in ("mixture.wav", "vocals.wav"):
+        write(tmp_path / name, tone(500), RATE)
+    values = {name: np.ones((3, 4)) for name in ("mixture", "vocals", "spread")}
+    np.savez(tmp_path / "u.npz", time=np.arange(4) / 2, frequency=np.arange(3) * 2000.0, **values)
+    files = [str(tmp_path / name) for name in ("mixture.wav", "vocals.wav")]
+    assert run([*files, "--uncertainty", str(tmp_path / "u.npz"), "--output", str(tmp_path / "a.png")]) == 0
+    assert len([axis for axis in drawn[0].axes if axis.get_title(loc="left")]) == 4

@@ -1,0 +1,146 @@
+"""Songs to score: where they are, and one stretch of one song as waveforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..data.mixing import Track
+from ..data.musdbhq import musdbhq_tracks
+from ..data.stems import find_tracks
+from ..data.synthetic_tracks import synthetic_tracks
+from ..errors import UserError
+
+DATASETS = ("synthetic", "stems", "musdb", "musdbhq")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Waveforms `(C, N)` at the file's own sample rate. `own_mixture`: the mixture is a file of its own, which lossy
+    coding or mastering may have moved away from vocals + accompaniment."""
+
+    name: str
+    mixture: Tensor
+    vocals: Tensor
+    accompaniment: Tensor
+    sample_rate: int
+    own_mixture: bool = False
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Where a clip is: a track, from `start` on for `seconds` (s). Small enough to hand to another process."""
+
+    name: str
+    track: Track
+    start: float
+    seconds: float
+
+    def read(self) -> Clip:
+        rate = int(self.track.source_rate)
+        own = "mixture" in self.track.stems
+        sides = ("vocals", "accompaniment", *(["mixture"] if own else []))
+        waves = [self.track.read(side, self.start, self.seconds, rate) for side in sides]
+        channels = max(map(len, waves))
+        vocals, rest, *mixture = (wave.expand(channels, -1) for wave in waves)
+        return Clip(self.name, mixture[0] if own else vocals + rest, vocals, rest, rate, own)
+
+    def identity(self) -> list[Any]:
+        """What its waveforms depend on: files by name, size and time; a synthetic song by its arguments."""
+        stems = self.track.stems
+        paths = [p for side in stems.values() for p in side] if isinstance(stems, dict) else []
+        files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+        return [self.name, self.start, self.seconds, files, repr(getattr(self.track, "_arguments", ""))]
+
+
+class MusdbTrack:
+    """A track of the `musdb` package (`*.stem.mp4`), decoded by it when read; see `Track` for the attributes."""
+
+    group = "musdb"
+
+    def __init__(self, root: Path, subset: str, split: str | None, index: int, track: Any) -> None:
+        self._address = (root, subset, split, index)
+        self.name, self.seconds, self.source_rate = track.name, float(track.duration), int(track.rate)
+        self.stems = {side: [Path(track.path)] for side in ("vocals", "accompaniment", "mixture")}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_multitrack"}  # it holds its own audio
+
+    @cached_property
+    def _multitrack(self) -> Any:
+        root, subset, split, index = self._address
+        return _musdb(root, subset, split).tracks[index]
+
+    def read(self, side: str, start: float, seconds: float, sample_rate: int) -> Tensor:
+        """Waveform `(2, round(seconds * sample_rate))`, as the package decodes it; `sample_rate` is the file's."""
+        track = self._multitrack
+        whole = start == 0 and seconds >= self.seconds
+        track.chunk_start, track.chunk_duration = (0, None) if whole else (start, seconds)
+        samples = track.audio if side == "mixture" else track.targets[side].audio
+        waveform = torch.from_numpy(samples.T.copy()).float()
+        return waveform if whole else waveform[:, : round(seconds * sample_rate)]
+
+    def loudness(self, side: str, sample_rate: int) -> float:
+        return float(self.read(side, 0, self.seconds, sample_rate).square().mean()) ** 0.5
+
+
+def _musdb(root: Path, subset: str, split: str | None) -> Any:
+    try:
+        import musdb
+    except ImportError:
+        raise UserError("--dataset musdb needs the package musdb; install it with: pip install musdb") from None
+    except RuntimeError:  # from stempeg
+        raise UserError("--dataset musdb needs the programs ffmpeg and ffprobe; install ffmpeg") from None
+    return musdb.DB(root=str(root), subsets=subset, split=split)
+
+
+def find_songs(dataset: str, root: Path | None, split: str = "test") -> Sequence[Track]:
+    """Tracks with both vocals and accompaniment.
+
+    `split` is `test` or `valid`: of MUSDB18 its test half or the 14 songs that the `musdb` package names for
+    validation, of the synthesizer other seeds. A folder of stems is taken whole.
+
+    Raises:
+        UserError: no such folder, nothing usable in it, or a package or program that is missing.
+    """
+    if dataset == "synthetic":
+        return synthetic_tracks(Config(), "test" if split == "test" else "dev")
+    if root is None:
+        raise UserError(f"--dataset {dataset} needs --root DIR, a folder of tracks")
+    if dataset == "musdb":
+        subset, part = ("test", None) if split == "test" else ("train", "valid")
+        if not any((root / subset).glob("*.stem.mp4")):
+            raise UserError(f"there is no {subset}/*.stem.mp4 in '{root}'; give the folder of MUSDB18")
+        tracks = enumerate(_musdb(root, subset, part).tracks)
+        return [MusdbTrack(root, subset, part, index, track) for index, track in tracks]
+    if dataset == "musdbhq" and split == "valid":
+        found: Sequence[Track] = musdbhq_tracks(root, "dev", None)
+    elif dataset == "musdbhq":
+        if not (root / "test").is_dir():
+            raise UserError(f"there is no folder 'test' in '{root}'; give the folder of MUSDB18-HQ or --split valid")
+        found = find_tracks(root / "test", None)
+    else:
+        found = find_tracks(root, None)
+    both = [track for track in found if {"vocals", "accompaniment"} <= set(track.stems)]
+    if not both:
+        raise UserError(f"no track in '{root}' has both vocals and accompaniment")
+    return both
+
+
+def find_excerpts(dataset: str, root: Path | None, seconds: float = 0.0, split: str = "test") -> list[Excerpt]:
+    """The songs, whole (`seconds` = 0) or cut into stretches of `seconds` (the rest is dropped)."""
+    excerpts = []
+    for track in find_songs(dataset, root, split):
+        length = min(seconds or track.seconds, track.seconds)
+        starts = [i * length for i in range(max(1, int(track.seconds / length + 1e-6)))]
+        for start in starts:
+            name = track.name + (f" at {start:g} s" if len(starts) > 1 else "")
+            excerpts.append(Excerpt(name, track, start, length))
+    return excerpts

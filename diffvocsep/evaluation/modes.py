@@ -1,0 +1,162 @@
+"""From the arguments of `evaluate.py` to what it prints and writes: one function per kind of measurement."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from . import bsseval, systems
+from .clips import Excerpt, find_excerpts
+from .parallel import processes
+from .report import draw_rows, draw_summary, quartiles, spread, table, write_csv
+
+
+def _excerpts(args: Namespace) -> list[Excerpt]:
+    return find_excerpts(args.dataset, args.root, args.seconds, args.split)
+
+
+def _model(args: Namespace) -> systems.Model:
+    model = systems.Model(args.model_path, args.device, tuple(args.overrides))
+    model.separator()  # what is missing or impossible is said before any work
+    return model
+
+
+def scores(args: Namespace) -> None:
+    """The scores of the field, the model beside silence, mixture, untrained network and ceilings."""
+    from .scores import METRICS, TARGETS, lines, medians, score, systems_of
+
+    excerpts, model = _excerpts(args), _model(args)
+    frames = not args.no_museval
+    if frames and bsseval.available() is None:
+        print(f"note: {bsseval.MISSING}", file=sys.stderr)
+        frames = False
+    jobs = processes(args.jobs, len(excerpts), args.device)
+    found = score(excerpts, model, args.output, jobs, frames)
+    rows = [name for name in systems_of(model) if any(one.system == name for one in found)]
+    columns = {target: {system: medians(found, system, target) for system in rows} for target in TARGETS}
+    own = [one for one in found if one.system == model.name]
+    silent = sum(one.silent for one in own)
+    if silent == len(own):
+        raise UserError(f"nobody sings in these {len(own)} clips: there is nothing to score")
+    for target, by_system in columns.items():
+        count = len(own) - (silent if target == "vocals" else 0)
+        cells = {
+            system: [spread(values["global SDR"]), *(f"{quartiles(values[m])[0]:.2f}" for m in METRICS[1:])]
+            for system, values in by_system.items()
+        }
+        if not frames:
+            cells = {system: values[:2] for system, values in cells.items()}
+        print(table(f"{target}, dB, {count} clips", METRICS if frames else METRICS[:2], _dashes(cells)))
+        print()
+    missing = sum(one.silent_frames for one in own)
+    print(f"{silent} of {len(own)} clips and {missing} of {sum(one.frames for one in own)} seconds have silent vocals: "
+          "such a clip has no scores of the vocals, such a second none of museval's")  # fmt: skip
+    if args.output:
+        write_csv(args.output / "results.csv", lines(found))
+        ceilings = [name for name in (systems.MIXTURE, *systems.CEILINGS) if name in rows]
+        draw_summary(args.output / "summary.png", columns, [systems.MIXTURE, model.name], ceilings)
+
+
+def oracle(args: Namespace) -> None:
+    """The ceilings of the representations."""
+    from .oracle import oracle as measure
+
+    excerpts = _excerpts(args)
+    rows = measure(excerpts, processes(args.jobs, len(excerpts), "cpu"))
+    if np.isnan(rows["silence"]).all():
+        raise UserError(f"nobody sings in these {len(excerpts)} clips: there is nothing to score")
+    count = int(np.isfinite(rows["silence"]).sum())
+    print(table(f"how the vocals are taken, {count} clips", ["global SDR of the vocals, dB"],
+                {name: [spread(values)] for name, values in rows.items()}))  # fmt: skip
+    _write(args.output, "oracle", rows, excerpts, "global SDR of the vocals, dB")
+
+
+def sweep(args: Namespace) -> None:
+    """Quality and time of every way to sample."""
+    from .sweep import DEFAULT_GRIDS, draw_frontier, frontier
+    from .sweep import sweep as measure
+
+    measured = list(measure(_excerpts(args), _model(args), args.grid or DEFAULT_GRIDS))
+    best = frontier(measured)
+    columns = ["evaluations", "SDR", "SI-SDR", "log-spectral distance", "s per s of song", "frontier"]
+    names = ["sdr", "si_sdr", "distance"]
+    rows = {
+        str(one.setting): [str(one.setting.evaluations), *(f"{quartiles(getattr(one, n))[0]:.2f}" for n in names),
+                           f"{one.real_time:.4f}", "*" if one in best else ""]
+        for one in measured
+    }  # fmt: skip
+    print(table(f"vocals, dB, median of {len(measured[0].sdr)} clips", columns, rows))
+    if args.output:
+        write_csv(args.output / "sweep.csv", [["setting", *columns], *([name, *row] for name, row in rows.items())])
+        draw_frontier(args.output / "sweep.png", measured)
+
+
+def uncertainty(args: Namespace) -> None:
+    """Whether the spread of K counterfactuals tells the truth about their error."""
+    from .honesty import draw_honesty, honesty
+
+    excerpts, model = _excerpts(args), _model(args)
+    found = honesty(excerpts, model, args.samples, processes(args.jobs, len(excerpts), args.device))
+    if not found:
+        raise UserError("nobody sings in these songs: there is no error to compare with")
+    rows = {name: [one.numbers.get(name, np.nan) for one in found] for name in found[0].numbers}
+    print(table(f"K = {args.samples}, {len(found)} clips", ["median (quartiles)"],
+                {name: [spread(values)] for name, values in rows.items()}))  # fmt: skip
+    if args.output:
+        write_csv(args.output / "uncertainty.csv", [list(rows), *zip(*rows.values(), strict=True)])
+        draw_honesty(args.output / "uncertainty.png", found)
+
+
+def counterfactual(args: Namespace) -> None:
+    """What must not change, in dB."""
+    from .counterfactual import suite
+
+    excerpts, model = _excerpts(args), _model(args)
+    found = suite(excerpts, model, processes(args.jobs, len(excerpts), args.device))
+    names = list(next(iter(found.values())))
+    rows = {test: [f"{quartiles(by_system[name])[0]:.1f}" for name in names] for test, by_system in found.items()}
+    clips = len(next(iter(next(iter(found.values())).values())))
+    print(table(f"energy in dB, lower is better, median of {clips} clips", names, rows))
+    if args.output:
+        lines = [[test, name, *(f"{v:.3f}" for v in values)]
+                 for test, by_system in found.items() for name, values in by_system.items()]  # fmt: skip
+        write_csv(args.output / "counterfactual.csv", [["test", "system", *range(clips)], *lines])
+        own = {test: by_system[model.name] for test, by_system in found.items()}
+        draw_rows(args.output / "counterfactual.png", own, f"{model.name}: energy in dB, lower is better")
+
+
+def instruments(args: Namespace) -> None:
+    """SDR per instrument family, and the gap between those seen in training and those held out."""
+    from .instruments import folder_parts, held_out_of, report, synthetic_parts
+    from .instruments import instruments as measure
+
+    if args.dataset not in ("synthetic", "stems"):
+        raise UserError(f"--instruments takes --dataset synthetic or stems, not {args.dataset}")
+    if args.dataset == "stems" and not args.root:
+        raise UserError("--instruments --dataset stems needs --root DIR with <family>/<song>/accompaniment.* in it")
+    model = _model(args)
+    parts = folder_parts(args.root, args.songs, args.vocals) if args.dataset == "stems" else synthetic_parts(args.songs)
+    families = dict.fromkeys(part.family for part in parts)
+    held_out = args.held_out.split(",") if args.held_out else held_out_of(model)
+    unknown = [family for family in held_out if family not in families]
+    if unknown and args.held_out:
+        raise UserError(f"--held_out {unknown[0]} is none of the families {', '.join(families)}")
+    measured = measure(parts, model, processes(args.jobs, len(parts), args.device))
+    report(measured, model, held_out, args.output)
+
+
+def _dashes(rows: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {name: ["-" if cell == "nan" else cell for cell in cells] for name, cells in rows.items()}
+
+
+def _write(output: Path | None, name: str, rows: dict[str, list[float]], excerpts: list[Excerpt], label: str) -> None:
+    """<name>.csv with a line per clip and a column per row, and its picture."""
+    if output:
+        names = [excerpt.name for excerpt in excerpts]
+        lines = zip(names, *([f"{v:.4f}" for v in values] for values in rows.values()), strict=True)
+        write_csv(output / f"{name}.csv", [["clip", *rows], *lines])
+        draw_rows(output / f"{name}.png", rows, label)

@@ -1,0 +1,77 @@
+"""The same work for every song, in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from tqdm.auto import tqdm
+
+from ..errors import UserError
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+ON_ONE_DEVICE = 4  # processes that share a GPU; each holds the model of its own
+
+
+def processes(wanted: int, items: int, device: str) -> int:
+    """How many processes to use: as asked for, or one per core (0)."""
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    most = os.cpu_count() or 1
+    return max(1, min(wanted or (most if on_cpu else min(most, ON_ONE_DEVICE)), items))
+
+
+def each(work: Callable[[Item], Result], items: Sequence[Item], jobs: int, label: str) -> list[Result]:
+    """`[work(item) for item in items]` with a bar, in `jobs` processes (1: in this one).
+
+    Work that fails, or Ctrl-C, ends the processes at once; what they have written stays.
+
+    Raises:
+        UserError: one of the system's own: a process was killed (usually for its memory).
+    """
+    if jobs == 1:
+        return [work(item) for item in tqdm(items, label, unit="song", disable=None, leave=False)]
+    results: dict[int, Result] = {}
+    context = multiprocessing.get_context("spawn")  # a process that forks while torch has threads may hang
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with _threads(threads):
+        pool = ProcessPoolExecutor(jobs, context, _begin, (threads,))
+        try:
+            futures = {pool.submit(work, item): index for index, item in enumerate(items)}
+            for future in tqdm(as_completed(futures), label, len(items), unit="song", disable=None, leave=False):
+                results[futures[future]] = future.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    "a process was ended by the system, perhaps for its memory; run the same command with a smaller "
+                    "--jobs, it goes on where it stopped"
+                ) from None
+            raise
+        pool.shutdown()
+    return [results[index] for index in range(len(items))]
+
+
+def _begin(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its children
+    torch.set_num_threads(threads)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """NumPy's threads are chosen where a process starts, by the environment."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = before or str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]

@@ -1,0 +1,112 @@
+"""What a measurement leaves behind: a table in Markdown on stdout, a .csv, a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..atomic import write_atomic
+from ..streams import generator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DRAWS = 2000
+
+
+def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile of the values that are not NaN; NaN where there is none."""
+    known = np.array([v for v in values if not np.isnan(v)])
+    if not known.size:
+        return (float("nan"),) * 3
+    return float(np.median(known)), *(float(np.quantile(known, q, method="nearest")) for q in (0.25, 0.75))
+
+
+def spread(values: Iterable[float]) -> str:
+    """`median (lower quartile .. upper quartile)`"""
+    median, low, high = quartiles(values)
+    return f"{median:.2f} ({low:.2f} .. {high:.2f})" if median == median else "-"
+
+
+def interval(values: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int = 0) -> tuple[float, float]:
+    """95 % confidence interval of `statistic(values)`: the percentile bootstrap (Efron 1979) over the columns of
+    `(R, N)`, which are songs."""
+    songs = generator(seed, "bootstrap").integers(values.shape[1], size=(DRAWS, values.shape[1]))
+    drawn = [statistic(values[:, columns]) for columns in songs]
+    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+
+
+def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A Markdown table under a line of text; the columns line up in a terminal too."""
+    lines = [[title, *columns], *([name, *cells] for name, cells in rows.items())]
+    lines = [[cell.replace("|", "&#124;") for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+            for line in lines]  # fmt: skip
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def write_csv(path: Path, lines: Iterable[Sequence[object]]) -> None:
+    """Lines of cells, the header first."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_atomic(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def new_figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> None:
+    write_atomic(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+
+
+def draw_rows(path: Path, rows: Mapping[str, Sequence[float]], label: str, held_out: Iterable[str] = ()) -> None:
+    """One horizontal box per row, the first on top; those of `held_out` in another colour."""
+    figure = new_figure(9, 0.36 * len(rows) + 1.1)
+    axis = figure.subplots()
+    values = [[v for v in row if np.isfinite(v)] or [np.nan] for row in rows.values()]
+    boxes = axis.boxplot(values, orientation="horizontal", patch_artist=True, widths=0.6)
+    for box, name in zip(boxes["boxes"], rows, strict=True):
+        box.set_facecolor("#e8a13a" if name in set(held_out) else "#9ec1e6")
+    axis.set_yticks(range(1, len(rows) + 1), list(rows))
+    axis.invert_yaxis()
+    axis.set_xlabel(label)
+    axis.grid(axis="x", alpha=0.3)
+    save(figure, path)
+
+
+def draw_summary(
+    path: Path, scores: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], boxes: Sequence[str], lines: Sequence[str]
+) -> None:
+    """Box plots per metric, a row of panels per target; `scores[target][system][metric]` in dB. The systems `boxes`
+    get a box each, the median of each of `lines` is drawn across."""
+    targets = list(scores)
+    metrics = list(scores[targets[0]][boxes[0]])
+    metrics = [m for m in metrics if any(scores[t][s][m].size for t in targets for s in (*boxes, *lines))]
+    figure = new_figure(2.2 * len(metrics) + 1, 3.4 * len(targets) + 0.4)
+    panels = figure.subplots(len(targets), len(metrics), squeeze=False)
+    styles = [("tab:green", "--"), ("tab:purple", ":"), ("tab:gray", "-.")]
+    for row, target in zip(panels, targets, strict=True):
+        for axis, metric in zip(row, metrics, strict=True):
+            values = [scores[target][system][metric] for system in boxes]
+            axis.boxplot([v if v.size else [np.nan] for v in values], widths=0.6)
+            axis.set_xticks(range(1, len(boxes) + 1), [Path(name).stem for name in boxes], fontsize=8)
+            for system, (colour, style) in zip(lines, styles, strict=False):
+                if scores[target][system][metric].size:
+                    axis.axhline(np.median(scores[target][system][metric]), color=colour, ls=style, label=system)
+            axis.set_title(metric, fontsize=10)
+            axis.grid(axis="y", alpha=0.3)
+        row[0].set_ylabel(f"{target}, dB")
+    handles = {label: handle for axis in panels.flat for handle, label in zip(*axis.get_legend_handles_labels(),
+                                                                             strict=True)}  # fmt: skip
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    save(figure, path)

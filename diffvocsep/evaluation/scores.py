@@ -1,0 +1,137 @@
+"""Scores of every song by every system, kept in files as they come, so that an interrupted run goes on.
+
+`<output>/scores/<system>/<song>.json` holds the numbers of one song and a key made of all they depend on;
+`<output>/museval/<system>/test/<song>.json` is what `museval.EvalStore` reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..atomic import write_atomic
+from ..metrics import sdr, si_sdr
+from . import bsseval, systems
+from .clips import Clip, Excerpt
+from .parallel import each
+
+TARGETS = ("vocals", "accompaniment")
+METRICS = ("global SDR", "SI-SDR", *bsseval.NAMES)
+WITHOUT_FRAMES = (systems.SILENCE, systems.UNTRAINED)  # museval has no score for silence
+
+
+@dataclass(frozen=True)
+class Score:
+    """One song by one system: target -> metric -> dB (NaN: no score), and how many frames have no singer in them."""
+
+    clip: str
+    system: str
+    targets: dict[str, dict[str, float]]
+    frames: int
+    silent_frames: int
+    silent: bool
+
+
+def systems_of(model: systems.Model) -> list[str]:
+    """The rows of the table."""
+    return [systems.SILENCE, systems.MIXTURE, systems.UNTRAINED, *systems.CEILINGS, model.name]
+
+
+def score(
+    excerpts: Sequence[Excerpt], model: systems.Model, output: Path | None, jobs: int, frames: bool
+) -> list[Score]:
+    """Every song by every system, in the order of the songs; `frames`: with museval's scores."""
+    work = partial(_score_song, model=model, fingerprint=model.fingerprint(), output=output, frames=frames)
+    return [one for song in each(work, excerpts, jobs, "Scoring") for one in song]
+
+
+def _score_song(
+    excerpt: Excerpt, model: systems.Model, fingerprint: str, output: Path | None, frames: bool
+) -> list[Score]:
+    """One song; what an earlier run has left in `output` is not computed again."""
+    found, clip = [], None
+    for system in systems_of(model):
+        own = fingerprint if system in (systems.UNTRAINED, model.name) else ""
+        with_frames = frames and system not in WITHOUT_FRAMES
+        key = _key(excerpt, system, own, bsseval.available() if with_frames else None)
+        folder = "model" if system == model.name else system
+        name = file_name(excerpt.name)
+        record = output / "scores" / folder / f"{name}.json" if output else None
+        one = _read(record, key) if record else None
+        if one is None:
+            clip = clip or excerpt.read()
+            if system == systems.TRUE_ACCOMPANIMENT and not clip.own_mixture:
+                continue  # it is exact
+            museval_file = output / "museval" / folder / "test" / f"{name}.json" if output and with_frames else None
+            one = score_clip(clip, system, model, with_frames, museval_file)
+            if record:
+                text = json.dumps({"key": key, **asdict(one)}, indent=1, ensure_ascii=False)
+                write_atomic(record, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+        found.append(one)
+    return found
+
+
+def score_clip(clip: Clip, system: str, model: systems.Model | None, frames: bool, museval_file: Path | None) -> Score:
+    """The numbers of one clip; with `museval_file`, those of its frames are written there."""
+    references = dict(zip(TARGETS, (clip.vocals, clip.accompaniment), strict=True))
+    estimates = dict(zip(TARGETS, systems.estimate(system, clip, model), strict=True))
+    targets = {
+        target: {
+            "global SDR": sdr(references[target], estimates[target]),
+            "SI-SDR": si_sdr(references[target], estimates[target]),
+        }
+        for target in TARGETS
+    }
+    if frames:
+        by_frame = bsseval.bsseval(references, estimates, clip.sample_rate)
+        if museval_file:
+            bsseval.write_track(museval_file, by_frame)
+        for target, values in by_frame.items():
+            targets[target] |= {name: bsseval.median_of_frames(value) for name, value in values.items()}
+    seconds = list(clip.vocals.sum(0).split(clip.sample_rate))
+    if len(seconds) > 1 and len(seconds[-1]) < clip.sample_rate:
+        seconds.pop()  # museval leaves out the rest of a second
+    silent = sum(not second.any() for second in seconds)
+    return Score(clip.name, system, targets, len(seconds), silent, not clip.vocals.any())
+
+
+def medians(scores: Sequence[Score], system: str, target: str) -> dict[str, np.ndarray]:
+    """Metric -> the scores of all songs that have one, dB."""
+    own = [one.targets[target] for one in scores if one.system == system]
+    columns = {name: np.array([values.get(name, np.nan) for values in own]) for name in METRICS}
+    return {name: column[np.isfinite(column)] for name, column in columns.items()}
+
+
+def lines(scores: Sequence[Score]) -> Iterator[list[object]]:
+    """The rows of results.csv, its header first."""
+    yield ["clip", "system", "target", *METRICS, "frames", "frames without vocals"]
+    for one in scores:
+        for target, values in one.targets.items():
+            numbers = [values.get(name, np.nan) for name in METRICS]
+            yield [one.clip, one.system, target, *(f"{n:.5f}" for n in numbers), one.frames, one.silent_frames]
+
+
+def file_name(name: str) -> str:
+    """A song's name as that of a file: folders are joined, and what Windows forbids is replaced."""
+    return re.sub(r'[<>:"|?*\\]', "_", name.replace("/", " - ")).strip(" .")[:180]
+
+
+def _key(excerpt: Excerpt, system: str, fingerprint: str, version: str | None) -> str:
+    text = json.dumps([2, excerpt.identity(), system, fingerprint, version])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(record: Path, key: str) -> Score | None:
+    """What an earlier run left for exactly this question."""
+    try:
+        values = json.loads(record.read_text(encoding="utf-8"))
+        return Score(**values) if values.pop("key") == key else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

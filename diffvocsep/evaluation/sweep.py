@@ -1,0 +1,159 @@
+"""Quality against steps: samplers x steps x eta, from noise or from the mixture, K averaged samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..errors import UserError
+from ..metrics import log_spectral_distance, sdr, si_sdr
+from ..separator import Separator
+from .clips import Excerpt
+from .report import new_figure, save
+from .systems import Model
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """One way to sample; `evaluations` of the network per chunk."""
+
+    start: str = "noise"
+    sampler: str = "ddim"
+    steps: int = 1
+    eta: float = 0.0
+    samples: int = 1
+
+    @property
+    def evaluations(self) -> int:
+        return self.steps * self.samples
+
+    def __str__(self) -> str:
+        eta = f" eta {self.eta:g}" if self.eta else ""
+        start = "" if self.start == "noise" else f" from the {self.start}"
+        return f"{self.sampler}{eta}, {self.steps} steps{start}, K = {self.samples}".replace(" 1 steps", " 1 step")
+
+    def overrides(self) -> list[str]:
+        return [f"diffusion.{key}={value}" for key, value in {
+            "start": self.start, "sampler": self.sampler, "ddim_steps": self.steps, "eta": self.eta,
+            "samples": self.samples,
+        }.items()]  # fmt: skip
+
+
+DEFAULT_GRIDS = (
+    "steps=1,2,4,8,16 sampler=ddim,dpmpp eta=0,0.5",
+    "steps=4,16 sampler=ddpm",
+    "steps=1,4 sampler=ddim start=mixture",
+    "steps=1,4 sampler=ddim samples=4",
+)
+KINDS = {"start": str, "sampler": str, "steps": int, "eta": float, "samples": int}
+
+
+def grid(text: str) -> list[Setting]:
+    """All combinations of `steps=1,4 sampler=ddim,dpmpp ...`, those that do the same only once.
+
+    Raises:
+        UserError: a name or a value that is not possible.
+    """
+    values = {}
+    for word in text.split():
+        name, _, given = word.partition("=")
+        try:
+            values[name] = [KINDS[name](value) for value in given.split(",")]
+        except (KeyError, ValueError):
+            raise UserError(
+                f"'{word}' in --grid must be one of {', '.join(KINDS)} with values, such as steps=1,4,16"
+            ) from None
+    settings = (Setting(**dict(zip(values, chosen, strict=True))) for chosen in product(*values.values()))
+    return list(dict.fromkeys(map(_plain, settings)))
+
+
+def _plain(setting: Setting) -> Setting:
+    """The simplest setting that does the same: one step is the same by every sampler, and only ddim reads eta."""
+    if setting.steps == 1:
+        return replace(setting, sampler="ddim", eta=0.0)
+    return setting if setting.sampler == "ddim" else replace(setting, eta=0.0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of every clip, and seconds of computing per second of song."""
+
+    setting: Setting
+    sdr: np.ndarray
+    si_sdr: np.ndarray
+    distance: np.ndarray
+    real_time: float
+
+
+def sweep(excerpts: Sequence[Excerpt], model: Model, grids: Sequence[str]) -> Iterator[Measured]:
+    """Measure each setting on the same clips, in this process alone, so that times can be compared."""
+    settings = list(dict.fromkeys(setting for text in grids for setting in grid(text)))
+    separator = model.separator()
+    separators = {setting: separator.configured(None, setting.overrides()) for setting in settings}
+    for one in separators.values():
+        one.settings()  # an impossible one is said before any work
+    first = excerpts[0].read()
+    separator.separate(first.mixture, first.sample_rate)  # the first call is slower than the others
+    for setting, one in tqdm(separators.items(), "Sweep", unit="setting", disable=None, leave=False):
+        yield _measure(setting, one, excerpts)
+
+
+def _measure(setting: Setting, separator: Separator, excerpts: Sequence[Excerpt]) -> Measured:
+    scores, spent, length = [], 0.0, 0.0
+    for clip in (excerpt.read() for excerpt in excerpts):  # read anew: a data set need not fit in memory
+        if not clip.vocals.any():
+            continue
+        began = time.perf_counter()
+        vocals, _ = separator.separate(clip.mixture, clip.sample_rate)
+        spent += time.perf_counter() - began
+        length += clip.mixture.shape[-1] / clip.sample_rate
+        scores.append([f(clip.vocals, vocals) for f in (sdr, si_sdr, log_spectral_distance)])
+    if not scores:
+        raise UserError("nobody sings in these songs: there is nothing to score")
+    return Measured(setting, *np.array(scores).T, spent / length)
+
+
+def frontier(measured: Sequence[Measured]) -> list[Measured]:
+    """Those that no other setting beats in SDR with as little time, fastest first."""
+    best: list[Measured] = []
+    for one in sorted(measured, key=lambda m: (m.real_time, -np.median(m.sdr))):
+        if not best or np.median(one.sdr) > np.median(best[-1].sdr):
+            best.append(one)
+    return best
+
+
+def draw_frontier(path: Path, measured: Sequence[Measured]) -> None:
+    """SDR and log-spectral distance against time, a point per setting."""
+    figure = new_figure(11, 4.6)
+    panels = figure.subplots(1, 2)
+    for axis, (label, values) in zip(panels, {
+        "global SDR of the vocals, dB (higher is better)": [np.median(m.sdr) for m in measured],
+        "log-spectral distance, dB (lower is better)": [np.median(m.distance) for m in measured],
+    }.items(), strict=True):  # fmt: skip
+        kinds = dict.fromkeys((m.setting.start, m.setting.sampler, m.setting.eta, m.setting.samples) for m in measured)
+        for start, sampler, eta, samples in kinds:
+            chosen = [
+                (m.real_time, value, m.setting.steps)
+                for m, value in zip(measured, values, strict=True)
+                if (m.setting.start, m.setting.sampler, m.setting.eta, m.setting.samples)
+                == (start, sampler, eta, samples)
+            ]
+            name = sampler + (f" eta {eta:g}" if eta else "") + (" from mixture" if start == "mixture" else "")
+            times, heights, steps = zip(*sorted(chosen), strict=True)
+            axis.plot(times, heights, marker="o", ms=4, lw=1, label=name + (f", K = {samples}" if samples > 1 else ""))
+            for x, y, count in zip(times, heights, steps, strict=True):
+                axis.annotate(str(count), (x, y), textcoords="offset points", xytext=(3, 3), fontsize=7)
+        axis.set_xscale("log")
+        axis.set_xlabel("seconds of computing per second of song (numbers: steps)")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    best = frontier(measured)
+    panels[0].plot([m.real_time for m in best], [np.median(m.sdr) for m in best], color="black", lw=3, alpha=0.2)
+    panels[1].legend(fontsize=8)
+    save(figure, path)

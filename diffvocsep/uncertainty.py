@@ -1,0 +1,104 @@
+"""How far the counterfactuals of one song lie apart, per time and frequency.
+
+K samples of the accompaniment differ as their vocals do, because each pair adds up to the same mixture: one spread
+belongs to both. It says where the model is unsure, not whether it is right; whether the two go together is measured by
+`evaluate.py --uncertainty`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .atomic import write_atomic
+from .config import AudioConfig, Config
+from .errors import UserError
+
+LEAST_STEPS = 8  # with fewer, K samples hardly differ
+CELL = (4, 2)  # STFT bins x frames that share a number: 43 Hz x 46 ms with the default STFT
+
+
+def require_samples(config: Config) -> None:
+    """Raises UserError for settings under which the samples hardly differ, or are only one."""
+    settings = config.diffusion
+    if settings.samples < 2:
+        raise UserError("the uncertainty is the spread of several counterfactuals; give --samples K, at least 2")
+    if settings.ddim_steps < LEAST_STEPS:
+        raise UserError(
+            f"with diffusion.ddim_steps = {settings.ddim_steps} the samples hardly differ, so their spread says "
+            f"nothing; take at least {LEAST_STEPS} steps, such as --sampler ddpm --steps {LEAST_STEPS}"
+        )
+
+
+def says_something(config: Config) -> bool:
+    """Whether the samples differ enough for their spread to be worth a look."""
+    return config.diffusion.samples >= 2 and config.diffusion.ddim_steps >= LEAST_STEPS
+
+
+def pool(power: Tensor) -> Tensor:
+    """Power `(C, F, T)` -> its mean over channels and cells `(F', T')`."""
+    return F.avg_pool2d(power.mean(0)[None], CELL, ceil_mode=True, count_include_pad=False)[0]
+
+
+class Spread:
+    """Numbers of a song, filled chunk by chunk while it is separated: `separator.separate(..., spread=Spread(audio))`.
+
+    `values()` gives arrays `(F, T)` of amplitudes: `mixture`, `vocals` (the mean of the samples) and `spread` (the
+    standard deviation of the samples around it), with `time` (s) and `frequency` (Hz) of the middles of their cells. An
+    amplitude of 1 is that of white noise of variance 1.
+    """
+
+    def __init__(self, audio: AudioConfig) -> None:
+        self.audio = audio
+        self._parts: list[Tensor] = []
+
+    def add(self, mixture: Tensor, vocals: Tensor, variance: Tensor) -> None:
+        """The next frames of the song: STFT of the mixture and of the mean of the samples, complex `(C, F, T)`, and
+        the variance of the samples, `(C, F, T)`."""
+        cells = [pool(power) for power in (mixture.abs().square(), vocals.abs().square(), variance)]
+        self._parts.append(torch.stack(cells).sqrt())
+
+    def values(self) -> dict[str, np.ndarray]:
+        cells = torch.cat(self._parts, dim=-1).numpy() if self._parts else np.zeros((3, 1, 1), np.float32)
+        bins, frames = CELL
+        frequency = (np.arange(cells.shape[1]) * bins + (bins - 1) / 2) * self.audio.sample_rate / self.audio.n_fft
+        time = (np.arange(cells.shape[2]) * frames + (frames - 1) / 2) * self.audio.hop_length / self.audio.sample_rate
+        return {
+            "time": time.astype(np.float32),
+            "frequency": frequency.astype(np.float32),
+            **dict(zip(("mixture", "vocals", "spread"), cells, strict=True)),
+        }
+
+
+def save_spread(path: Path, values: Mapping[str, np.ndarray], config: Config) -> None:
+    """Write the arrays of `Spread.values` and the settings that made them as a compressed `.npz`."""
+    settings = config.diffusion
+    facts = {"samples": settings.samples, "steps": settings.ddim_steps, "sampler": settings.sampler,
+             "eta": settings.eta, "seed": config.train.seed}  # fmt: skip
+
+    def write(part: Path) -> None:
+        with open(part, "wb") as file:  # np.savez would add .npz to the name
+            np.savez_compressed(file, **values, **facts)
+
+    try:
+        write_atomic(path, write)
+    except OSError as error:
+        raise UserError(f"the numbers '{path}' cannot be written ({error.strerror}); name another place") from None
+
+
+def load_spread(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that `save_spread` wrote.
+
+    Raises:
+        UserError: no such file, or another kind of file.
+    """
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in ("time", "frequency", "mixture", "vocals", "spread")}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"'{path}' is not a file that --uncertainty wrote ({error})") from None

@@ -1,0 +1,104 @@
+"""The scripts around the instrument suite: MIDI that a synthesizer reads, and two trainings that are compared."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from test_evaluate import tables
+
+from diffvocsep.data.score import random_score
+from diffvocsep.errors import UserError
+from scripts import held_out_family, render_soundfont
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(("value", "encoded"), [(0, "00"), (0x40, "40"), (0x7F, "7f"), (0x80, "8100"),
+                                                (0x2000, "c000"), (0x3FFF, "ff7f"), (0x1FFFFF, "ffff7f")])  # fmt: skip
+def test_numbers_are_written_as_the_midi_standard_shows(value, encoded):
+    assert render_soundfont.variable_length(value).hex() == encoded
+
+
+def events(data: bytes) -> list[tuple[int, int, bytes]]:
+    """(tick, status, data) of a format 0 file, read anew by the rules of the standard."""
+    assert data[:4] == b"MThd" and data[14:18] == b"MTrk"
+    track = data[22:]
+    assert len(track) == int.from_bytes(data[18:22], "big")
+    found, tick, at = [], 0, 0
+    while at < len(track):
+        delta = 0
+        while True:
+            byte = track[at]
+            at += 1
+            delta = delta << 7 | byte & 127
+            if byte < 128:
+                break
+        tick, status = tick + delta, track[at]
+        size = 2 if status == 0xFF else 1 if status & 0xF0 == 0xC0 else 2
+        found.append((tick, status, track[at + 1 : at + 1 + size]))
+        at += 1 + size
+    return found
+
+
+@pytest.mark.parametrize("family", render_soundfont.FAMILIES)
+def test_what_a_family_plays_is_a_whole_midi_file(family):
+    rng = np.random.default_rng(1)
+    score = random_score(rng, 8.0)
+    found = events(render_soundfont.midi(rng, score, family))
+    sounding, struck = set(), 0
+    for _, status, (pitch, *rest) in found[:-1]:
+        if status & 0xF0 == 0x90:
+            sounding.add(pitch)
+            struck += 1
+            assert rest[0] > 0
+        elif status & 0xF0 == 0x80:
+            sounding.discard(pitch)
+    assert struck > 10 and not sounding  # every note ends
+    assert found[-1][1:] == (0xFF, bytes([0x2F, 0]))
+    assert {status & 15 for _, status, _ in found[:-1]} == {9 if family == "drums" else 0}
+    kinds = [status & 0xF0 for _, status, _ in found]
+    assert family == "drums" or kinds[:2] == [0xC0, 0xE0]  # chosen and tuned before the first note
+    programs = [data[0] for _, status, data in found if status & 0xF0 == 0xC0]
+    assert all(program in render_soundfont.FAMILIES[family] for program in programs)
+    seconds = found[-1][0] / (2 * render_soundfont.TICKS)
+    assert 6 < seconds < 14  # the last bar may go on after the song's end
+
+
+def test_a_missing_synthesizer_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(render_soundfont.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="apt install fluidsynth"):
+        render_soundfont.run([str(tmp_path)])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("fluidsynth") and any(Path(p).exists() for p in render_soundfont.SOUNDFONTS)),
+    reason="needs fluidsynth and a soundfont",
+)
+def test_a_soundfont_sounds(tmp_path):
+    assert render_soundfont.run([str(tmp_path), "--songs", "1"]) == 0
+    for family in render_soundfont.FAMILIES:
+        samples, rate = soundfile.read(tmp_path / family / "song 00" / "accompaniment.flac")
+        assert samples.shape == (8 * 44100, 2) and rate == 44100
+        assert 0.003 < samples.std() < 0.5 and np.abs(samples).max() < 1
+
+
+@pytest.mark.slow
+def test_two_trainings_are_compared(tmp_path):
+    tiny = ["audio.sample_rate=8000", "audio.n_fft=512", "audio.hop_length=128", "audio.win_length=512",
+            "audio.bandwidth=0", "model.base_channels=4", "data.synthetic_songs=2", "data.segment_seconds=0.5",
+            "train.batch_size=1", "train.val_batches=1", "train.val_seconds=1"]  # fmt: skip
+    command = [sys.executable, "-m", held_out_family.__name__, "--family", "drums", "--steps", "2", "--songs", "2"]
+    done = subprocess.run([*command, "--output", str(tmp_path), *tiny], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (rows,) = tables(done.stdout)
+    assert len(rows) == 7 and "drums (held out)" in rows
+    assert len(re.findall(r"other families minus drums: -?\d", done.stdout)) == 2 and "2 steps each" in done.stdout
+    assert (tmp_path / "held_out.csv").exists()

@@ -1,0 +1,278 @@
+"""The suites of evaluate.py at separators whose answers are known: identity, silence, the oracle, and honest dice."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from test_evaluate import RATE, TINY, arguments, stereo, tables
+from test_evaluate import model as model  # fixtures
+from test_evaluate import songs as songs
+from tiny import nobody_plays, nobody_sings, stubbed
+
+import evaluate
+from diffvocsep.data.synthetic import FAMILIES
+from diffvocsep.errors import UserError
+from diffvocsep.evaluation import counterfactual, honesty, instruments, sweep
+from diffvocsep.evaluation.clips import Clip
+from diffvocsep.evaluation.report import interval, table
+from diffvocsep.evaluation.systems import Model
+
+FLOOR = counterfactual.FLOOR
+
+
+def waves(seed: int, gain: float = 1.0) -> torch.Tensor:
+    return gain * torch.from_numpy(stereo(seed).T.copy())
+
+
+# --- is it counterfactual? ----------------------------------------------------------------------------------------
+
+
+def examined(separate) -> dict[str, float]:
+    """Vocals, accompaniment and guest of equal energy."""
+    return counterfactual.examine(waves(0), waves(1), waves(2), separate)
+
+
+def test_the_oracle_passes_every_test():
+    assert set(examined(counterfactual.oracle)) == set(counterfactual.TESTS)
+    assert all(value < -90 for value in examined(counterfactual.oracle).values())
+
+
+def test_doing_nothing_wins_where_nothing_is_asked_and_no_more():
+    found = examined(counterfactual.identity)
+    assert found[counterfactual.NO_VOCALS] == found[counterfactual.AGAIN] == FLOOR
+    assert found[counterfactual.ONLY_VOCALS] == pytest.approx(0, abs=1e-6)
+    assert found[counterfactual.SCALED_VOCALS] == pytest.approx(FLOOR, abs=40)  # silence scales as silence
+    gains = [(2 - 1) ** 2, (0.5 - 1) ** 2]  # the accompaniment takes the change of the vocals
+    assert found[counterfactual.SCALED_REST] == pytest.approx(10 * math.log10(sum(gains) / 2), abs=0.2)
+    assert found[counterfactual.SECOND_SINGER] == pytest.approx(0, abs=0.2)
+
+
+def test_taking_everything_wins_the_others_and_no_more():
+    found = examined(counterfactual.silence)
+    assert found[counterfactual.NO_VOCALS] == pytest.approx(0, abs=1e-6)
+    for test in (counterfactual.ONLY_VOCALS, counterfactual.SCALED_REST, counterfactual.SECOND_SINGER):
+        assert found[test] == FLOOR
+    shares = [(1 - 2) ** 2 / 2**2, (1 - 0.5) ** 2 / 0.5**2]  # what stays of the accompaniment, over the vocals
+    assert found[counterfactual.SCALED_VOCALS] == pytest.approx(10 * math.log10(sum(shares) / 2), abs=0.2)
+
+
+@pytest.mark.parametrize(("network", "known"), [(nobody_sings, "identity"), (nobody_plays, "silence")])
+def test_a_network_that_does_the_same_scores_the_same(network, known):
+    separator = stubbed(network)
+    found = examined(lambda mixture, truth: separator.separate(mixture, RATE)[1])
+    expected = examined(counterfactual.BESIDE[known])
+    for test, value in expected.items():
+        assert found[test] < -60 if value < -60 else found[test] == pytest.approx(value, abs=0.01), test
+
+
+def test_the_guest_is_the_next_singer_as_loud_as_the_own_one():
+    one, other = (Clip(name, waves(i), waves(i), waves(5), RATE) for i, name in enumerate("ab"))
+    longer = Clip("c", waves(3), waves(3).repeat(1, 2) * 4, waves(5), RATE)
+    for guest in (counterfactual.second_singer(one, other), counterfactual.second_singer(one, longer)):
+        assert guest.shape == one.vocals.shape and float(guest.norm() / one.vocals.norm()) == pytest.approx(1, abs=1e-4)
+    alone = counterfactual.second_singer(one, one)
+    assert torch.allclose(alone, one.vocals.flip(-1), atol=1e-6)
+    assert counterfactual.second_singer(one, Clip("d", waves(1), 0 * waves(1), waves(1), RATE)).any()
+
+
+def test_the_suite_runs_and_shows_all_four(songs, model, tmp_path, capsys):
+    evaluate.run([*arguments(songs, model), "--counterfactual", "--seconds", "0.5", "--output", str(tmp_path)])
+    (rows,) = tables(capsys.readouterr().out)
+    assert next(iter(rows.values())) == ["identity", "silence", "oracle", model.as_posix()]
+    assert list(rows)[1:] == list(counterfactual.TESTS)
+    assert rows[counterfactual.NO_VOCALS][:3] == ["-100.0", "0.0", "-100.0"]
+    assert {path.name for path in tmp_path.iterdir()} == {"counterfactual.csv", "counterfactual.png"}
+
+
+# --- is the uncertainty honest? -----------------------------------------------------------------------------------
+
+
+def dice(spread: float, samples: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mixture, truth and samples that are equally likely draws around the same centre, but the samples `spread` times
+    as far from it; how far differs from bin to bin."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.complex(torch.randn(shape, generator=draw), torch.randn(shape, generator=draw))
+
+    shape = (2, 64, 60)
+    width = 10 ** torch.rand(1, 16, 15, generator=draw).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    centre = 20 * noise(*shape)
+    return 100 * noise(*shape), centre + width * noise(*shape), centre + spread * width * noise(samples, *shape)
+
+
+def test_samples_as_likely_as_the_truth_are_honest():
+    found = honesty.judge(*dice(1.0))
+    uniform = found.ranks.sum() / 17
+    assert len(found.ranks) == 17 and np.abs(found.ranks / uniform - 1).max() < 0.15
+    *correlations, ratio, inside, middle = found.numbers.values()
+    assert min(correlations) > 0.9
+    assert abs(ratio) < 0.2 and abs(inside - 100 * 15 / 17) < 2 and abs(middle - 100 * 9 / 17) < 2
+    assert np.abs(20 * np.log10(found.deciles[1] / found.deciles[0])).max() < 2
+
+
+def test_samples_too_close_together_are_overconfident():
+    found = honesty.judge(*dice(0.1))
+    *correlations, ratio, inside, _ = found.numbers.values()
+    assert ratio == pytest.approx(20, abs=0.8) and inside < 30
+    assert found.ranks[0] + found.ranks[-1] > 0.7 * found.ranks.sum()
+    assert min(correlations) > 0.5  # they still know where
+
+
+def test_a_spread_that_only_follows_the_level_is_found_out():
+    """Error and spread both grow with loudness, and have nothing else in common."""
+    rng = np.random.default_rng(0)
+    level = rng.uniform(-60, 0, 20000)
+    spread, error = (10 ** (level / 20) * rng.uniform(0.2, 1, 20000) for _ in range(2))
+    assert honesty.correlation(spread, error) > 0.9
+    assert abs(honesty.within(level, spread, error)) < 0.35 < honesty.correlation(spread, error)
+    assert honesty.within(level, spread, spread**2) == pytest.approx(1)
+
+
+def test_one_step_is_refused_and_eight_are_measured(songs, model, tmp_path, capsys):
+    run = [*arguments(songs, model), "--uncertainty", "--seconds", "0.5", "--output", str(tmp_path)]
+    with pytest.raises(UserError, match="hardly differ"):
+        evaluate.run(run)
+    evaluate.run([*run, "--samples", "4", "diffusion.ddim_steps=8", "diffusion.sampler=ddpm"])
+    (rows,) = tables(capsys.readouterr().out)
+    assert sum("correlation" in name or name.startswith("...") for name in rows) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"uncertainty.csv", "uncertainty.png"}
+
+
+# --- quality against steps ----------------------------------------------------------------------------------------
+
+
+def test_a_grid_holds_every_combination_once():
+    found = sweep.grid("steps=1,4 sampler=ddim,ddpm,dpmpp eta=0,1 samples=1,2")
+    assert len(found) == len(set(found)) == 2 * (1 + 4)  # K x (one step: all the same; four: ddim twice, ddpm, dpmpp)
+    assert sweep.Setting("noise", "ddim", 4, 1.0, 2) in found
+    assert {s.evaluations for s in found} == {1, 2, 4, 8}
+    for wrong in ("step=1", "steps=many", "steps"):
+        with pytest.raises(UserError, match="--grid"):
+            sweep.grid(wrong)
+
+
+def test_settings_that_a_grid_takes_for_the_same_are_the_same(songs, model):
+    separator = Model(model, "cpu").separator()
+    mixture = waves(4)[:, :4000]
+
+    def vocals(setting: sweep.Setting) -> torch.Tensor:
+        return separator.configured(None, setting.overrides()).separate(mixture, RATE)[0]
+
+    for start in ("noise", "mixture"):
+        one = vocals(sweep.Setting(start, steps=1))
+        assert torch.equal(one, vocals(sweep.Setting(start, "ddpm", 1)))
+        assert torch.equal(one, vocals(sweep.Setting(start, "dpmpp", 1)))
+        assert torch.equal(one, vocals(sweep.Setting(start, "ddim", 1, 1.0)))
+    assert not torch.equal(vocals(sweep.Setting("noise")), vocals(sweep.Setting("mixture")))
+
+
+def test_the_frontier_is_what_nothing_beats():
+    def measured(sdr: float, real_time: float) -> sweep.Measured:
+        return sweep.Measured(sweep.Setting(), np.array([sdr]), np.zeros(1), np.zeros(1), real_time)
+
+    settings = [measured(*pair) for pair in [(3, 2), (2, 1), (1, 3), (4, 4), (2, 1.5)]]
+    assert [float(one.sdr[0]) for one in sweep.frontier(settings)] == [2, 3, 4]
+
+
+def test_the_sweep_scores_each_setting(songs, model, tmp_path, capsys):
+    evaluate.run([*arguments(songs, model), "--sweep", "--seconds", "0.5", "--grid", "steps=1,3 sampler=ddim",
+                  "--grid", "steps=3 sampler=ddpm", "--output", str(tmp_path)])  # fmt: skip
+    (rows,) = tables(capsys.readouterr().out)
+    assert list(rows)[1:] == ["ddim, 1 step, K = 1", "ddim, 3 steps, K = 1", "ddpm, 3 steps, K = 1"]
+    assert next(iter(rows)).endswith("of 6 clips")  # a second of song a and song "silent" have no singer
+    assert any(cells[-1] == "*" for cells in rows.values())
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep.csv", "sweep.png"}
+
+
+# --- is it instrument-independent? --------------------------------------------------------------------------------
+
+
+def test_every_family_is_sung_over_by_the_same_voice_at_the_same_level(monkeypatch):
+    monkeypatch.setattr(instruments, "SONG_SECONDS", 1.0)
+    parts = instruments.synthetic_parts(2)
+    assert [(p.family, p.index) for p in parts] == [(family, i) for family in FAMILIES for i in (0, 1)]
+    (vocals, drums, _), (other, bowed, _), (third, _, _) = (
+        instruments.Part(family, i).waves() for family, i in (("drums", 0), ("bowed", 0), ("drums", 1))
+    )
+    assert torch.equal(vocals, other) and not torch.equal(vocals, third) and not torch.equal(drums, bowed)
+    for rest in (drums, bowed):
+        level = 20 * math.log10(float(vocals.norm() / rest.norm()))
+        assert level == pytest.approx(instruments.BALANCE_DB, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """Two families of three and four songs of noise; the second is louder, which must not matter."""
+    root = tmp_path_factory.mktemp("families")
+    for family, count in (("brass", 3), ("strings", 4)):
+        for i in range(count):
+            folder = root / family / f"song {i}"
+            folder.mkdir(parents=True)
+            soundfile.write(folder / "accompaniment.wav", stereo(i) * (3 if family == "strings" else 1), RATE, "FLOAT")
+    return root
+
+
+def test_a_folder_sorted_by_family(families, songs):
+    parts = instruments.folder_parts(families, 30, songs)
+    assert [(p.family, p.index) for p in parts] == [(f, i) for f in ("brass", "strings") for i in range(3)]
+    (brass, rest, rate), (strings, louder, _) = parts[0].waves(), parts[3].waves()
+    assert rate == RATE and torch.equal(brass, strings) and torch.allclose(rest, louder, atol=1e-5)
+    with pytest.raises(UserError, match="sorted by family"):
+        instruments.folder_parts(families / "brass", 30, None)
+    with pytest.raises(UserError, match="nobody sings"):
+        instruments.folder_parts(families, 30, families)
+
+
+def test_the_gap_is_the_difference_and_its_interval_holds_it():
+    rng = np.random.default_rng(0)
+    voices = rng.normal(0, 3, 40)  # some voices are easy over whatever plays
+    scores = {family: level + voices + rng.normal(0, 0.3, 40) for family, level in (("a", 5), ("b", 6), ("c", 4))}
+    found = instruments.gap(scores, ["c"])
+    assert found.value == pytest.approx(1.5, abs=0.4) and found.low < 1.5 < found.high
+    assert found.high - found.low < 1.0  # the voices, which all share, do not blur it
+    assert instruments.gap(scores, []) is None and instruments.gap(scores, list("abc")) is None
+    low, high = interval(voices[None], lambda drawn: float(np.median(drawn)))
+    assert low < np.median(voices) < high and high - low > 1
+
+
+def test_families_held_out_are_named_and_compared(families, songs, model, tmp_path, capsys):
+    run = [*arguments(families, model), "--instruments", "--vocals", str(songs)]
+    evaluate.run([*run, "--held_out", "brass", "--output", str(tmp_path)])
+    out = capsys.readouterr().out
+    (rows,) = tables(out)
+    assert rows["brass"][0] == "held out" and rows["strings"][0] == "seen"
+    assert re_number(out.split("seen minus held out: ")[1]) == pytest.approx(
+        float(rows["strings"][1]) - float(rows["brass"][1]), abs=0.02
+    )
+    with open(tmp_path / "instruments.csv", encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 6 and list(lines[0]) == ["family", "song", "silence", "mixture", model.as_posix()]
+    for line in lines:
+        assert float(line["silence"]) == 0 and float(line["mixture"]) == pytest.approx(instruments.BALANCE_DB, abs=0.01)
+    with pytest.raises(UserError, match="kazoo"):
+        evaluate.run([*run, "--held_out", "kazoo"])
+
+
+def re_number(text: str) -> float:
+    return float(text.split()[0])
+
+
+def test_the_checkpoint_itself_says_what_was_held_out(tmp_path):
+    from diffvocsep.checkpoint import save_checkpoint
+    from diffvocsep.config import load_config, to_dict
+    from diffvocsep.unet import UNet
+
+    config = load_config(None, [*TINY.split(), "data.held_out_families=[bowed]"])
+    save_checkpoint(tmp_path / "m.pt", {"config": to_dict(config), "ema": UNet(config).state_dict(), "step": 1})
+    assert instruments.held_out_of(Model(tmp_path / "m.pt")) == ("bowed",)
+
+
+def test_a_bar_in_a_name_does_not_break_the_table():
+    lines = table("a", ["b"], {"|X|": ["1"]}).splitlines()
+    assert [line.count("|") for line in lines] == [3, 3, 3] and "&#124;X&#124;" in lines[2]
