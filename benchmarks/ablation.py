@@ -26,14 +26,16 @@ from diffvocsep.atomic import write_atomic
 from diffvocsep.checkpoint import load_model
 from diffvocsep.cli import main
 from diffvocsep.config import Config
-from diffvocsep.evaluation import test_clips
+from diffvocsep.evaluation.clips import find_excerpts
+from diffvocsep.evaluation.report import interval, table
 from diffvocsep.metrics import sdr
 from diffvocsep.separator import Separator
 from diffvocsep.trainer import Trainer
 
 VARIANTS = Path(__file__).with_name("ablation.yaml")
 PRESET = Path(__file__).parents[1] / "configs" / "stems.yaml"
-SEGMENT, EVERY = 5.0, 4  # seconds of a dev segment; of long songs, every fourth is scored
+SEGMENT = 5.0  # s of a dev segment
+LONG, EVERY = 60.0, 4  # of songs longer than this (s), every fourth segment is scored
 TIMED = 12  # steps that tell how long a step takes; the first three warm up
 
 
@@ -64,27 +66,18 @@ def run_variant(overrides: list[str], seconds: float, folder: Path, clips: list)
     return {"steps": steps, "seconds": seconds_taken, "parameters": parameters, "scores": scores}
 
 
-def interval(differences: np.ndarray, draws: int = 4000) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean (Efron 1979)."""
-    rng = np.random.default_rng(0)
-    means = rng.choice(differences, (draws, len(differences))).mean(axis=1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
-
-
-def table(results: dict[str, dict]) -> str:
-    """Markdown: one line a variant, compared with the first."""
+def compare(results: dict[str, dict]) -> str:
+    """One line a variant, compared with the first."""
     base = np.array(list(next(iter(results.values()))["scores"].values()))
-    lines = ["| variant | parameters | steps | mean | median | against base (95 %) |", "|---|---|---|---|---|---|"]
+    rows = {}
     for name, result in results.items():
         scores = np.array(list(result["scores"].values()))
-        low, high = interval(scores - base)
-        against = f"{mean(scores - base):+.2f} ({low:+.2f} .. {high:+.2f})" if len(lines) > 2 else "-"
-        verdict = "" if low <= 0 <= high else (" **better**" if low > 0 else " worse")
-        lines.append(
-            f"| {name} | {result['parameters'] / 1e6:.2f} M | {result['steps']} | {mean(scores):.2f} | "
-            f"{median(scores):.2f} | {against}{verdict} |"
-        )
-    return "\n".join(lines)
+        low, high = interval((scores - base)[None], lambda differences: float(differences.mean()))
+        verdict = "" if low <= 0 <= high else (", better" if low > 0 else ", worse")
+        against = f"{mean(scores - base):+.2f} ({low:+.2f} .. {high:+.2f}){verdict}" if rows else "-"
+        size, steps = f"{result['parameters'] / 1e6:.2f} M", str(result["steps"])
+        rows[name] = (size, steps, f"{mean(scores):.2f}", f"{median(scores):.2f}", against)
+    return table("variant", ("parameters", "steps", "mean", "median", "against base (95 %)"), rows)
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -97,9 +90,9 @@ def run(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     variants = yaml.safe_load(args.variants.read_text(encoding="utf-8"))
     data = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}"]
-    clips = test_clips("stems", args.dev_root, SEGMENT)
-    short = [c for c in clips if " at " not in c.name]
-    clips = short + [c for c in clips if " at " in c.name][::EVERY]
+    excerpts = find_excerpts("stems", args.dev_root, SEGMENT)
+    short, long = ([e for e in excerpts if (e.track.seconds > LONG) == so] for so in (False, True))
+    clips = [clip for clip in (e.read() for e in short + long[::EVERY]) if clip.vocals.any()]
     results = {}
     for name, overrides in variants.items():
         kept = args.output / f"{name}.json"
@@ -110,7 +103,7 @@ def run(argv: list[str] | None = None) -> int:
             write_atomic(kept, lambda part, text=text: part.write_text(text, encoding="utf-8"))
         results[name] = json.loads(kept.read_text(encoding="utf-8"))
     print(f"{len(clips)} dev segments, {args.seconds:g} s of training each")
-    print(table(results))
+    print(compare(results))
     return 0
 
 

@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 import yaml
-from scipy.stats import bootstrap
 
 from benchmarks import ablation, inference
 from diffvocsep.checkpoint import release
@@ -20,27 +18,21 @@ from diffvocsep.unet import UNet
 from tests.tiny import tiny_config
 
 
-def test_the_interval_is_that_of_scipy():
-    differences = np.random.default_rng(1).normal(0.3, 1.0, 60)
-    theirs = bootstrap([differences], np.mean, n_resamples=4000, method="percentile", random_state=1)
-    assert ablation.interval(differences) == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
-
-
 def test_the_table_calls_a_difference_only_what_lies_outside_the_interval():
     rng = np.random.default_rng(0)
     base = rng.normal(3, 2, 50)
     scores = {"base": base, "same": base + rng.normal(0, 1, 50), "up": base + 1, "down": base - 1}
     results = {n: {"scores": dict(enumerate(s)), "parameters": 2e6, "steps": 7} for n, s in scores.items()}
-    _, _, first, same, up, down = ablation.table(results).splitlines()
-    assert "| - |" in first
+    _, _, first, same, up, down = ablation.compare(results).splitlines()
+    assert "2.00 M" in first and first.rstrip(" |").endswith("-")
     assert "better" not in same and "worse" not in same
-    assert "+1.00 (+1.00 .. +1.00) **better**" in up and "-1.00 (-1.00 .. -1.00) worse" in down
+    assert "+1.00 (+1.00 .. +1.00), better" in up and "-1.00 (-1.00 .. -1.00), worse" in down
 
 
 def test_every_variant_is_a_possible_config():
     variants = yaml.safe_load(ablation.VARIANTS.read_text(encoding="utf-8"))
     assert next(iter(variants.items())) == ("base", [])
-    configs = {name: load_config(None, overrides) for name, overrides in variants.items()}
+    configs = {name: load_config(ablation.PRESET, overrides) for name, overrides in variants.items()}
     assert len(set(map(repr, configs.values()))) == len(configs)  # each differs from the defaults, and from the others
 
 
