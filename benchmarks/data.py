@@ -2,7 +2,7 @@
 
     python -m benchmarks.data
 
-Songs are made from the stem file that the package `stempeg` ships: three minutes of it, as MUSDB18, as MUSDB18-HQ and
+Songs are made from the stem file that the package `stempeg` ships: a minute and a half of it, as MUSDB18, as MUSDB18-HQ and
 as folders of stems. Needs `musdb` and ffmpeg. Prints Markdown.
 """
 
@@ -31,8 +31,8 @@ from diffvocsep.data.loading import load_segments
 from diffvocsep.device import resolve_device
 from diffvocsep.trainer import Trainer
 
-SONGS = ("A - One", "B - Two", "C - Three", "Leaf - Summerghost")  # the last one is of the validation set
-REPEATS = 30  # of six seconds
+SONGS = ("A - One", "B - Two", "Leaf - Summerghost")  # the last one is of the validation set
+REPEATS = 15  # of six seconds
 
 
 def make_songs(root: Path) -> None:
@@ -166,11 +166,11 @@ def run(argv: list[str] | None = None) -> int:
                     segments = warm(settings(root, dataset, cache, workers))
                     stream = load_segments(segments, 0, device)
                     speed = rate(lambda stream=stream: on(device, next(stream)), args.seconds)
-                    step, wait = waiting(trainer, stream, args.steps)
-                    print(
-                        f"| {dataset} | {cache} | {workers} | {speed:.1f} | {step:.3f} | {100 * wait:.1f} % |",
-                        flush=True,
-                    )
+                    trained = " | "
+                    if dataset == "musdbhq":  # the others are the same, once they are decoded
+                        step, wait = waiting(trainer, stream, args.steps)
+                        trained = f"{step:.3f} | {100 * wait:.1f} %"
+                    print(f"| {dataset} | {cache} | {workers} | {speed:.1f} | {trained} |", flush=True)
                     del stream
         theirs, ours = compare(root, args.seconds)
         print("\n| 3 s of vocals and accompaniment from MUSDB18's stem files | crops/s | times the package |")
