@@ -211,8 +211,11 @@ def test_a_run_that_is_ended_goes_on_where_it_stopped(how, songs, model, tmp_pat
         deadline = time.monotonic() + 300
         while not (done := list(tmp_path.glob("scores/mixture/*.json"))) and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.killpg(process.pid, how)
-        process.communicate(timeout=120)
+        if how == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, how)  # as a terminal does
+        process.communicate(timeout=300)  # returns when its children have ended too: they hold the pipes
     finally:
         process.kill()
     assert process.returncode in ((-9,) if how == signal.SIGKILL else (130, 0))
@@ -220,7 +223,7 @@ def test_a_run_that_is_ended_goes_on_where_it_stopped(how, songs, model, tmp_pat
     kept = {path: path.stat().st_mtime_ns for path in done}
     for path in tmp_path.glob("scores/*/*.json"):
         json.loads(path.read_text(encoding="utf-8"))  # never half a file
-    assert subprocess.run(command, env=environment, capture_output=True, timeout=300).returncode == 0
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=600).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in done} == kept
     assert len({line["clip"] for line in rows(tmp_path).values()}) == 3
 

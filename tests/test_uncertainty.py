@@ -47,7 +47,7 @@ def test_the_spread_is_the_standard_deviation_of_the_draws(monkeypatch):
     """A sampler whose draws are known: it returns the noise it starts from, whose deviation is 1 in the represented
     space; with compression 1 that space is linear."""
     monkeypatch.setattr("diffvocsep.separator.sample", lambda sampler, denoise, x_T, *rest: x_T)
-    separator = stubbed(nobody_sings, "audio.compression=1.0", *STEPS[:1], "diffusion.samples=64")
+    separator = stubbed(nobody_sings, "audio.compression=1.0", *STEPS[:1], "diffusion.samples=32")
     spread, mixture = Spread(separator.config.audio), 0.3 * song(0.9)
     separator.separate(mixture, RATE, spread=spread)
     statistics = separator.representation.statistics(separator.stft(mixture[None]))
