@@ -17,6 +17,7 @@ from diffvocsep.cli import main
 from diffvocsep.errors import UserError
 
 RELEASED, TRAINED = Path("checkpoints/pretrained.safetensors"), Path("checkpoints/best.pt")
+SHIPPED = Path(__file__).resolve().parent / RELEASED  # the same, from whatever folder this is called
 PICTURE_SECONDS = 20.0
 
 
@@ -53,13 +54,13 @@ def choose_model(path: Path | None) -> Path:
     """The model that was asked for, else the released one, else the local best; what was chosen is said."""
     if path:
         return path
-    chosen = next((p for p in (RELEASED, TRAINED) if p.exists()), None)
+    chosen = next((p for p in (RELEASED, SHIPPED, TRAINED) if p.exists()), None)
     if chosen is None:
         last = TRAINED.with_name("last.pt")
         hint = f"give --model_path {last}" if last.exists() else "train a model with train.py or give --model_path"
         raise UserError(f"there is neither {RELEASED} nor {TRAINED} in this folder; {hint}")
     print(f"model: {chosen}", file=sys.stderr)
-    if chosen == RELEASED and TRAINED.exists() and TRAINED.stat().st_mtime > RELEASED.stat().st_mtime:
+    if chosen != TRAINED and TRAINED.exists() and TRAINED.stat().st_mtime > chosen.stat().st_mtime:
         print(f"note: your newer {TRAINED} is not used; give --model_path {TRAINED} to use it", file=sys.stderr)
     return chosen
 

@@ -176,7 +176,8 @@ def test_a_picture_of_lossy_vocals(call):
     assert Path("a.png").stat().st_size > 10_000
 
 
-def test_the_released_model_is_preferred_and_a_newer_own_one_is_named(call, model, monkeypatch):
+def test_the_released_model_is_preferred_and_a_newer_own_one_is_named(call, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "SHIPPED", tmp_path / "elsewhere" / "pretrained.safetensors")
     assert_one_sentence(call("--input", "song.wav", "--output", "v.wav", use=None), "best.pt", "--model_path")
     Path("checkpoints").mkdir()
     shutil.copy(model, "checkpoints/best.pt")
@@ -187,6 +188,14 @@ def test_the_released_model_is_preferred_and_a_newer_own_one_is_named(call, mode
     os.utime("checkpoints/best.pt", (time.time() + 60,) * 2)
     code, _, err = call("--input", "song.wav", "--output", "v.wav", use=None)
     assert code == 0 and "model: " in err and "pretrained.safetensors" in err and "newer" in err
+    assert Path("v.wav").read_bytes() == own
+
+    Path("checkpoints/pretrained.safetensors").unlink()  # called from another folder
+    shutil.rmtree("checkpoints")
+    (tmp_path / "elsewhere").mkdir()
+    release(load_checkpoint(model), inference.SHIPPED)
+    code, _, err = call("--input", "song.wav", "--output", "v.wav", use=None)
+    assert code == 0 and f"model: {inference.SHIPPED}" in err
     assert Path("v.wav").read_bytes() == own
 
 
