@@ -96,7 +96,7 @@ def test_synthetic_songs_and_songs_of_one_side(tmp_path, capsys):
     small = ["data.synthetic_songs=1", "data.synthetic_seconds=1", "audio.sample_rate=8000"]
     assert check.run(["--config", "config.yaml", *small]) == 0
     _, train, dev = capsys.readouterr().out.splitlines()
-    assert train.split()[:2] == ["train", "1"] and dev.split()[:2] == ["dev", "16"]
+    assert train.split()[:2] == ["train", "1"] and dev.split()[:2] == ["dev", "32"]
     for folder, names in (("a/band", ["drums"]), ("a/solo", ["vocals"]), ("b/song", ["vocals", "accompaniment"])):
         (tmp_path / folder).mkdir(parents=True)
         for name in names:

@@ -121,6 +121,7 @@ def written(config: Config) -> str:
     def validate(_) -> None:
         validated.append(trainer.step)
         trainer.validated = trainer.step
+        trainer._save("last.pt")
 
     trainer._optimize, trainer._validate = optimize, validate
     assert trainer.run() == 0

@@ -225,7 +225,7 @@ def test_hparams_stand_beside_the_final_score(log):
     for tag in ("experiment", "session_start_info", "session_end_info"):
         found[tag] = HParamsPluginData.FromString(log.SummaryMetadata(f"_hparams_/{tag}").plugin_data.content)
     settings = found["session_start_info"].session_start_info.hparams
-    assert settings["train.lr"].number_value == 0.001 and settings["diffusion.ddim_steps"].number_value == 2
+    assert settings["train.lr"].number_value == 0.002 and settings["diffusion.ddim_steps"].number_value == 2
     assert settings["data.dataset"].string_value == "synthetic" and not any(key.startswith("log.") for key in settings)
     metrics = [info.name.tag for info in found["experiment"].experiment.metric_infos]
     assert "dev/sdr_median" in metrics and set(metrics) <= set(log.Tags()["scalars"])

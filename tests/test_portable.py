@@ -15,7 +15,7 @@ from trainers import ROOT, make, tiny
 
 from diffvocsep import atomic
 from diffvocsep.atomic import write_atomic
-from diffvocsep.trainer import _ignore_interrupt
+from diffvocsep.data.loading import _ignore_interrupt
 
 FILES = [
     path for folder in (".", "diffvocsep", "diffvocsep/data", "tests") for path in sorted((ROOT / folder).glob("*.py"))

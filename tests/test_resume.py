@@ -237,7 +237,7 @@ def test_what_may_change_is_said_and_has_its_effect(tmp_path, capsys):
     resumed = run(tmp_path, *new, resume="auto")
     (group,) = resumed.optimizer.param_groups
     assert group["lr"] == pytest.approx(0.5 * learning_rate(2, 3, 2)) and group["weight_decay"] == 0.25
-    expected = "train.max_steps: 2 -> 3, train.lr: 0.001 -> 0.5, train.weight_decay: 0.01 -> 0.25"
+    expected = "train.max_steps: 2 -> 3, train.lr: 0.002 -> 0.5, train.weight_decay: 0.01 -> 0.25"
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed since")]
     assert line.endswith(f"and accepted: {expected}")
     (path,) = tmp_path.glob("tb/*/run.json")
@@ -269,7 +269,7 @@ def test_another_architecture_or_representation_is_refused_in_one_sentence(undis
     assert exit_.value.code == 2
     assert len(error) == 1 and error[0].startswith("error: ")
     assert f"{key} = " in error[0] and "model.blocks = 1" in error[0] and "train.lr" not in error[0]
-    assert "accepted: train.lr: 0.001 -> 0.5" in output.out
+    assert "accepted: train.lr: 0.002 -> 0.5" in output.out
     assert (undisturbed.folder / "last.pt").read_bytes() == before
 
 

@@ -254,7 +254,7 @@ def synthetic(*overrides: str):
 
 def test_synthetic_songs_are_those_of_the_synthesizer_and_never_in_two_splits():
     train, dev = train_tracks(synthetic()), dev_tracks(synthetic())
-    assert len(train) == 5 and len(dev) == 16
+    assert len(train) == 5 and len(dev) == 32
     made = make_song(0, 3, 1.5, 8000)
     for side in ("vocals", "accompaniment"):
         assert np.abs(train[3].read(side, 0, 1.5, 8000).numpy() - getattr(made, side)).max() < 1e-4

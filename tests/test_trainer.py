@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -261,7 +262,8 @@ def test_it_learns_a_song(tmp_path):
 
 def test_songs_on_the_device_give_the_same_batches_and_going_on_is_exact(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", "data.cache=device")
-    for (ours,), (theirs,) in zip(make(tmp_path, "data.cache=device")._steps(), make(tmp_path)._steps(), strict=True):
+    streams = (islice(make(tmp_path, f"data.cache={kind}")._steps(), 6) for kind in ("device", "memory"))
+    for (ours,), (theirs,) in zip(*streams, strict=True):
         for name, values in theirs.items():
             torch.testing.assert_close(ours[name], values, atol=2e-3, rtol=0)  # 16 bit on the way
     with monkeypatch.context() as patch:

@@ -61,7 +61,7 @@ def test_validation_is_the_sdr_of_the_averaged_network_s_separation(tmp_path, ca
 
     def scores(separator: Separator) -> list[float]:
         values = []
-        for track in (dev_tracks(config)[0], dev_tracks(config)[8]):  # of 16, two far apart
+        for track in (dev_tracks(config)[0], dev_tracks(config)[16]):  # of 32, two far apart
             vocals, rest = (track.read(side, 0.5, 1.0, rate).mean(0, keepdim=True) for side in track.stems)
             error = separator.separate(vocals + rest, rate)[0].numpy() - vocals.numpy()
             values.append(10 * np.log10(np.sum(vocals.numpy() ** 2.0) / np.sum(error**2.0)))
@@ -116,7 +116,7 @@ def test_dev_clips_are_neither_training_nor_test_songs(tmp_path):
         return {track.read("vocals", 0, 2, 8000).numpy().tobytes() for track in tracks}
 
     train, dev, test = songs(train_tracks(config)), songs(dev_tracks(config)), songs(synthetic_tracks(config, "test"))
-    assert len(dev) == 16 and not dev & train and not dev & test
+    assert len(dev) == 32 and not dev & train and not dev & test
 
 
 def test_clips_without_vocals_are_left_out(tmp_path, undisturbed):
