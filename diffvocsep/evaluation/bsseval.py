@@ -31,7 +31,7 @@ def bsseval(
     """Scores of every frame, dB: target -> metric -> `(frames,)`; waveforms `(C, N)`.
 
     The sources are rounded to 16 bit, which changes nothing where they come from 16-bit files, as MUSDB18's do. Decoded
-    to float, lossy files hold nothing in their highest band, and the 512-tap filters of BSSEval have no unique solution:
+    to float, lossy files hold nothing in their highest band, and BSSEval's 512-tap filters have no unique solution:
     an ideal ratio mask then gets an SIR of -6 dB, where rounding gives 19 (docs/evaluation.md).
 
     museval refuses a source or an estimate that is silent from end to end. Such a track has no scores: all are NaN.
