@@ -46,8 +46,9 @@ def _one_thread():
 
 
 def stereo(seed: int, seconds: float = 2.0) -> np.ndarray:
-    """(N, 2)"""
-    return np.random.default_rng(seed).uniform(-0.3, 0.3, (round(seconds * RATE), 2)).astype(np.float32)
+    """(N, 2), with values that 16 bit can hold"""
+    samples = np.random.default_rng(seed).uniform(-0.3, 0.3, (round(seconds * RATE), 2))
+    return (np.round(samples * 2**15) / 2**15).astype(np.float32)
 
 
 def sides(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -124,7 +124,7 @@ def file_name(name: str) -> str:
 
 
 def _key(excerpt: Excerpt, system: str, fingerprint: str, version: str | None) -> str:
-    text = json.dumps([2, excerpt.identity(), system, fingerprint, version])
+    text = json.dumps([3, excerpt.identity(), system, fingerprint, version])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
