@@ -26,6 +26,7 @@ from diffvocsep.atomic import write_atomic
 from diffvocsep.checkpoint import load_model
 from diffvocsep.cli import main
 from diffvocsep.config import Config
+from diffvocsep.errors import UserError
 from diffvocsep.evaluation.clips import find_excerpts
 from diffvocsep.evaluation.report import interval, table
 from diffvocsep.metrics import sdr
@@ -44,8 +45,8 @@ def step_seconds(config: Config) -> float:
     trainer = Trainer(config, torch.device("cpu"), "none")
     began = 0.0
     for i, batches in zip(range(TIMED), trainer._steps(), strict=False):
-        began = time.monotonic() if i == 3 else began
         trainer._optimize(batches)
+        began = time.monotonic() if i == 3 else began
     return (time.monotonic() - began) / (TIMED - 4)
 
 
@@ -95,13 +96,15 @@ def run(argv: list[str] | None = None) -> int:
     clips = [clip for clip in (e.read() for e in short + long[::EVERY]) if clip.vocals.any()]
     results = {}
     for name, overrides in variants.items():
-        kept = args.output / f"{name}.json"
+        kept, asked = args.output / f"{name}.json", [*data, f"{args.seconds:g} s", *overrides]
         if not kept.exists():
             tqdm.write(f"{name}: {' '.join(overrides)}")
             result = run_variant([*data, *overrides], args.seconds, args.output / name, clips)
-            text = json.dumps({"overrides": overrides, **result}, indent=1)
+            text = json.dumps({"asked": asked, **result}, indent=1)
             write_atomic(kept, lambda part, text=text: part.write_text(text, encoding="utf-8"))
         results[name] = json.loads(kept.read_text(encoding="utf-8"))
+        if results[name]["asked"] != asked:
+            raise UserError(f"'{kept}' was made with other settings; name another folder with --output")
     print(f"{len(clips)} dev segments, {args.seconds:g} s of training each")
     print(compare(results))
     return 0

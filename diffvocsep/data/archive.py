@@ -7,7 +7,6 @@ about its sizes is stopped where it breaks its word.
 
 from __future__ import annotations
 
-import errno
 import shutil
 import stat
 import zipfile
@@ -162,11 +161,11 @@ def _unpack_7z(archive: Path, target: Path, largest: int) -> None:
             _check(archive, entries, target, largest)
             print(f"unpacking {archive.name}: {sum(e.size for e in entries) / 1e9:.3g} GB", flush=True)
             file.extractall(target)
-    except UserError:
+    except (UserError, OSError, MemoryError):  # of the disk or the computer, not of the archive
         raise
+    except py7zr.exceptions.UnsupportedCompressionMethodError as error:
+        raise UserError(f"'{archive}' is packed in a way that py7zr does not know ({error})") from None
     except Exception as error:  # the decoders of 7z have errors of many kinds for damaged data
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise
         raise _damaged(archive, error) from None
     for path in target.rglob("*"):  # whatever the list said
         if path.is_symlink() or not (path.is_file() or path.is_dir()):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import shutil
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from ..atomic import replace_file
 from ..config import DataConfig
 from ..errors import UserError
 from .archive import BadArchive, clear, unpack
@@ -110,7 +110,7 @@ def _fetch(data: DataConfig, work: Path) -> None:
         fetch_gdrive(data.download_id or source.url, partial)
     else:
         fetch_http(source, partial)
-    os.replace(partial, whole)
+    replace_file(partial, whole)
 
 
 def fetch_gdrive(file_id: str, target: Path) -> None:
@@ -193,13 +193,15 @@ def _unpack(work: Path) -> None:
     unpacking = work / "unpacking"
     try:
         unpack(work / WHOLE, unpacking)
-        if not _home(unpacking):
+        home = _home(unpacking)
+        if not home:
             clear(unpacking)
             raise BadArchive("there are no songs as in MUSDB18-HQ in what was fetched; see data.download_id")
     except BadArchive:
         clear(work / WHOLE)
         raise
-    os.replace(unpacking, work / UNPACKED)
+    replace_file(home, work / UNPACKED)
+    clear(unpacking)
     clear(work / WHOLE)
 
 
@@ -215,6 +217,6 @@ def _home(folder: Path) -> Path | None:
 
 def _move(unpacked: Path, root: Path) -> None:
     """Move the dataset to its place. If this stops half-way, `unpacked` is still there, and the next call goes on."""
-    for entry in list((_home(unpacked) or unpacked).iterdir()):
-        os.replace(entry, root / entry.name)
+    for entry in list(unpacked.iterdir()):
+        replace_file(entry, root / entry.name)
     clear(unpacked)

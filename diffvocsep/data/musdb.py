@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
+from ..atomic import replace_file
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -78,9 +80,10 @@ def _open(root: Path) -> DB:
 
 def _decode(track: MultiTrack, folder: Path, source: str) -> None:
     """Write mixture and sources of a track, exactly as decoded, and only then give the folder its name."""
-    for old in folder.parent.glob(".*.part"):  # of a run that was killed
-        if time.time() - old.stat().st_mtime > ABANDONED:
-            shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):  # another process may rename what is looked at
+        for old in folder.parent.glob(".*.part"):  # of a run that was killed
+            if time.time() - old.stat().st_mtime > ABANDONED:
+                shutil.rmtree(old, ignore_errors=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -94,9 +97,9 @@ def _decode(track: MultiTrack, folder: Path, source: str) -> None:
         (part / STAMP).write_text(source, encoding="utf-8")
         if folder.exists():
             outdated = folder.with_name(f".{folder.name}.{os.getpid()}.old.part")
-            folder.rename(outdated)
+            replace_file(folder, outdated)
             shutil.rmtree(outdated, ignore_errors=True)
-        part.rename(folder)
+        replace_file(part, folder)
     except OSError as error:
         if not (folder / STAMP).is_file():  # else another process was faster
             raise UserError(f"'{folder}' cannot be written ({error}); copy MUSDB18 to a folder of yours") from None

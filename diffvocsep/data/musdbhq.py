@@ -37,8 +37,7 @@ def musdbhq_tracks(
         raise UserError(f"there is no folder '{root}'; expected {LAYOUT}")
     half = _training_half(root)
     songs = sorted(f for f in half.iterdir() if f.is_dir() and not f.name.startswith("."))
-    if half == root:  # everything in one folder
-        songs = [f for f in songs if f.name.lower() not in TEST_SONGS | {"test"}]
+    songs = [f for f in songs if f.name.lower() not in TEST_SONGS | {"test"}]  # wherever someone has put them
     if only is not None:
         songs = [f for f in songs if f.name in only]
     bad = {song: problem for song in songs if (problem := _problem(song))}

@@ -119,12 +119,15 @@ def find_tracks(root: str | Path, cache: Path | None) -> list[StemTrack]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"there is no folder '{root}'; expected {LAYOUT}")
-    folders = sorted(
-        f for f in _folders(root) if f != root and any(_is_audio(p.relative_to(root)) for p in f.iterdir())
-    )
+    folders = track_folders(root)
     if not folders:
         raise UserError(f"no track was found in '{root}'; expected {LAYOUT}")
     return [StemTrack(folder, root, cache) for folder in folders]
+
+
+def track_folders(root: Path) -> list[Path]:
+    """The folders below `root` that hold audio, sorted."""
+    return sorted(f for f in _folders(root) if any(_is_audio(p.relative_to(root)) for p in f.iterdir()))
 
 
 def _folders(root: Path) -> Iterator[Path]:

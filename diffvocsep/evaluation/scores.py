@@ -119,8 +119,11 @@ def lines(scores: Sequence[Score]) -> Iterator[list[object]]:
 
 
 def file_name(name: str) -> str:
-    """A song's name as that of a file: folders are joined, and what Windows forbids is replaced."""
-    return re.sub(r'[<>:"|?*\\]', "_", name.replace("/", " - ")).strip(" .")[:180]
+    """A song's name as that of a file: folders are joined, what Windows forbids is replaced, what is too long is cut.
+    Where that changes it, a hash keeps different songs apart."""
+    plain = re.sub(r'[<>:"|?*\\]', "_", name.replace("/", " - ")).strip(" .")
+    plain = plain.encode()[:180].decode(errors="ignore")
+    return plain if plain == name else f"{plain} {hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _key(excerpt: Excerpt, system: str, fingerprint: str, version: str | None) -> str:
