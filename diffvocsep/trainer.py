@@ -109,9 +109,9 @@ class Trainer:
         self.changes = [
             f"{key}: {show(old)} -> {show(new)}" for key, (old, new) in changed.items() if not is_fixed(key)
         ]
-        require_same_network(before, self.config, str(path))
         if self.changes:
             tqdm.write(f"changed since {path} was written, and accepted: {', '.join(self.changes)}")
+        require_same_network(before, self.config, str(path))
         self.model.load_state_dict(state["model"])
         self.ema = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
         self.optimizer.load_state_dict(state["optimizer"])

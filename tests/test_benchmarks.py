@@ -41,6 +41,7 @@ def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys)
     torch.manual_seed(0)
     release({"ema": UNet(config).state_dict(), "config": to_dict(config), "step": 1}, tmp_path / "m.safetensors")
     monkeypatch.setattr(inference, "STEPS", (1, 4))
+    monkeypatch.setenv("BENCHMARK_SECONDS", "1")
     arguments = ["--model_path", str(tmp_path / "m.safetensors"), "--output", str(tmp_path)]
     assert inference.run(arguments) == 0
     found = json.loads((tmp_path / "inference.json").read_text(encoding="utf-8"))

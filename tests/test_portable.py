@@ -37,7 +37,8 @@ def name_of(call: ast.Call) -> str:
 
 
 def is_binary(call: ast.Call) -> bool:
-    modes = [a.value for a in [*call.args, *(k.value for k in call.keywords)] if isinstance(a, ast.Constant)]
+    arguments = [*call.args, *(k.value for k in call.keywords)]
+    modes = [part.value for a in arguments for part in ast.walk(a) if isinstance(part, ast.Constant)]
     return any(isinstance(mode, str) and "b" in mode and len(mode) <= 3 for mode in modes)
 
 
@@ -47,7 +48,14 @@ def without_encoding(path: Path) -> list[str]:
     for call in calls(path):
         name, keywords = name_of(call), {k.arg for k in call.keywords}
         module = call.func.value.id if isinstance(call.func, ast.Attribute) and hasattr(call.func.value, "id") else ""
-        opens = name == "open" and module not in ("os", "zipfile", "tarfile", "wave", "webbrowser")
+        opens = name == "open" and module not in (
+            "os",
+            "zipfile",
+            "tarfile",
+            "wave",
+            "webbrowser",
+            "file",
+        )  # file: an open archive
         text = name in ("read_text", "write_text") or (opens and not is_binary(call))
         text = text or ("text" in keywords and module == "subprocess" and path.parent.name != "tests")
         if text and "encoding" not in keywords and None not in keywords:

@@ -173,7 +173,7 @@ def test_checkpoints_and_logs_are_where_the_programs_put_them(language):
     configs = [load_config(path) for path in [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]]
     known = {f"{config.log.checkpoint_dir}/{name}" for config in configs for name in ("best.pt", "last.pt")}
     known |= {inference.RELEASED.as_posix(), inference.TRAINED.as_posix()}
-    named = set(re.findall(r"\bcheckpoints/[\w/.-]+\.\w+", text(language), re.A))
+    named = set(re.findall(r"\bcheckpoints/[\w/.-]+\.(?:pt|safetensors)\b", text(language), re.A))
     assert named and named <= known
     folders = [words[2] for words in commands(text(language)) if words[:2] == ["tensorboard", "--logdir"]]
     assert folders and set(folders) <= {config.log.tb_log_dir for config in configs}

@@ -145,7 +145,7 @@ def test_a_run_that_ctrl_c_stopped_goes_on_as_if_nothing_had_happened(tmp_path, 
         assert make(tmp_path).run() == 130
     assert last(tmp_path)["step"] == 3
     output = capsys.readouterr().out
-    assert "stopped at step 3; the same command goes on from" in output
+    assert "stopped at step 3; the same command, without --resume, goes on from" in output
     assert "step 2: median SDR" in output and "step 3: median SDR" not in output, "nothing is validated after Ctrl-C"
     assert_same_run(run(tmp_path, resume="auto"), undisturbed)
     assert "step 3: median SDR" in capsys.readouterr().out, "what was left out is made up for"
