@@ -56,6 +56,7 @@ class DataConfig:
     cache: Literal["none", "memory", "device"] = "memory"
     cache_dir: str = "data/cache"
     workers: int = 0
+    set_weights: dict[str, float] = field(default_factory=dict, hash=False)
     remix_probability: float = 0.5
     gain_db: float = 3.0
     channel_swap: float = 0.5
@@ -65,6 +66,7 @@ class DataConfig:
     speed_semitones: float = 0.0
     equalizer_db: float = 0.0
     reverb: float = 0.0
+    turn: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,11 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         """audio.log1p_scale diffusion.beta_start diffusion.min_snr_gamma separation.chunk_seconds train.lr
         train.val_seconds""",
     ),
+    ("names with numbers above 0", lambda v: all(weight > 0 for weight in v.values()), "data.set_weights"),
     (
         "between 0 and 1",
         lambda v: 0 <= v <= 1,
-        """data.remix_probability data.channel_swap data.polarity_flip data.silent_vocals data.reverb
+        """data.remix_probability data.channel_swap data.polarity_flip data.silent_vocals data.reverb data.turn
         diffusion.terminal_share diffusion.eta""",
     ),
     (
@@ -218,7 +221,8 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 USED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("audio.representation", lambda v: v == "magnitude", "audio.log1p_scale audio.statistics"),
     ("audio.representation", lambda v: v == "complex", "audio.compression"),
-    ("data.dataset", lambda v: v == "stems", "data.root data.dev_root"),
+    ("audio.channels", lambda v: v == 2, "data.channel_swap data.turn"),
+    ("data.dataset", lambda v: v == "stems", "data.root data.dev_root data.set_weights"),
     ("data.dataset", lambda v: v == "musdb", "data.musdb_root"),
     ("data.dataset", lambda v: v == "musdbhq", "data.musdbhq_root data.download data.download_source data.download_id"),
     ("data.download", lambda v: v, "data.download_source data.download_id"),

@@ -155,6 +155,8 @@ def _convert(hint: Any, value: Any) -> Any:
     if origin is tuple and isinstance(value, (list, tuple)):
         elements = args[:1] * len(value) if args[-1] is Ellipsis else args
         return tuple(_convert(element, item) for element, item in zip(elements, value, strict=True))
+    if origin is dict and isinstance(value, Mapping):
+        return {_convert(args[0], key): _convert(args[1], item) for key, item in value.items()}
     if hint is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if hint is str and isinstance(value, str) and min(value, default=" ") >= " ":  # no tab from "C:\tracks"
@@ -173,6 +175,8 @@ def _describe(hint: Any, plural: bool = False) -> str:
     if origin is tuple:
         count = "" if args[-1] is Ellipsis else f"{len(args)} "
         return f"a list of {count}{_describe(args[0], plural=True)}"
+    if origin is dict:
+        return "names with numbers, such as {name: 2}"
     one, many = {
         int: ("a whole number", "whole numbers"),
         float: ("a finite number", "finite numbers"),

@@ -1,4 +1,4 @@
-"""Speed and equalizer of a training stem, measured on sines."""
+"""Speed, equalizer and place of a training stem, measured on sines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffvocsep.config import load_config
-from diffvocsep.data.augment import KNOTS, Room, alter, source_length
+from diffvocsep.data.augment import KNOTS, Room, alter, source_length, turn
 from diffvocsep.data.mixing import Segments
 
 RATE = 16000
@@ -69,6 +69,21 @@ def test_the_equalizer_has_its_gain_at_the_knots_and_half_of_it_between(knot):
             assert level(altered(sine(hertz, LENGTH), gains)) - level(sine(hertz, LENGTH)) == pytest.approx(
                 gain, abs=0.15
             )
+
+
+def test_a_turned_centre_goes_to_the_left_and_then_into_opposite_phases():
+    voice = torch.randn(1, LENGTH).expand(2, LENGTH)
+    still, left, right, opposite = turn(voice.expand(4, 2, LENGTH), torch.tensor([0, 0.25, -0.25, 0.5]) * torch.pi)
+    torch.testing.assert_close(still, voice)
+    torch.testing.assert_close(left, torch.stack([2**0.5 * voice[0], torch.zeros(LENGTH)]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(right, left.flip(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(opposite, torch.stack([voice[0], -voice[0]]), atol=1e-5, rtol=0)
+
+
+def test_turning_keeps_the_energy_of_any_stem():
+    stems = torch.randn(8, 2, LENGTH)
+    turned = turn(stems, torch.linspace(-1.5, 1.5, 8))
+    torch.testing.assert_close(turned.square().sum((1, 2)), stems.square().sum((1, 2)))
 
 
 class Chirp:

@@ -205,6 +205,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "data.cache": ("none", STEMS, kept),
     "data.cache_dir": ("'{folder}/cache 2'", STEMS, kept),
     "data.workers": (1, (), loading),
+    "data.set_weights": ("{b: 9}", (*STEMS, "data.root='{folder}/sets'"), segments),
     "data.remix_probability": (0.0, (), segments),
     "data.gain_db": (0.0, (), segments),
     "data.channel_swap": (0.0, (), segments),
@@ -214,6 +215,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "data.speed_semitones": (3.0, (), segments),
     "data.equalizer_db": (3.0, (), segments),
     "data.reverb": (1.0, (), segments),
+    "data.turn": (1.0, ("audio.channels=2",), segments),
     "model.base_channels": (8, (), steps),
     "model.channels_mult": ("[1, 1, 2]", (), steps),
     "model.blocks": (2, (), steps),
@@ -274,6 +276,8 @@ IGNORING: dict[str, tuple[str, ...]] = {
     "data.held_out_families": STEMS,
     "data.cache_dir": (*STEMS, "data.cache=none"),
     "data.workers": ("data.cache=device",),
+    "data.channel_swap": ("audio.channels=1",),
+    "data.turn": ("audio.channels=1",),
     "diffusion.eta": ("diffusion.sampler=dpmpp", *STEPS),
 }
 USED_KEYS = sorted({key for _, _, keys in USED for key in keys.split()})
@@ -286,6 +290,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     for i, name in enumerate("ab"):
         for kind in ("", "dev_"):
             song(root / f"{kind}{name}" / "song", ("vocals", "accompaniment"), 10 * i)
+        song(root / "sets" / name / "song", ("vocals", "accompaniment"), 10 * i)
         instruments = ("vocals", "drums", "bass", "other")
         song(root / f"hq_{name}" / "train" / "A - B", instruments, 10 * i)
         song(root / f"mus_{name}" / "decoded" / "A - B", instruments, 10 * i)

@@ -73,7 +73,7 @@ def near(count: int, share: float, draws: int = DRAWS) -> bool:
 
 def test_a_segment_depends_on_seed_and_index_only():
     tracks = [Ruler(i) for i in range(1, 6)]
-    altered = "data.speed_semitones=2 data.equalizer_db=2 data.reverb=0.5"
+    altered = "data.speed_semitones=2 data.equalizer_db=2 data.reverb=0.5 data.turn=0.5"
     default = load_config(None, [*SMALL.split(), *altered.split()])  # with every alteration
     forward = [Segments(tracks, default, 20)[i] for i in range(20)]
     segments = Segments(tracks, default, 100)
@@ -94,6 +94,16 @@ def test_without_remixing_the_sides_stay_aligned():
     assert all(near(count, 0.25) for count in Counter(number(item["vocals"]) for item in items).values())
     starts = np.array([float(item["vocals"][1, 0]) - 100 for item in items])
     assert starts.min() < 0.3 and 9.6 < starts.max() <= 9.99 and abs(np.mean(starts) - 5) < 0.6
+
+
+def test_a_set_is_drawn_as_often_as_its_weight_says():
+    tracks = [Ruler(1, group="a"), Ruler(2, group="b"), Ruler(3, group="b", seconds=20.0)]
+    counts = Counter(number(item["vocals"]) for item in drawn(tracks))
+    assert near(counts[1], 1 / (1 + 3**0.25))  # by duration to the power of a quarter
+    counts = Counter(number(item["vocals"]) for item in drawn(tracks, "data.dataset=stems", "data.set_weights={a: 6}"))
+    assert near(counts[1], 6 / (6 + 3**0.25)) and near(counts[3], 2 / 3 * 3**0.25 / (6 + 3**0.25))
+    with pytest.raises(UserError, match="data.set_weights names 'c', but the folders of songs are a, b"):
+        drawn(tracks, "data.dataset=stems", "data.set_weights={c: 2}")
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])

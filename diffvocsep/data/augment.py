@@ -1,4 +1,4 @@
-"""A stem played faster or slower, through another equalizer, in another room: other singers, instruments, studios.
+"""A stem played faster or slower, through another equalizer, in another room, at another place: other singers, studios.
 
 All of it happens in one Fourier transform of the whole segment. That makes the segment circular: a few milliseconds at
 its ends ring, and the room's tail at its end sounds at its start. As the mixture is added up afterwards, the stems stay
@@ -76,6 +76,14 @@ def alter(
         if room:
             spectrum[i] *= room.response(waveform.shape[1], length, sample_rate).to(waveform.device)
     return torch.fft.irfft(spectrum, length)
+
+
+def turn(waveform: Tensor, angles: Tensor) -> Tensor:
+    """Turn the stereo images of `(B, 2, N)` by angles `(B,)` in radians: pi / 4 takes the centre to the left, pi / 2 to
+    opposite phases. The energy stays. Songs keep their voices where they like; a model must not find them by place."""
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    left, right = waveform.unbind(1)
+    return torch.stack([cos * left + sin * right, cos * right - sin * left], dim=1)
 
 
 @lru_cache(maxsize=8)

@@ -7,7 +7,7 @@ process as for a batch on a GPU (resident.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from ..config import Config
 from ..errors import UserError
 from ..streams import generator
-from .augment import KNOTS, Room, alter, source_length
+from .augment import KNOTS, Room, alter, source_length, turn
 
 SIDES = ("vocals", "accompaniment")
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
@@ -59,6 +59,7 @@ class Cut:
     gain: float  # factor, negative where the polarity is flipped
     equalizer_db: np.ndarray  # (9,), see `alter`
     swap: bool  # left and right
+    turn: float  # of the stereo image, in radians
     room: Room | None
 
 
@@ -84,7 +85,10 @@ def render(crops: Tensor, cuts: Sequence[Cut], length: int, config: Config) -> T
     gains = torch.tensor([cut.gain for cut in cuts], dtype=torch.float32).to(device)
     swap = torch.tensor([cut.swap for cut in cuts]).to(device)[:, None, None]
     crops = crops[..., :length] * gains[:, None, None]
-    return torch.where(swap, crops.flip(1), crops)
+    crops = torch.where(swap, crops.flip(1), crops)
+    if not any(cut.turn for cut in cuts):
+        return crops
+    return turn(crops, torch.tensor([cut.turn for cut in cuts], dtype=torch.float32).to(device))
 
 
 def describe(draws: Sequence[Draw]) -> dict[str, Tensor]:
@@ -102,7 +106,8 @@ class Segments(Dataset):
     def __init__(self, tracks: Sequence[Track], config: Config, size: int) -> None:
         self.tracks, self.config, self.size = tracks, config, size
         self.length = round(config.data.segment_seconds * config.audio.sample_rate)
-        self.weights = {side: _weights(tracks, side) for side in SIDES}
+        factors = config.data.set_weights if config.data.dataset == "stems" else {}
+        self.weights = {side: _weights(tracks, side, factors) for side in SIDES}
         for side, weights in self.weights.items():
             if not weights.any():
                 raise UserError(f"none of the {len(tracks)} training tracks has {side}; both sides are needed")
@@ -133,8 +138,10 @@ class Segments(Dataset):
                 equalizer_db = data.equalizer_db * rng.standard_normal(len(KNOTS))
             swap, flip = rng.random() < data.channel_swap, rng.random() < data.polarity_flip
             room = Room.draw(rng) if rng.random() < data.reverb else None
+            turned = data.turn and audio.channels == 2 and rng.random() < data.turn
+            angle = rng.uniform(-np.pi / 2, np.pi / 2) if turned else 0.0
             gain = 10 ** (gain_db / 20) * (-1 if flip else 1)
-            return Cut(track, start, samples, gain, equalizer_db, bool(swap), room)
+            return Cut(track, start, samples, gain, equalizer_db, bool(swap), angle, room)
 
         vocals = cut(singer, gain_db + rng.uniform(-data.gain_db, data.gain_db))
         accompaniment = cut(band, rng.uniform(-data.gain_db, data.gain_db))
@@ -164,17 +171,21 @@ def _crop(track: Track, length: int, semitones: float, rate: int, rng: np.random
     return float(rng.uniform(0, max(0.0, track.seconds - samples / rate))), samples
 
 
-def _weights(tracks: Sequence[Track], side: str) -> np.ndarray:
-    """How often each track is drawn: a set (folder of tracks) by its duration to the power of `SET_POWER`, and within a
-    set the tracks by theirs.
+def _weights(tracks: Sequence[Track], side: str, factors: Mapping[str, float]) -> np.ndarray:
+    """How often each track is drawn: a set (folder of tracks) by its duration to the power of `SET_POWER` times its
+    factor, and within a set the tracks by their duration.
 
     By duration alone, a large set would drown the others; equally often, a small one would be learnt by heart.
     """
     seconds = np.array([t.seconds if side in t.stems else 0.0 for t in tracks])
     groups = np.array([t.group for t in tracks])
     weights = np.zeros(len(tracks))
-    for group in set(groups):
+    names = sorted(set(groups))
+    for unknown in factors.keys() - names:
+        raise UserError(f"data.set_weights names '{unknown}', but the folders of songs are {', '.join(names)}")
+    for group in names:
         members = groups == group
         if seconds[members].any():
-            weights[members] = seconds[members] / seconds[members].sum() ** (1 - SET_POWER)
+            share = seconds[members].sum() ** SET_POWER * factors.get(group, 1.0)
+            weights[members] = share * seconds[members] / seconds[members].sum()
     return weights / max(weights.sum(), 1e-9)
