@@ -37,14 +37,6 @@ TINY = """audio.sample_rate=8000 audio.channels=1 audio.n_fft=512 audio.hop_leng
 ORDER = ("SDR", "ISR", "SIR", "SAR")  # of what museval returns
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def stereo(seed: int, seconds: float = 2.0) -> np.ndarray:
     """(N, 2), with values that 16 bit can hold"""
     samples = np.random.default_rng(seed).uniform(-0.3, 0.3, (round(seconds * RATE), 2))

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from tracks import message, names, need
 
 from diffvocsep.config import Config, load_config
 from diffvocsep.data import dev_tracks, musdb, train_tracks
 from diffvocsep.data.musdb_songs import DEV_SONGS, TEST_SONGS
 from diffvocsep.data.musdbhq import musdbhq_tracks
-from diffvocsep.errors import UserError
 
 RATE = 8000
 STEMS = ("vocals", "drums", "bass", "other")
@@ -32,24 +32,6 @@ def song(folder: Path, seed: int = 0) -> Path:
     for i, name in enumerate((*STEMS, "mixture")):
         soundfile.write(folder / f"{name}.wav", noise(10 * seed + i), RATE, "PCM_16")
     return folder
-
-
-def message(call, *args) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    text = str(caught.value)
-    assert text and "\n" not in text
-    return text
-
-
-def need(present: bool, what: str) -> None:
-    """Skip a test on a computer without `what`; the continuous integration must have it."""
-    if not present:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {what}")
-
-
-def names(tracks) -> list[str]:
-    return [track.name for track in tracks]
 
 
 def hq(root: Path) -> Config:

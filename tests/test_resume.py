@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +22,7 @@ from diffvocsep import checkpoint, cli
 from diffvocsep.atomic import remove_leftovers
 from diffvocsep.config import save_config
 from diffvocsep.errors import UserError
-from diffvocsep.trainer import Trainer, learning_rate
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Trainer:
-    return run(tmp_path_factory.mktemp("undisturbed"))
+from diffvocsep.trainer import learning_rate
 
 
 def last(folder: Path) -> dict:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tracks import message, names, need
 
 from diffvocsep.config import load_config
 from diffvocsep.data import dev_tracks, stems, train_tracks
@@ -41,20 +42,6 @@ def song(folder: Path, seed: int = 0, seconds: float = 1.0) -> Path:
     for i, side in enumerate(("vocals", "accompaniment")):
         write(folder / f"{side}.wav", noise(seed + 1000 * i, seconds))
     return folder
-
-
-def message(call, *args) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    text = str(caught.value)
-    assert text and "\n" not in text
-    return text
-
-
-def need(present: bool, what: str) -> None:
-    """Skip a test on a computer without `what`; the continuous integration must have it."""
-    if not present:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {what}")
 
 
 # ---- what is found -------------------------------------------------------------------------------------------------
@@ -230,10 +217,6 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
 
 
 # ---- what data.dataset names ---------------------------------------------------------------------------------------
-
-
-def names(tracks) -> list[str]:
-    return [track.name for track in tracks]
 
 
 def test_stems_have_a_root_each_for_training_and_deciding(tmp_path):

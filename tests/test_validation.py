@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +17,7 @@ from diffvocsep.config import load_config
 from diffvocsep.data import dev_tracks, train_tracks
 from diffvocsep.errors import UserError
 from diffvocsep.separator import Separator
-from diffvocsep.trainer import Trainer
 from diffvocsep.validation import Validation, dev_clips, validate
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Trainer:
-    return run(tmp_path_factory.mktemp("undisturbed"))
 
 
 def test_best_is_replaced_by_better_only(tmp_path, monkeypatch):
