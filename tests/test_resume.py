@@ -259,6 +259,16 @@ def test_another_architecture_or_representation_is_refused_in_one_sentence(undis
     assert (undisturbed.folder / "last.pt").read_bytes() == before
 
 
+def test_only_the_run_s_own_last_checkpoint_goes_on_with_its_curves(tmp_path, undisturbed):
+    """From any other checkpoint another run begins, which must not write over the curves of the first."""
+    for name in ("ck/last.pt", "ck/best.pt", "elsewhere/last.pt"):
+        checkpoint.save_checkpoint(tmp_path / name, undisturbed.state() | {"run_id": "the first"})
+    goes_on = {"auto": True, "ck/last.pt": True, "ck/best.pt": False, "elsewhere/last.pt": False, "none": False}
+    for resume, same in goes_on.items():
+        path = str(tmp_path / resume) if resume.endswith(".pt") else resume
+        assert (make(tmp_path, resume=path).run_id == "the first") == same, resume
+
+
 def test_other_dev_clips_or_sampling_forget_the_best_score_and_other_data_are_refused(tmp_path, capsys):
     """A score is only comparable under what decided it: else best.pt might never be replaced."""
     first = make(tmp_path)
