@@ -20,7 +20,14 @@ from pathlib import Path
 from diffvocsep.cli import main
 from diffvocsep.errors import UserError
 
-MODES = ("oracle", "sweep", "uncertainty", "counterfactual", "instruments")
+MODES = {  # what each measurement takes besides --dataset, --root and --output
+    "scores": "--model_path --split --seconds --device --jobs --no-museval overrides",
+    "oracle": "--split --seconds --jobs",
+    "sweep": "--model_path --split --seconds --device --grid overrides",
+    "uncertainty": "--model_path --split --seconds --device --jobs --samples overrides",
+    "counterfactual": "--model_path --split --seconds --device --jobs overrides",
+    "instruments": "--model_path --device --jobs --songs --held_out --vocals overrides",
+}
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -49,20 +56,34 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--held_out", metavar="FAMILY,...", help="instruments: families not trained on")
     parser.add_argument("--vocals", type=Path, metavar="DIR", help="instruments, stems: sing with these tracks' vocals")
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings of diffusion and separation"
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings of diffusion and separation"
     )
     args = parser.parse_args(argv)
     if args.dataset != "synthetic" and not args.root:
         raise UserError(f"--dataset {args.dataset} needs --root DIR, a folder of tracks")
     if args.dataset == "stems" and args.split != "test":
         raise UserError("a folder of stems has no splits; leave --split out and name the folder with --root")
+    if args.dataset == "synthetic" and args.root:
+        raise UserError("--dataset synthetic has no --root; name the kind of songs in that folder with --dataset")
+    mode = next((mode for mode in MODES if getattr(args, mode, False)), "scores")
+    if ignored := _ignored(args, parser, mode):
+        name = "scoring" if mode == "scores" else f"--{mode}"
+        raise UserError(f"{name} makes no use of {', '.join(ignored)}; leave that out")
     if args.seconds < 0 or args.jobs < 0 or args.songs < 1:
         raise UserError("--seconds and --jobs cannot be negative, and --songs is at least 1")
 
     from diffvocsep.evaluation import modes as measurements
 
-    getattr(measurements, next((mode for mode in MODES if getattr(args, mode)), "scores"))(args)
+    getattr(measurements, mode)(args)
     return 0
+
+
+def _ignored(args: argparse.Namespace, parser: argparse.ArgumentParser, mode: str) -> list[str]:
+    """The options that were given and have no effect on this measurement."""
+    known = dict.fromkeys(" ".join(MODES.values()).split())
+    places = {option: option.lstrip("-").replace("-", "_") for option in known if option not in MODES[mode].split()}
+    given = [option for option, name in places.items() if getattr(args, name) != parser.get_default(name)]
+    return [option if option.startswith("-") else " ".join(args.overrides) for option in given]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from diffvocsep.atomic import write_atomic
 from diffvocsep.cli import main
 from diffvocsep.errors import UserError
+from diffvocsep.evaluation.report import table
 
 STEPS = (1, 2, 4, 8, 20)
 PEERS = ("spleeter", "openunmix", "htdemucs", "diffusers")
@@ -55,17 +56,19 @@ def run(argv: list[str] | None = None) -> int:
     for peer in PEERS if args.peers else ():
         if found := measure(args.peers, peer):
             rows[found.pop("name")] = found
-    print("| system | parameters | file | x real time | peak memory | cold start |\n|---|---|---|---|---|---|")
-    for name, row in rows.items():
-        file = f"{row['file_mib']:.1f} MiB" if "file_mib" in row else ""
-        print(
-            f"| {name} | {row['parameters'] / 1e6:.2f} M | {file} | {row['seconds'] / row['audio_seconds']:.3f} | "
-            f"{row['peak_mib']:.0f} MiB | {row['cold_seconds']:.1f} s |"
-        )
+    print(table("system", ("parameters", "file", "x real time", "peak memory", "cold start"),
+                {name: _cells(row) for name, row in rows.items()}))  # fmt: skip
     if args.output:
         text = json.dumps(rows, indent=1)
         write_atomic(args.output / "inference.json", lambda part: part.write_text(text, encoding="utf-8"))
     return 0
+
+
+def _cells(row: dict) -> list[str]:
+    file = f"{row['file_mib']:.1f} MiB" if "file_mib" in row else "-"
+    real_time = row["seconds"] / row["audio_seconds"]
+    memory, start = f"{row['peak_mib']:.0f} MiB", f"{row['cold_seconds']:.1f} s"
+    return [f"{row['parameters'] / 1e6:.2f} M", file, f"{real_time:.3f}", memory, start]
 
 
 if __name__ == "__main__":

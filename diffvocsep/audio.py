@@ -30,6 +30,7 @@ __all__ = ["AudioReader", "AudioWriter", "read", "rechunk", "resample", "resampl
 
 SAMPLE_RATES = range(8_000, 192_001)  # Hz
 _BLOCK = 1 << 18  # samples of a stream that are worked on at once
+_LOSSY = {"OGG", "MP3"}  # formats, by soundfile's names
 _LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces; more is damage
 
 
@@ -72,6 +73,7 @@ class AudioReader:
                 self.sample_rate: int = file.samplerate
                 self.channels: int = file.channels
                 self.frames: int = file.frames
+                self._loose_end = _LOOSE_END * file.samplerate if file.format in _LOSSY else 0  # samples
             if self.frames == 0:
                 raise UserError(f"{_name(self.path)} holds no samples: give a file with sound in it.")
             if self.sample_rate not in SAMPLE_RATES:
@@ -99,7 +101,7 @@ class AudioReader:
         except soundfile.LibsndfileError:
             pass  # the same to the user as an early end
         missing = self.frames - done
-        if 0 < missing <= _LOOSE_END * self.sample_rate:
+        if 0 < missing <= self._loose_end:
             yield torch.zeros(self.channels, missing)
         elif missing > 0:
             raise UserError(

@@ -3,13 +3,14 @@
     python -m scripts.held_out_family --family bowed --minutes 30 --output DIR
 
 Both trainings have the same songs' seeds, steps and settings (config.yaml, or --config and section.key=value); their
-length is chosen so that everything fits into the minutes. Then both are scored on every family, each on its own, under
-the same voices.
+length is chosen, once, so that everything fits into the minutes. Then both are scored on every family, each on its own,
+under the same voices. An interrupted comparison goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffvocsep.atomic import write_atomic
 from diffvocsep.cli import main
 from diffvocsep.data.synthetic import FAMILIES
 from diffvocsep.errors import UserError
@@ -31,16 +33,33 @@ PROBE = (10, 40)  # steps of two short runs, whose difference tells the time of 
 SHARE = 0.8  # of the minutes for training; the rest is for songs, validation and scoring
 
 
-def train(folder: Path, steps: int, overrides: Sequence[str], config: Path) -> float:
-    """Train into `folder`; seconds it took. What is there already with as many steps is kept."""
+def train(folder: Path, steps: int, overrides: Sequence[str], config: Path, resume: str = "auto") -> float:
+    """Train into `folder`; seconds it took. By `auto`, what is there already with as many steps is kept."""
     began = time.monotonic()
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--resume", "auto", *overrides,
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--resume", resume, *overrides,
                f"train.max_steps={steps}", f"train.val_every_steps={max(steps, 1)}",
                f"log.checkpoint_dir={folder.as_posix()}", f"log.tb_log_dir={(folder / 'tb').as_posix()}"]  # fmt: skip
     done = subprocess.run(command)
     if done.returncode:
         raise UserError(f"the training in '{folder}' ended with exit code {done.returncode}; its last lines say why")
     return time.monotonic() - began
+
+
+def choose_steps(args: argparse.Namespace) -> int:
+    """As many steps as fit into the minutes, twice. `steps.json` keeps them, with what they were chosen for."""
+    kept, asked = args.output / "steps.json", [args.minutes, str(args.config), *args.overrides]
+    if not kept.exists():
+        began = time.monotonic()
+        short, long = (train(args.output / f"probe {n}", n, args.overrides, args.config, "none") for n in PROBE)
+        per_step = max(1e-3, (long - short) / (PROBE[1] - PROBE[0]))
+        left = 60 * args.minutes * SHARE - (time.monotonic() - began)
+        text = json.dumps({"asked": asked, "steps": max(1, int(left / 2 / per_step))})
+        write_atomic(kept, lambda part: part.write_text(text, encoding="utf-8"))
+        print(f"{per_step:.2f} s a step", file=sys.stderr)
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    if found["asked"] != asked:
+        raise UserError(f"'{kept}' was made with other settings; name another folder with --output")
+    return found["steps"]
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -56,13 +75,7 @@ def run(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     began = time.monotonic()
-    steps = args.steps
-    if steps is None:
-        short, long = (train(args.output / f"probe {n}", n, args.overrides, args.config) for n in PROBE)
-        per_step = max(1e-3, (long - short) / (PROBE[1] - PROBE[0]))
-        left = 60 * args.minutes * SHARE - (time.monotonic() - began)
-        steps = max(1, int(left / 2 / per_step))
-        print(f"{per_step:.2f} s a step: {steps} steps each", file=sys.stderr)
+    steps = args.steps or choose_steps(args)
     folders = {"all families": args.output / "all", f"without {args.family}": args.output / f"without {args.family}"}
     for name, folder in folders.items():
         held_out = [f"data.held_out_families=[{args.family}]"] if name != "all families" else []

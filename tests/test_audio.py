@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -533,10 +534,11 @@ def test_rechunk(size):
     assert all(c.shape[1] == size for c in chunks[:-1]) and 0 < chunks[-1].shape[1] <= size
 
 
-def test_a_lossy_file_may_lack_a_few_samples_of_what_it_announces(tmp_path):
+@pytest.mark.parametrize("name", ["a.ogg", "a.mp3"])
+def test_a_lossy_file_may_lack_a_few_samples_of_what_it_announces(tmp_path, name):
     """Seen in an Ogg file of a Debian package: 104 samples short. They are filled with silence; half a second is
     damage."""
-    path = tmp_path / "a.ogg"
+    path = tmp_path / name
     soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((8000, 2)), 8000)
     for missing in (104, 4000):
         with AudioReader(path) as reader:
@@ -548,3 +550,17 @@ def test_a_lossy_file_may_lack_a_few_samples_of_what_it_announces(tmp_path):
                 waveform = torch.cat(list(reader.blocks(4096)), dim=-1)
                 assert waveform.shape == (2, 8104)
                 assert waveform[:, :8000].abs().max() > 0 and not waveform[:, 8000:].any()
+
+
+def test_a_lossless_file_lacks_nothing(tmp_path):
+    """What is lost here is less than a lossy file may lack."""
+    path = tmp_path / "a.flac"
+    write(path, noise(2, 44100), 44100)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with AudioReader(path) as reader, pytest.raises(UserError, match=r"a\.flac.*damaged") as error:
+        for _ in reader.blocks(4096):
+            pass
+    assert 0.75 < float(re.search(r"read for (\S+) s of the 1\.00 s", str(error.value))[1]) < 1.0
+    path.write_bytes(whole)
+    assert read(path)[0].shape == (2, 44100)

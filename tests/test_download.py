@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from tracks import message
 
 from diffvocsep.config import Config, load_config
 from diffvocsep.data import download, train_tracks
 from diffvocsep.data.download import Source, fetch_http, provide
-from diffvocsep.errors import UserError
 
 
 def dataset(prefix: str = "") -> bytes:
@@ -96,13 +96,6 @@ def config(root: Path, *overrides: str) -> Config:
 
 def visible(root: Path) -> list[str]:
     return sorted(f.name for f in root.iterdir() if not f.name.startswith("."))
-
-
-def message(call, *args) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ---- the whole way -------------------------------------------------------------------------------------------------

@@ -37,14 +37,6 @@ TINY = """audio.sample_rate=8000 audio.channels=1 audio.n_fft=512 audio.hop_leng
 ORDER = ("SDR", "ISR", "SIR", "SAR")  # of what museval returns
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def stereo(seed: int, seconds: float = 2.0) -> np.ndarray:
     """(N, 2), with values that 16 bit can hold"""
     samples = np.random.default_rng(seed).uniform(-0.3, 0.3, (round(seconds * RATE), 2))
@@ -199,6 +191,15 @@ def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(song
     assert scored == [("a", "mixture")]
 
 
+def test_different_songs_have_different_files_with_names_that_every_system_takes():
+    names = ["A - B", "A/B", "A?B", "A*B", "A_B", "A_B.", "A_B ", "곡" * 60, "곡" * 61, "곡" * 62, "..", "???", "/"]
+    files = [scores.file_name(name) for name in names]
+    assert len(set(files)) == len(names)
+    assert files[0] == names[0] and files[7] == names[7]  # what needs no change keeps its name
+    for file in files:
+        assert 0 < len(file.encode()) < 200 and not file.endswith((" ", ".")) and not set(file) & set('<>:"/\\|?*')
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_ended_goes_on_where_it_stopped(how, songs, model, tmp_path):
@@ -282,6 +283,7 @@ def test_musdbhq_takes_the_half_that_was_asked_for(tmp_path):
         folder.mkdir(parents=True)
         for i, side in enumerate(("vocals", "drums", "bass", "other", "mixture")):
             soundfile.write(folder / f"{side}.wav", stereo(i, 0.5), RATE, "FLOAT")
+    soundfile.write(tmp_path / "test" / "A - B" / "linear_mixture.wav", stereo(9, 0.5), RATE, "FLOAT")  # no stem
     (test,) = find_excerpts("musdbhq", tmp_path)
     (valid,) = find_excerpts("musdbhq", tmp_path, split="valid")
     assert (test.name, valid.name) == ("A - B", "Leaf - Summerghost")
@@ -348,9 +350,10 @@ def test_nobody_sings(tmp_path, model):
     with pytest.raises(UserError, match="no track in .* has both"):
         find_excerpts("stems", tmp_path)
     soundfile.write(tmp_path / "song" / "vocals.wav", 0 * stereo(0), RATE)
-    for mode in ([], ["--oracle"], ["--sweep"], ["--counterfactual"]):
+    of_model = ["--model_path", str(model), "--device", "cpu"]
+    for mode in (["--no-museval", *of_model], ["--oracle"], ["--sweep", *of_model], ["--counterfactual", *of_model]):
         with pytest.raises(UserError, match="sings"):
-            evaluate.run([*arguments(tmp_path, model), "--no-museval", *mode])
+            evaluate.run(["--dataset", "stems", "--root", str(tmp_path), *mode])
 
 
 @pytest.mark.parametrize("dataset", ["stems", "musdb", "musdbhq"])
@@ -362,6 +365,25 @@ def test_a_missing_root_is_refused_at_once(tmp_path, dataset, capsys):
     assert err.splitlines() == [f"error: --dataset {dataset} needs --root DIR, a folder of tracks"]
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         find_excerpts(dataset, tmp_path)
+
+
+@pytest.mark.parametrize(("arguments", "ignored"), [
+    ("--grid steps=1,2 --songs 3", "--grid, --songs"),
+    ("--oracle --model_path x.pt --jobs 2", "--model_path"),
+    ("--oracle --dataset synthetic diffusion.eta=1", "diffusion.eta=1"),
+    ("--sweep --no-museval", "--no-museval"),
+    ("--uncertainty --samples 8 --held_out bass", "--held_out"),
+    ("--counterfactual --samples 8", "--samples"),
+    ("--instruments --seconds 3 --split valid", "--split, --seconds"),
+    ("--root somewhere", "--root"),
+    ("--instruments --vocals somewhere", "--vocals"),
+])  # fmt: skip
+def test_options_that_would_have_no_effect_are_refused(arguments, ignored, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(lambda: evaluate.run(arguments.split()))
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert exit_.value.code == 2 and ignored in error
+    assert "--jobs" not in error, "it has an effect"
 
 
 @pytest.mark.parametrize("arguments", [["--root", "nowhere"], ["--root", ".", "--model_path", "none.pt"]])

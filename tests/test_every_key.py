@@ -298,12 +298,10 @@ def folder(tmp_path_factory) -> Iterator[Path]:
         source = root / f"mus_{name}" / "train" / "A - B.stem.mp4"
         source.touch()  # decoded already
         (root / f"mus_{name}" / "decoded" / "A - B" / musdb.STAMP).write_text(musdb.stamp(source), encoding="utf-8")
-    threads, make_song = torch.get_num_threads(), synthetic_tracks.make_song
-    torch.set_num_threads(1)
+    make_song = synthetic_tracks.make_song
     synthetic_tracks.make_song = cache(make_song)
     yield root
     synthetic_tracks.make_song = make_song
-    torch.set_num_threads(threads)
 
 
 def song(folder: Path, stems: tuple[str, ...], seed: int) -> None:

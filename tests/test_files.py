@@ -26,14 +26,6 @@ from diffvocsep.separator import Separator
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # --- files --------------------------------------------------------------------------------------------------------
 
 

@@ -27,14 +27,6 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = [sys.executable, str(ROOT / "inference.py")]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     config = tiny_config()

@@ -34,8 +34,7 @@ ALL = {"size_guidance": {"images": 0, "audio": 0, "scalars": 0, "tensors": 0}}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Iterator[tuple[Trainer, str]]:
     """A run of two sampling steps, and what it said on the terminal."""
-    threads, stderr = torch.get_num_threads(), sys.stderr
-    torch.set_num_threads(1)
+    stderr = sys.stderr
     sys.stderr = io.StringIO()
     try:
         trainer = run(tmp_path_factory.mktemp("run"), "diffusion.ddim_steps=2", "diffusion.terminal_share=0.5",
@@ -43,7 +42,6 @@ def trained(tmp_path_factory) -> Iterator[tuple[Trainer, str]]:
         yield trainer, sys.stderr.getvalue()
     finally:
         sys.stderr = stderr
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

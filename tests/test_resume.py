@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +22,7 @@ from diffvocsep import checkpoint, cli
 from diffvocsep.atomic import remove_leftovers
 from diffvocsep.config import save_config
 from diffvocsep.errors import UserError
-from diffvocsep.trainer import Trainer, learning_rate
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Trainer:
-    return run(tmp_path_factory.mktemp("undisturbed"))
+from diffvocsep.trainer import learning_rate
 
 
 def last(folder: Path) -> dict:
@@ -117,7 +103,8 @@ def test_ten_kills_change_nothing(tmp_path, workers):
     rng, steps = np.random.default_rng(), []
     for _ in range(10):
         killed_at_random(tmp_path / "killed", rng, 2, *arguments)
-        steps.append(last(tmp_path / "killed")["step"])
+        saved = (tmp_path / "killed" / "ck" / "last.pt").exists()  # a kill may come before the first checkpoint
+        steps.append(last(tmp_path / "killed")["step"] if saved else 0)
     assert steps == sorted(steps) and steps[-1] < 90, "there was nothing left to kill"
     finished(tmp_path / "killed", *arguments)
     assert_same_state(last(tmp_path / "killed"), last(tmp_path / "undisturbed"))
@@ -271,6 +258,16 @@ def test_another_architecture_or_representation_is_refused_in_one_sentence(undis
     assert f"{key} = " in error[0] and "model.blocks = 1" in error[0] and "train.lr" not in error[0]
     assert "accepted: train.lr: 0.002 -> 0.5" in output.out
     assert (undisturbed.folder / "last.pt").read_bytes() == before
+
+
+def test_only_the_run_s_own_last_checkpoint_goes_on_with_its_curves(tmp_path, undisturbed):
+    """From any other checkpoint another run begins, which must not write over the curves of the first."""
+    for name in ("ck/last.pt", "ck/best.pt", "elsewhere/last.pt"):
+        checkpoint.save_checkpoint(tmp_path / name, undisturbed.state() | {"run_id": "the first"})
+    goes_on = {"auto": True, "ck/last.pt": True, "ck/best.pt": False, "elsewhere/last.pt": False, "none": False}
+    for resume, same in goes_on.items():
+        path = str(tmp_path / resume) if resume.endswith(".pt") else resume
+        assert (make(tmp_path, resume=path).run_id == "the first") == same, resume
 
 
 def test_other_dev_clips_or_sampling_forget_the_best_score_and_other_data_are_refused(tmp_path, capsys):

@@ -20,15 +20,6 @@ from diffvocsep.samplers import ddim, ddpm, dpmpp, sample, start_from, timestep_
 THEIR_NAME = {"epsilon": "epsilon", "v": "v_prediction", "x_0": "sample"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small tensors: threads only cost time here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make_diffusion(**changes) -> Diffusion:
     options = dict(
         timesteps=1000,

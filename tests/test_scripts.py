@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,6 +89,26 @@ def test_a_soundfont_sounds(tmp_path):
         samples, rate = soundfile.read(tmp_path / family / "song 00" / "accompaniment.flac")
         assert samples.shape == (8 * 44100, 2) and rate == 44100
         assert 0.003 < samples.std() < 0.5 and np.abs(samples).max() < 1
+
+
+def test_the_steps_of_two_trainings_are_chosen_once(tmp_path, monkeypatch):
+    """On a second start the probes would be finished, and take no time."""
+    trained, clock = [], iter([0.0, 30.0])
+
+    def train(folder: Path, steps: int, overrides: list[str], config: Path, resume: str) -> float:
+        trained.append((steps, resume))
+        return 5 + 0.5 * steps
+
+    monkeypatch.setattr(held_out_family, "train", train)
+    monkeypatch.setattr(held_out_family.time, "monotonic", lambda: next(clock))
+    args = SimpleNamespace(output=tmp_path, minutes=10.0, config=Path("config.yaml"), overrides=["train.lr=0.1"])
+    steps = held_out_family.choose_steps(args)
+    assert steps == (0.8 * 600 - 30) / 2 / 0.5
+    assert trained == [(10, "none"), (40, "none")]
+    assert held_out_family.choose_steps(args) == steps and len(trained) == 2
+    args.minutes = 20.0
+    with pytest.raises(UserError, match="other settings"):
+        held_out_family.choose_steps(args)
 
 
 @pytest.mark.slow

@@ -28,14 +28,6 @@ from diffvocsep.separator import Separator
 from diffvocsep.streams import frame_noise
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def separator() -> Separator:
     """A random network; one step from noise."""

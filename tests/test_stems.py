@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tracks import message, names, need
 
 from diffvocsep.config import load_config
 from diffvocsep.data import dev_tracks, stems, train_tracks
 from diffvocsep.data.stems import StemTrack, find_tracks
 from diffvocsep.data.synthetic import FAMILIES, VOICES, make_song
-from diffvocsep.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 RATE = 8000
@@ -41,20 +41,6 @@ def song(folder: Path, seed: int = 0, seconds: float = 1.0) -> Path:
     for i, side in enumerate(("vocals", "accompaniment")):
         write(folder / f"{side}.wav", noise(seed + 1000 * i, seconds))
     return folder
-
-
-def message(call, *args) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    text = str(caught.value)
-    assert text and "\n" not in text
-    return text
-
-
-def need(present: bool, what: str) -> None:
-    """Skip a test on a computer without `what`; the continuous integration must have it."""
-    if not present:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {what}")
 
 
 # ---- what is found -------------------------------------------------------------------------------------------------
@@ -232,16 +218,11 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
 # ---- what data.dataset names ---------------------------------------------------------------------------------------
 
 
-def names(tracks) -> list[str]:
-    return [track.name for track in tracks]
-
-
 def test_stems_have_a_root_each_for_training_and_deciding(tmp_path):
     song(tmp_path / "a" / "train song")
     song(tmp_path / "b" / "dev song")
     write(tmp_path / "b" / "solo" / "vocals.wav", noise(0))
-    roots = [f"data.{key}='{(tmp_path / name).as_posix()}'" for key, name in (("root", "a"), ("dev_root", "b"))]
-    config = load_config(None, ["data.dataset=stems", *roots])
+    config = stems_config(tmp_path / "a", tmp_path / "b")
     assert names(train_tracks(config)) == ["train song"]
     assert names(dev_tracks(config)) == ["dev song"]  # the solo cannot be scored
 
@@ -307,12 +288,32 @@ def test_real_songs(tmp_path):
     assert difference.abs().max() < 1e-4
 
 
+def stems_config(root: Path, dev_root: Path):
+    roots = {"root": root, "dev_root": dev_root}
+    return load_config(
+        None, ["data.dataset=stems", *(f"data.{key}='{path.as_posix()}'" for key, path in roots.items())]
+    )
+
+
 def test_dev_songs_among_the_training_songs_are_refused(tmp_path):
     """Weights must not be chosen by songs that they were trained on."""
+    song(tmp_path / "songs" / "train" / "a")
+    song(tmp_path / "songs" / "dev" / "b", 1)
     for root, dev in (("songs", "songs/dev"), ("songs", "songs"), ("songs/train", "songs")):
-        overrides = [f"data.root='{(tmp_path / root).as_posix()}'", f"data.dev_root='{(tmp_path / dev).as_posix()}'"]
-        with pytest.raises(UserError, match="keep apart"):
-            train_tracks(load_config(None, ["data.dataset=stems", *overrides]))
+        assert "keep apart" in message(train_tracks, stems_config(tmp_path / root, tmp_path / dev))
+    assert names(train_tracks(stems_config(tmp_path / "songs" / "train", tmp_path / "songs" / "dev"))) == ["a"]
+
+
+@pytest.mark.parametrize("shared", ["song", "song/vocals.wav"])
+def test_dev_songs_that_are_training_songs_by_a_link_are_refused(tmp_path, shared):
+    need(_can_link(tmp_path), "symbolic links")
+    song(tmp_path / "train" / "song")
+    dev = song(tmp_path / "dev" / "another", 1)
+    config = stems_config(tmp_path / "train", tmp_path / "dev")
+    assert names(train_tracks(config)) == ["song"]
+    (dev.with_name("linked") if shared == "song" else dev / "mixture.wav").symlink_to(tmp_path / "train" / shared)
+    text = message(train_tracks, config)
+    assert "keep apart" in text and (tmp_path / "train" / "song").resolve().as_posix() in text
 
 
 def test_links_are_followed_once(tmp_path):

@@ -181,7 +181,7 @@ def test_the_frontier_is_what_nothing_beats():
 
 
 def test_the_sweep_scores_each_setting(songs, model, tmp_path, capsys):
-    evaluate.run([*arguments(songs, model), "--sweep", "--seconds", "0.5", "--grid", "steps=1,3 sampler=ddim",
+    evaluate.run([*arguments(songs, model)[:-2], "--sweep", "--seconds", "0.5", "--grid", "steps=1,3 sampler=ddim",
                   "--grid", "steps=3 sampler=ddpm", "--output", str(tmp_path)])  # fmt: skip
     (rows,) = tables(capsys.readouterr().out)
     assert list(rows)[1:] == ["ddim, 1 step, K = 1", "ddim, 3 steps, K = 1", "ddpm, 3 steps, K = 1"]

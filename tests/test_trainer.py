@@ -6,7 +6,6 @@ import math
 import os
 import re
 import signal
-from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -17,20 +16,6 @@ from trainers import assert_same_run, at_step, flat, make, run, start
 from diffvocsep import checkpoint
 from diffvocsep.errors import UserError
 from diffvocsep.trainer import BAD_STEPS, Trainer, learning_rate
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Trainer:
-    return run(tmp_path_factory.mktemp("undisturbed"))
-
 
 # ---- a real process ------------------------------------------------------------------------------------------------
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import Config
 from ..errors import UserError
 from .mixing import Segments, Track
+
+if TYPE_CHECKING:
+    from .stems import StemTrack
 
 __all__ = ["Segments", "Track", "dev_tracks", "train_tracks"]
 
@@ -29,20 +34,12 @@ def _tracks(config: Config, split: str) -> list[Track]:
 
         return synthetic_tracks(config, split)
     if data.dataset == "stems":
-        from .stems import find_tracks, track_folders
+        from .stems import find_tracks
 
-        root, dev_root = Path(data.root), Path(data.dev_root)
-        one, other = root.resolve(), dev_root.resolve()
-        if one.is_relative_to(other) or other.is_relative_to(one):
-            raise UserError(
-                f"data.root '{root}' and data.dev_root '{dev_root}' share songs; keep apart what trains and decides"
-            )
-        both = {f.resolve() for f in track_folders(root)} & {f.resolve() for f in track_folders(dev_root)}
-        if both:  # by a link
-            raise UserError(
-                f"data.root and data.dev_root share the song '{min(both)}'; keep apart what trains and decides"
-            )
-        return find_tracks(root if split == "train" else dev_root, cache)
+        tracks = find_tracks(data.root if split == "train" else data.dev_root, cache)
+        if split == "train":
+            _keep_apart(tracks, Path(data.dev_root))
+        return tracks
     from .musdbhq import musdbhq_tracks
 
     if data.dataset == "musdbhq":
@@ -53,3 +50,16 @@ def _tracks(config: Config, split: str) -> list[Track]:
     from .musdb import decoded
 
     return musdbhq_tracks(Path(data.musdb_root) / "decoded", split, cache, only=decoded(data.musdb_root))
+
+
+def _keep_apart(tracks: Sequence[StemTrack], dev_root: Path) -> None:
+    """Raise UserError if a file of the training tracks is below `dev_root` too: in a folder within the other, or by a
+    link. Weights must not be chosen by songs that they were trained on."""
+    from .stems import track_folders
+
+    trains = {path.resolve() for track in tracks for paths in track.stems.values() for path in paths}
+    decides = {path.resolve() for folder in track_folders(dev_root) for path in folder.iterdir()}
+    if shared := trains & decides:
+        raise UserError(
+            f"data.root and data.dev_root '{dev_root}' share '{min(shared)}'; keep apart what trains and what decides"
+        )

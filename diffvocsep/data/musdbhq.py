@@ -1,7 +1,7 @@
 """MUSDB18-HQ: `<root>/train/<artist> - <title>/{mixture,drums,bass,vocals,other}.wav` (Rafii et al. 2019).
 
-Songs of the training half are split as the `musdb` package does it; the test half is never touched, also where all
-songs lie in one folder. A song that is broken is named and left out.
+Songs of the training half are split as the `musdb` package does it; training never touches the test half, also where
+all songs lie in one folder. A song that is broken is named and left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ LAYOUT = "<root>/train/<artist> - <title>/{mixture,drums,bass,vocals,other}.wav,
 def musdbhq_tracks(
     root: str | Path, split: str, cache: Path | None, only: Collection[str] | None = None
 ) -> list[StemTrack]:
-    """The songs of `split`: `dev` are the validation songs of the `musdb` package, `train` the others.
+    """The songs of `split`: `dev` are the validation songs of the `musdb` package, `train` the others; `test`, for
+    evaluation alone, is the folder of that name.
 
     Args:
         only: names of songs; others in the folder are none.
@@ -35,9 +36,13 @@ def musdbhq_tracks(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"there is no folder '{root}'; expected {LAYOUT}")
-    half = _training_half(root)
+    half = _half(root, "test" if split == "test" else "train")
+    if half is None and split == "test":
+        raise UserError(f"there is no folder 'test' in '{root}'; give the folder of MUSDB18-HQ or --split valid")
+    half = half or root
     songs = sorted(f for f in half.iterdir() if f.is_dir() and not f.name.startswith("."))
-    songs = [f for f in songs if f.name.lower() not in TEST_SONGS | {"test"}]  # wherever someone has put them
+    if split != "test":
+        songs = [f for f in songs if f.name.lower() not in TEST_SONGS | {"test"}]  # wherever someone has put them
     if only is not None:
         songs = [f for f in songs if f.name in only]
     bad = {song: problem for song in songs if (problem := _problem(song))}
@@ -47,7 +52,7 @@ def musdbhq_tracks(
         raise UserError(
             f"{len(bad)} of {len(songs)} songs of MUSDB18 are bad, such as '{song.name}' ({problem}); {found}"
         )
-    wanted = [song for song in songs if (song.name.lower() in DEV_SONGS) == (split == "dev")]
+    wanted = [song for song in songs if split == "test" or (song.name.lower() in DEV_SONGS) == (split == "dev")]
     for song in wanted:
         if song in bad:
             print(f"note: the song '{song.name}' is left out: {bad[song]}", file=sys.stderr)
@@ -57,14 +62,14 @@ def musdbhq_tracks(
     return [StemTrack(song, half, cache, (*STEMS, "mixture")) for song in good]
 
 
-def _training_half(root: Path) -> Path:
-    """The folder of the songs: `train` in `root` or in the only folder in it, else `root` itself."""
+def _half(root: Path, name: str) -> Path | None:
+    """The folder `name` in `root` or in the only folder in it."""
     folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
     for parent in [root, *(folders if len(folders) == 1 else [])]:
         for folder in parent.iterdir():
-            if folder.name.lower() == "train" and folder.is_dir():
+            if folder.name.lower() == name and folder.is_dir():
                 return folder
-    return root
+    return None
 
 
 def _problem(song: Path) -> str:

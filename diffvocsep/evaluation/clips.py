@@ -120,15 +120,9 @@ def find_songs(dataset: str, root: Path | None, split: str = "test") -> Sequence
             raise UserError(f"there is no {subset}/*.stem.mp4 in '{root}'; give the folder of MUSDB18")
         tracks = enumerate(_musdb(root, subset, part).tracks)
         return [MusdbTrack(root, subset, part, index, track) for index, track in tracks]
-    if dataset == "musdbhq" and split == "valid":
-        found: Sequence[Track] = musdbhq_tracks(root, "dev", None)
-    elif dataset == "musdbhq":
-        if not (root / "test").is_dir():
-            raise UserError(f"there is no folder 'test' in '{root}'; give the folder of MUSDB18-HQ or --split valid")
-        found = find_tracks(root / "test", None)
-    else:
-        found = find_tracks(root, None)
-    both = [track for track in found if {"vocals", "accompaniment"} <= set(track.stems)]
+    if dataset == "musdbhq":
+        return musdbhq_tracks(root, "dev" if split == "valid" else split, None)
+    both = [track for track in find_tracks(root, None) if {"vocals", "accompaniment"} <= set(track.stems)]
     if not both:
         raise UserError(f"no track in '{root}' has both vocals and accompaniment")
     return both

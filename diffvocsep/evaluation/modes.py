@@ -136,8 +136,8 @@ def instruments(args: Namespace) -> None:
 
     if args.dataset not in ("synthetic", "stems"):
         raise UserError(f"--instruments takes --dataset synthetic or stems, not {args.dataset}")
-    if args.dataset == "stems" and not args.root:
-        raise UserError("--instruments --dataset stems needs --root DIR with <family>/<song>/accompaniment.* in it")
+    if args.dataset == "synthetic" and args.vocals:
+        raise UserError("--vocals goes with --dataset stems; synthetic songs are sung by the synthesizer")
     model = _model(args)
     parts = folder_parts(args.root, args.songs, args.vocals) if args.dataset == "stems" else synthetic_parts(args.songs)
     families = dict.fromkeys(part.family for part in parts)
