@@ -3,6 +3,7 @@
     python train.py --config config.yaml                          ten minutes on synthetic songs, on any computer
     python train.py --config configs/stems.yaml data.root=DIR     your own songs
     python train.py --config config.yaml train.lr=0.0005          any key can be set on the command line
+    torchrun --nproc_per_node=N train.py --config config.yaml     N GPUs, each with train.batch_size items
 
 The same command goes on after an interruption (`--resume auto`); `--resume none` starts anew.
 """
@@ -22,13 +23,13 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
     args = parser.parse_args(argv)
 
+    from diffvocsep.backends import find_backend
     from diffvocsep.config import load_config
-    from diffvocsep.device import resolve_device
     from diffvocsep.trainer import Trainer
 
     config = load_config(args.config, args.overrides)
     warn_ignored(config)
-    return Trainer(config, resolve_device(args.device), args.resume).run()
+    return Trainer(config, find_backend(args.device), args.resume).run()
 
 
 if __name__ == "__main__":
