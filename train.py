@@ -10,17 +10,12 @@ The same command goes on after an interruption (`--resume auto`); `--resume none
 
 from __future__ import annotations
 
-import argparse
-
-from diffvocsep.cli import main, warn_ignored
+from diffvocsep.cli import main, training_arguments, warn_ignored
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="config.yaml", help="YAML file (default: config.yaml)")
-    parser.add_argument("--resume", default="auto", help="auto | none | path of a checkpoint (default: auto)")
+    parser = training_arguments(__doc__)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
     args = parser.parse_args(argv)
 
     from diffvocsep.backends import find_backend

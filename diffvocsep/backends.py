@@ -28,7 +28,7 @@ class Backend:
 
     Attributes:
         rank, world_size: which of how many processes this is; the first alone validates, logs and writes.
-        host: where the first one validates.
+        device, host: where the network is, and where spectrograms, losses and validation are computed.
     """
 
     rank, world_size = 0, 1
@@ -55,9 +55,9 @@ class Backend:
         return model
 
     def batches(self, made: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-        """Batches on the device, each made while the one before it is used; `index` stays where it is."""
+        """Batches on `host`, each made while the one before it is used; `index` stays where it is."""
         return ahead(
-            {name: values if name == "index" else values.to(self.device, non_blocking=True)
+            {name: values if name == "index" else values.to(self.host, non_blocking=True)
              for name, values in batch.items()}
             for batch in made
         )  # fmt: skip
@@ -80,6 +80,9 @@ class Backend:
     def update(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
         """Change the weights."""
         scaler.step(optimizer)
+
+    def finish_step(self) -> None:
+        """The weights and their average have changed."""
 
     def lost(self, error: RuntimeError) -> bool:
         """Whether `error` means that another process is gone."""

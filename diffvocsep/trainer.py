@@ -181,7 +181,8 @@ class Trainer:
             f"training on {self.backend}: {parameters / 1e6:.2f} M parameters, {len(self.segments.tracks)} tracks, "
             f"{len(self.clips)} dev clips, {self.total_steps} steps; config, versions and history in {folder}"
         )
-        return Monitor(folder, self.config, self.device, self.step, self.total_steps, self.best_sdr, about)
+        return Monitor(folder, self.config, self.backend.host, self.step, self.total_steps, self.best_sdr, about,
+                       self.backend.report)  # fmt: skip
 
     def _say(self, text: str) -> None:
         if self.backend.main:
@@ -216,7 +217,7 @@ class Trainer:
     def _steps(self) -> Iterator[list[dict[str, Tensor]]]:
         """Lists of `train.accumulate` batches, one list per optimizer step, from the current step on."""
         train, backend = self.config.train, self.backend
-        made = load_segments(self.segments, self.samples, self.device, backend.rank, backend.world_size)
+        made = load_segments(self.segments, self.samples, backend.host, backend.rank, backend.world_size)
         stream = iter(backend.batches(with_noise(made, self.objective.shape(), train.seed)))
         while self.step < self.total_steps and not self.stopping:
             self.asked = time.perf_counter()
@@ -260,6 +261,7 @@ class Trainer:
             self.bad_steps = 0
             self.backend.update(self.scaler, self.optimizer)
             self._average()
+            self.backend.finish_step()
         else:
             indices = self.backend.gather(torch.cat([batch["index"] for batch in batches]))
             self._skip(terms["loss"], terms["per_item"], indices.tolist())
@@ -283,7 +285,7 @@ class Trainer:
         means = [torch.stack([part[name] for part in parts]).mean() for name in names]
         *means, stop = self.backend.mean(torch.stack([*means, means[0].new_tensor(float(self.interruption.asked))]))
         items = {name: self.backend.gather(torch.cat([part[name] for part in parts])) for name in ("per_item", "t")}
-        return {**dict(zip(names, means, strict=True)), "gradient_norm": norm, **items}, stop
+        return {**dict(zip(names, means, strict=True)), "gradient_norm": norm.to(stop.device), **items}, stop
 
     def _skip(self, loss: Tensor, per_item: Tensor, indices: list[int]) -> None:
         """Count a step whose loss or gradient is not finite, and name its songs.
