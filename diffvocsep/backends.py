@@ -158,3 +158,11 @@ def find_backend(name: str) -> Backend:
     """
     device = choose_device(name)
     return Ranks(device) if place().world_size > 1 else Backend(device)
+
+
+def all_done() -> None:
+    """Under torchrun, wait until all processes have come this far."""
+    if place().world_size > 1:
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        dist.barrier()
+        dist.destroy_process_group()
