@@ -9,7 +9,6 @@ Checkpoints are those of train.py: either goes on with what the other saved.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 
 from diffvocsep.cli import main, training_arguments, warn_ignored
@@ -17,7 +16,7 @@ from diffvocsep.config import Config, load_config
 from diffvocsep.errors import UserError
 from diffvocsep.interrupt import listen
 
-if multiprocessing.parent_process():  # torch_xla runs `process` in a thread, and only the main one hears Ctrl-C
+if __name__ == "__mp_main__":  # torch_xla runs `process` in a thread of a child, whose main thread alone hears Ctrl-C
     listen()
 
 
