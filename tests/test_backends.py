@@ -197,7 +197,7 @@ def test_training_and_separation_on_a_stand_in_for_mps(tmp_path, monkeypatch):
             torch.zeros(1, dtype=torch.float64).to("mps")
         trainer = Trainer(tiny(tmp_path, "data.cache=device", "train.max_steps=2"), torch.device("mps"), "none")
         assert trainer.run() == 0
-    assert FakeMPS.used > 100
+    assert FakeMPS.used > 20
     assert_same_run(trainer, run(tmp_path / "cpu", "data.cache=device", "train.max_steps=2"))
 
 
