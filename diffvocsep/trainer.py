@@ -74,8 +74,7 @@ class Trainer:
         self.interruption, self.agreed = Interruption(self._say), False  # the latter: of any process, all know
         self.saved = time.monotonic()  # when a checkpoint was last written
         self.asked, self.waited = 0.0, 0.0  # when the last batches were asked for, and how long they took, s
-        path = find_checkpoint(resume, self.folder / "last.pt")
-        if path:
+        if path := find_checkpoint(resume, self.folder / "last.pt"):
             self._go_on(path, automatic=resume == "auto")
         network = self.backend.wrap(self.model)
         self.network = torch.compile(network) if train.compile else network
@@ -240,9 +239,8 @@ class Trainer:
         """
         train = self.config.train
         self.model.train()
-        lr = learning_rate(self.step, self.total_steps, train.warmup_steps) * train.lr
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate(self.step, self.total_steps, train.warmup_steps) * train.lr
         try:
             terms, stop = self._gradients(batches)
         except RuntimeError as error:
