@@ -3,6 +3,7 @@
     python inference.py --input song.wav --output vocals.wav
     python inference.py --input song.mp3 --output vocals.wav --instrumental karaoke.wav
     python inference.py --input my_songs --output my_vocals           a folder of songs
+    torchrun --nproc_per_node=N inference.py --input my_songs --output my_vocals      its songs shared by N GPUs
 
 Vocals and instrumental have the song's sample rate, channels and length, and add up to the song.
 """
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def choose_model(path: Path | None) -> Path:
+def choose_model(path: Path | None, quiet: bool = False) -> Path:
     """The model that was asked for, else the released one, else the local best; what was chosen is said."""
     if path:
         return path
@@ -59,6 +60,8 @@ def choose_model(path: Path | None) -> Path:
         last = TRAINED.with_name("last.pt")
         hint = f"give --model_path {last}" if last.exists() else "train a model with train.py or give --model_path"
         raise UserError(f"there is neither {RELEASED} nor {TRAINED} in this folder; {hint}")
+    if quiet:
+        return chosen
     print(f"model: {chosen}", file=sys.stderr)
     if chosen != TRAINED and TRAINED.exists() and TRAINED.stat().st_mtime > chosen.stat().st_mtime:
         print(f"note: your newer {TRAINED} is not used; give --model_path {TRAINED} to use it", file=sys.stderr)
@@ -67,6 +70,8 @@ def choose_model(path: Path | None) -> Path:
 
 def run(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    from diffvocsep.backends import all_done
+    from diffvocsep.device import choose_device, place
     from diffvocsep.files import find_inputs, middle, pair_outputs, separate_file
     from diffvocsep.plot import plot_separation, require_picture
     from diffvocsep.separator import Separator
@@ -85,7 +90,9 @@ def run(argv: list[str] | None = None) -> int:
             raise UserError("--uncertainty measures one song; separate the songs one by one to measure them")
     targets = pair_outputs(sources, args.output, "vocals", one)
     rest = pair_outputs(sources, args.instrumental, "instrumental", one) if args.instrumental else [None] * len(sources)
-    separator = Separator.from_checkpoint(choose_model(args.model_path), args.device).configured(
+    rank, _, processes = place()
+    model = choose_model(args.model_path, quiet=rank > 0)
+    separator = Separator.from_checkpoint(model, str(choose_device(args.device))).configured(
         args.config, args.overrides
     )
     options = {name: getattr(args, name) for name in ("sampler", "steps", "eta", "samples", "seed")}
@@ -95,11 +102,11 @@ def run(argv: list[str] | None = None) -> int:
     spread = Spread(settings.audio) if args.uncertainty or (args.plot and says_something(settings)) else None
     subtype = {"16": "pcm16", "24": "pcm24", "32": "float", None: None}[args.bits]
     failed = 0
-    for source, vocals, instrumental in zip(sources, targets, rest, strict=True):
+    for source, vocals, instrumental in list(zip(sources, targets, rest, strict=True))[rank::processes]:
         try:
             separate_file(
                 separator, source, vocals, instrumental, subtype,
-                progress=not args.no_progress, spread=spread, **options,
+                progress=not args.no_progress and rank == 0, spread=spread, **options,
             )  # fmt: skip
         except UserError as error:
             if one:
@@ -113,6 +120,7 @@ def run(argv: list[str] | None = None) -> int:
         if args.plot:
             (mixture, rate, start), (voice, _, _) = (middle(path, PICTURE_SECONDS) for path in (source, vocals))
             plot_separation(args.plot, mixture, voice, rate, start, uncertainty=spread.values() if spread else None)
+    all_done()  # torchrun ends all processes when one of them ends badly
     return 2 if failed else 0
 
 

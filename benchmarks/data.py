@@ -27,7 +27,7 @@ from torch import Tensor
 from diffvocsep.cli import main
 from diffvocsep.config import Config, load_config
 from diffvocsep.data import Segments, train_tracks
-from diffvocsep.data.loading import load_segments
+from diffvocsep.data.loading import load_segments, with_noise
 from diffvocsep.device import resolve_device
 from diffvocsep.trainer import Trainer
 
@@ -102,6 +102,7 @@ def on(device: torch.device, batch: dict[str, Tensor]) -> int:
 def waiting(trainer: Trainer, stream: Iterator[dict[str, Tensor]], steps: int) -> tuple[float, float]:
     """Seconds of a step, and the share of them spent waiting for the batch; medians, after two steps of warm-up."""
     times, waits = [], []
+    stream = trainer.backend.batches(with_noise(stream, trainer.objective.shape(), trainer.config.train.seed))
     for _ in range(steps + 2):
         began = time.perf_counter()
         batch = next(stream)
@@ -163,7 +164,7 @@ def run(argv: list[str] | None = None) -> int:
               f"torch {torch.__version__}, load average {load}")  # fmt: skip
         if args.steps:
             batch = next(load_segments(trainer.segments, 0, device))
-            alone, _ = waiting(trainer, iter([batch] * (args.steps + 2)), args.steps)
+            alone, _ = waiting(trainer, iter([batch] * (args.steps + 3)), args.steps)
             size = trainer.config.train.batch_size
             print(f"the default model takes {alone:.3f} s for a step of {size} segments: {size / alone:.1f} segments/s")
         print("seconds are those of computation" if args.cpu_time else "seconds are those of the clock", end="\n\n")

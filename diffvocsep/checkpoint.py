@@ -34,6 +34,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomic(path, lambda part: torch.save({"format": FORMAT, "versions": versions(), **state}, part))
 
 
+def is_finite(state: Any) -> bool:
+    """Whether all numbers in the tensors of a nested state are."""
+    if isinstance(state, dict):
+        return all(map(is_finite, state.values()))
+    return not isinstance(state, Tensor) or bool(state.isfinite().all())
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a `.pt` written by `save_checkpoint`, onto the CPU.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
@@ -36,3 +37,12 @@ def warn_ignored(config: Config) -> None:
 
     for line in ignored_settings(config):
         print(f"note: {line}", file=sys.stderr)
+
+
+def training_arguments(description: str) -> argparse.ArgumentParser:
+    """What every trainer understands."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="config.yaml", help="YAML file (default: config.yaml)")
+    parser.add_argument("--resume", default="auto", help="auto | none | path of a checkpoint (default: auto)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
+    return parser

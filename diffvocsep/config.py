@@ -137,7 +137,7 @@ class TrainConfig:
     val_every_steps: int = 1000
     val_batches: int = 16
     val_seconds: float = 10.0
-    channels_last: bool = False
+    channels_last: bool | None = None
     compile: bool = False
 
 

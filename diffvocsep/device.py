@@ -2,31 +2,95 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 
 from .errors import UserError
 
+INSTALL = "pip install torch==2.11.* torchaudio==2.11.* --index-url https://download.pytorch.org/whl/cu126"
+
+
+class Place(NamedTuple):
+    """Which of the processes that `torchrun` started this one is; alone, it is the first of one."""
+
+    rank: int
+    local_rank: int  # among those of this machine
+    world_size: int
+
+
+def place() -> Place:
+    return Place(*(int(os.environ.get(name, default)) for name, default in
+                   (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))))  # fmt: skip
+
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """`auto` takes a CUDA GPU, else Apple's MPS, else the CPU. Asking for a device that is not there is an error:
-    there is no silent fall-back.
+    """`auto` takes a CUDA GPU, else Apple's MPS, else the CPU; of several processes, each takes its own GPU. Asking for
+    a device that is not there is an error: there is no silent fall-back.
 
     Raises:
         UserError: the named device does not exist here.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        mps = torch.backends.mps.is_available() and place().world_size == 1
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and place().world_size > 1:
+            device = torch.device("cuda", place().local_rank)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"device '{name}' cannot be used here ({reason}); use --device auto or --device cpu") from None
     return device
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`resolve_device`, and a line on stderr that says what was taken and why."""
+    device = resolve_device(name)
+    if place().rank == 0:
+        print(f"device: {describe(device)}, {reason(name, device)}", file=sys.stderr)
+    return device
+
+
+def describe(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def reason(name: str, device: torch.device) -> str:
+    """Why `device` was taken when `name` was asked for; where `auto` overlooks an NVIDIA GPU, how to get at it."""
+    if name != "auto":
+        return "as asked for"
+    if device.type != "cpu":
+        return "the fastest that torch can use here"
+    if not nvidia_gpu():
+        return "for torch finds no GPU here"
+    if torch.version.cuda is None:
+        return (
+            f"though this computer has an NVIDIA GPU: the installed torch {torch.__version__} is for CPUs only; "
+            f"get one for GPUs with: {INSTALL}"
+        )
+    return (
+        f"though this computer has an NVIDIA GPU: torch {torch.__version__}, made for CUDA {torch.version.cuda}, "
+        f"cannot use it; its driver may be too old for that, so update it, or get another torch with: {INSTALL}"
+    )
+
+
+def nvidia_gpu() -> bool:
+    """Whether NVIDIA's driver lists a GPU, whatever torch can do with it."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return False
+    try:
+        listed = subprocess.run([program, "-L"], capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.returncode == 0 and b"GPU" in listed.stdout
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -46,6 +110,14 @@ def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
             return torch.bfloat16
         return torch.float16 if device.type == "cuda" else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[amp]
+
+
+def channels_last(wanted: bool | None, device: torch.device, dtype: torch.dtype | None) -> bool:
+    """Whether weights and images lie in memory channels last: as wanted, or where it is faster: on CUDA GPUs and, on
+    CPUs, in bf16. XLA arranges its memory itself."""
+    if device.type == "xla":
+        return False
+    return wanted if wanted is not None else device.type == "cuda" or (device.type == "cpu" and dtype is not None)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:

@@ -6,6 +6,7 @@ Nothing here draws a random number, and nothing waits for a GPU but every `log.e
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -41,6 +42,7 @@ CURVES = {
     "data_wait": "speed/data_wait",
     "memory_gib": "memory/program_gib",
     "gpu_memory_gib": "memory/gpu_gib",
+    "compilations": "speed/compilations",
     "sdr_median": "dev/sdr_median",
     "sdr_median_one_step": "dev/sdr_median_one_step",
     "sdr_best": "dev/sdr_best",
@@ -55,11 +57,14 @@ class Monitor:
         step, total: steps already done, and steps of the whole run.
         best: the highest dev score so far, dB.
         about: what was started, as text.
+        report: asked for more values of the curves, whenever a point is drawn.
     """
 
     def __init__(
-        self, folder: Path, config: Config, device: torch.device, step: int, total: int, best: float, about: str
-    ) -> None:
+        self, folder: Path, config: Config, device: torch.device, step: int, total: int, best: float, about: str,
+        report: Callable[[], dict[str, float]] = dict,
+    ) -> None:  # fmt: skip
+        self.report = report
         self.config, self.device, self.total, self.best = config, device, total, best
         self.history = History(folder / "history.csv", tuple(CURVES), step)
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
@@ -122,7 +127,7 @@ class Monitor:
         self.seconds = max(self.seconds, 1e-9)
         wait = self.waited / self.seconds
         values |= {"learning_rate": rate, "skipped_steps": skipped, "data_wait": wait}
-        values |= {"steps_per_second": len(self.terms) / self.seconds, **memory(self.device)}
+        values |= {"steps_per_second": len(self.terms) / self.seconds, **memory(self.device), **self.report()}
         self._write(step, values)
         self.bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{rate:.2g}", wait=f"{wait:.0%}")
         self._show()

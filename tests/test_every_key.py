@@ -260,7 +260,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "train.val_every_steps": (5, (), written),
     "train.val_batches": (3, (), clips),
     "train.val_seconds": (0.25, (), clips),
-    "train.channels_last": (True, (), layout),
+    "train.channels_last": (not fast_bf16(CPU), (), layout),
     "train.compile": (True, (), layout),
     "log.tb_log_dir": ("'{folder}/run/tb 2'", (), written),
     "log.checkpoint_dir": ("'{folder}/elsewhere'", (), written),

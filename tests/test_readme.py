@@ -18,7 +18,7 @@ from diffvocsep.config import Config, load_config, to_dict
 
 ROOT = Path(__file__).parent.parent
 README = {"en": "README.md", "ko": "README.ko.md"}
-SCRIPTS = ["inference", "train", "evaluate"]
+SCRIPTS = ["inference", "train", "train_tpu", "evaluate"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SPAN = re.compile(r"`([^`\n]+)`")

@@ -75,7 +75,7 @@ def finished(folder: Path, *arguments: str, **environment: str) -> str:
 def test_killed_in_a_checkpoint_and_at_random_it_ends_as_if_undisturbed(tmp_path, undisturbed, workers, method):
     """The loaders are forked before the kills and, with two of them, spawned after: that changes nothing, either."""
     argument = f"data.workers={workers}"
-    process = start(tmp_path, argument, script=ROOT / "tests" / "killed.py", KILL_IN_SAVE="3")
+    process = start(tmp_path, argument, script=ROOT / "tests" / "killed.py", KILL_IN_SAVE="4")
     _, error = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL, error
     (half,) = (tmp_path / "ck").glob("*.pt.*.part")

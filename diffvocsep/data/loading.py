@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from ..streams import generator, normal
 from .mixing import Segments
 from .resident import resident_batches
+
+T = TypeVar("T")
 
 
 def load_segments(
@@ -33,6 +38,24 @@ def load_segments(
         worker_init_fn=_ignore_interrupt,
     )
     return iter(loader)
+
+
+def with_noise(batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], seed: int) -> Iterator[dict[str, Tensor]]:
+    """The batches, and with each what decides the timesteps of its items, `uniform` `(B,)` in [0, 1), and their `noise`
+    `(B, C, F, T)`: functions of an item's global index, like the item."""
+    for batch in batches:
+        indices = batch["index"].tolist()
+        uniform = torch.tensor([generator(seed, "timestep", i).random() for i in indices], dtype=torch.float32)
+        yield batch | {"uniform": uniform, "noise": torch.stack([normal(shape, seed, "noise", i) for i in indices])}
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made in a thread while the one before it is used; errors come where the item would."""
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def _ignore_interrupt(worker: int) -> None:

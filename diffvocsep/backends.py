@@ -1,0 +1,168 @@
+"""Where training computes. One strategy for each kind of hardware, so that the loop (trainer.py) is the same for all.
+
+Backend    one process on one device: CPU, CUDA or MPS
+Ranks      several processes, each with a GPU or some cores of a CPU: DistributedDataParallel, started by torchrun
+XLA        TPUs, see xla.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .data.loading import ahead
+from .device import choose_device, place
+from .errors import UserError
+
+TIMEOUT = timedelta(hours=1)  # the others wait while the first process validates; one that is gone is noticed at once
+
+
+class Backend:
+    """One process on one device, and the base of the others.
+
+    Attributes:
+        rank, world_size: which of how many processes this is; the first alone validates, logs and writes.
+        device, host: where the network is, and where spectrograms, losses and validation are computed.
+    """
+
+    rank, world_size = 0, 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = self.host = device
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def __str__(self) -> str:
+        return str(self.device) if self.world_size == 1 else f"{self.world_size} x {self.device.type}"
+
+    def optimizer(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """AdamW; on CUDA one kernel for all weights."""
+        fused = True if self.device.type == "cuda" else None
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """What is called instead of the model, with its weights."""
+        return model
+
+    def batches(self, made: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """Batches on `host`, each made while the one before it is used; `index` stays where it is."""
+        return ahead(
+            {name: values if name == "index" else values.to(self.host, non_blocking=True)
+             for name, values in batch.items()}
+            for batch in made
+        )  # fmt: skip
+
+    def accumulating(self, network: nn.Module, last: bool) -> AbstractContextManager:
+        """Around the forward and backward pass of one of several batches of a step."""
+        return nullcontext()
+
+    def reduce_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the gradients the mean over all processes, unless the backward pass has."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of `(N,)` over all processes."""
+        return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        """`(N,)` of every process, one after the other."""
+        return values
+
+    def update(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+        """Change the weights."""
+        scaler.step(optimizer)
+
+    def finish_step(self) -> None:
+        """The weights and their average have changed."""
+
+    def lost(self, error: RuntimeError) -> bool:
+        """Whether `error` means that another process is gone."""
+        return False
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """What the first process downloads or decodes in here, the others find done."""
+        yield
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+
+    def to_host(self, state: Any) -> Any:
+        """A nested state with tensors that any computer can read."""
+        return state
+
+    def report(self) -> dict[str, float]:
+        """What is worth a curve of its own."""
+        return {}
+
+
+class Ranks(Backend):
+    """One of the processes that torchrun started: N of them train as one would with N times the batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.rank, _, self.world_size = place()
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"several processes cannot share '{device}'; start train.py without torchrun")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return nn.parallel.DistributedDataParallel(model, [self.device] if self.device.type == "cuda" else None)
+
+    def accumulating(self, network: nn.Module, last: bool) -> AbstractContextManager:
+        return nullcontext() if last else network.no_sync()
+
+    def mean(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.world_size
+
+    def gather(self, values: Tensor) -> Tensor:
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    def lost(self, error: RuntimeError) -> bool:
+        text = str(error).lower()
+        return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection"))
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+    def wait(self) -> None:
+        dist.all_reduce(torch.zeros(1))  # on the CPU: nothing has to be ready on a GPU
+
+
+def find_backend(name: str) -> Backend:
+    """The strategy for `--device name`, alone or under torchrun.
+
+    Raises:
+        UserError: that device is not there.
+    """
+    device = choose_device(name)
+    return Ranks(device) if place().world_size > 1 else Backend(device)
+
+
+def all_done() -> None:
+    """Under torchrun, wait until all processes have come this far."""
+    if place().world_size > 1:
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,65 @@
+"""Going on with a run: which checkpoint, whether it fits the config, and what a change of the config means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import load_checkpoint
+from .config import Config, differences, from_dict, is_fixed, require_same_network
+from .errors import UserError
+from .strict_yaml import show
+
+# Under other values of these (and of `separation.*`), dev scores cannot be compared.
+DECISIVE = """data.dataset data.dev_root data.synthetic_seconds train.seed train.val_batches train.val_seconds
+    diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.start diffusion.start_step"""
+
+
+def find_checkpoint(resume: str, last: Path) -> Path | None:
+    """The checkpoint that `--resume` names, if any: `auto` is `last`, if it is there."""
+    if resume == "none" or (resume == "auto" and not last.exists()):
+        return None
+    return last if resume == "auto" else Path(resume)
+
+
+def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """The training state in `path`, with `changes` (a line for each setting that differs) and what older versions did
+    not save; under another validation, the best score is forgotten.
+
+    Args:
+        automatic: nobody named this file.
+        say: told of everything that is not as it was.
+
+    Raises:
+        UserError: no checkpoint, or one of another network or of other data.
+    """
+    state = load_checkpoint(path)
+    state["changes"] = []
+    if state["step"] == 0:  # nothing is learnt, so nothing binds
+        return state
+    before = from_dict(state["config"])
+    if automatic and before.data.dataset != config.data.dataset:
+        raise UserError(
+            f"{path} was trained with data.dataset {before.data.dataset}, not {config.data.dataset}; use "
+            f"--resume none to start anew, --resume {path} to go on with it, or another log.checkpoint_dir"
+        )
+    changed = differences(before, config)
+    state["changes"] = [
+        f"{key}: {show(old)} -> {show(new)}" for key, (old, new) in changed.items() if not is_fixed(key)
+    ]
+    if state["changes"]:
+        say(f"changed since {path} was written, and accepted: {', '.join(state['changes'])}")
+    require_same_network(before, config, str(path))
+    if "validated" not in state:  # such checkpoints were written after the validation
+        say(f"{path} is of an older version, which did not count skipped steps: they count from here")
+    state.setdefault("validated", state["step"])
+    state.setdefault("skipped", 0)
+    state.setdefault("samples", state["step"] * before.train.accumulate * before.train.batch_size)
+    decisive = [key for key in changed if key in DECISIVE.split() or key.startswith("separation.")]
+    if decisive:
+        say(f"{', '.join(decisive)} changed what is validated: the best SDR so far is forgotten")
+        state["best_sdr"] = -math.inf
+    say(f"resumed {path} at step {state['step']}")
+    return state

@@ -1,0 +1,38 @@
+"""Twenty float64 steps of a tiny run, alone or as one of torchrun's processes; the first writes what it has seen."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+
+def train(folder: Path, batch: str, result: Path) -> None:
+    from trainers import tiny
+
+    from diffvocsep.backends import find_backend
+    from diffvocsep.trainer import Trainer
+
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # the loss is computed in float32, whatever the weights are in
+    config = tiny(
+        folder, f"train.batch_size={batch}", "train.max_steps=20", "train.accumulate=2", "data.synthetic_songs=5"
+    )
+    trainer = Trainer(config, find_backend("cpu"), "none")
+    seen = []
+    for batches in trainer._steps():
+        terms = trainer._optimize(
+            [{k: v.double() if v.is_floating_point() else v for k, v in b.items()} for b in batches]
+        )
+        gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+        items = sorted(zip(terms.pop("t").tolist(), terms.pop("per_item").tolist(), strict=True))
+        seen.append({"terms": terms, "gradients": gradients, "items": items})
+    if trainer.backend.main:
+        torch.save({"steps": seen, "model": trainer.model.state_dict(), "ema": trainer.ema}, result)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,296 @@
+"""What differs between devices, and what must not: shown without them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from trainers import CPU, assert_same_run, at_step, make, run, tiny
+
+from diffvocsep import device as device_module
+from diffvocsep.backends import Backend, Ranks, find_backend
+from diffvocsep.checkpoint import load_checkpoint
+from diffvocsep.data.loading import ahead
+from diffvocsep.device import channels_last, choose_device, resolve_device
+from diffvocsep.errors import UserError
+from diffvocsep.trainer import Trainer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# ---- several processes, with a stand-in for what averages ------------------------------------------------------------
+
+
+class Replica(Backend):
+    """One of several threads that average over a meeting point: what a TPU's all-reduce does."""
+
+    def __init__(self, rank: int, world_size: int, meeting: threading.Barrier, table: dict) -> None:
+        super().__init__(CPU)
+        self.rank, self.world_size, self.meeting, self.table = rank, world_size, meeting, table
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        self.meeting.wait(60)
+        self.table[self.rank] = values.clone()
+        self.meeting.wait(60)
+        return torch.cat([self.table[rank] for rank in range(self.world_size)])
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        return self.gather(values[None]).mean(0)
+
+    def reduce_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.copy_(self.mean(parameter.grad))
+
+    def wait(self) -> None:
+        self.meeting.wait(60)
+
+
+def test_replicas_reduce_before_they_clip_and_one_writes(tmp_path):
+    """Clipped mean gradients of two replicas are those of one process with all the items, and only one writes."""
+    settings = ["train.grad_clip=0.05", "train.max_steps=3"]
+    one = run(tmp_path / "one", "train.batch_size=4", *settings)
+    meeting, table, ended = threading.Barrier(2), {}, {}
+
+    def train(rank: int) -> None:
+        ended[rank] = trainer = Trainer(
+            tiny(tmp_path / f"rank {rank}", *settings), Replica(rank, 2, meeting, table), "none"
+        )
+        assert trainer.run() == 0
+
+    threads = [threading.Thread(target=train, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "rank 0" / "ck" / "best.pt").exists() and not (tmp_path / "rank 1").exists()
+    assert ended[0].samples == ended[1].samples == one.samples == 12
+    for name, tensor in one.model.state_dict().items():
+        for trainer in ended.values():
+            torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_torchrun_is_seen_and_mps_is_not_shared(monkeypatch):
+    assert type(find_backend("cpu")) is Backend
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="several processes cannot share 'mps'; start train.py without torchrun"):
+        Ranks(torch.device("mps"))
+
+
+# ---- which device ----------------------------------------------------------------------------------------------------
+
+
+def test_the_device_and_the_reason_are_said(monkeypatch, capsys):
+    monkeypatch.setattr(device_module, "nvidia_gpu", lambda: False)
+    for available in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(available, "is_available", lambda: False)
+    choose_device("auto")
+    assert capsys.readouterr().err == "device: cpu, for torch finds no GPU here\n"
+    choose_device("cpu")
+    assert capsys.readouterr().err == "device: cpu, as asked for\n"
+    monkeypatch.setenv("RANK", "1")
+    choose_device("cpu")
+    assert capsys.readouterr().err == "", "one of several processes is enough"
+
+
+@pytest.mark.parametrize(
+    "built_for, words", [(None, "is for CPUs only"), ("13.0", "made for CUDA 13.0, cannot use it")]
+)
+def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(monkeypatch, capsys, built_for, words):
+    monkeypatch.setattr(device_module, "nvidia_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    choose_device("auto")
+    line = capsys.readouterr().err
+    assert words in line and "this computer has an NVIDIA GPU" in line and line.count("\n") == 1
+    assert "pip install torch==2.11.* torchaudio==2.11.* --index-url https://download.pytorch.org/whl/cu126" in line
+    readme = Path(__file__).parent.parent / "README.md"
+    assert device_module.INSTALL in readme.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+@pytest.mark.parametrize("script, found", [("echo 'GPU 0: NVIDIA'", True), ("echo failed; exit 9", False), ("", False)])
+def test_nvidia_s_driver_is_asked(monkeypatch, tmp_path, script, found):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not device_module.nvidia_gpu()
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert device_module.nvidia_gpu() == found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_gpu_that_is_not_there_is_an_error():
+    with pytest.raises(UserError, match="device 'cuda' cannot be used here"):
+        resolve_device("cuda")
+
+
+def test_memory_layout_and_optimizer_follow_the_device(monkeypatch):
+    cuda, bf16 = torch.device("cuda"), torch.bfloat16
+    assert channels_last(None, cuda, None) and channels_last(None, CPU, bf16) and not channels_last(None, CPU, None)
+    assert channels_last(True, CPU, None) and not channels_last(False, cuda, bf16)
+    assert not channels_last(True, torch.device("xla"), bf16)
+    asked, precision = {}, torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.optim, "AdamW", lambda _, lr, **options: asked.update(options))
+    Backend(CPU).optimizer([], 0.1, 0.2)
+    assert asked == {"weight_decay": 0.2, "fused": None} and torch.get_float32_matmul_precision() == precision
+    try:
+        Backend(cuda).optimizer([], 0.1, 0.2)
+        assert asked["fused"] is True and torch.get_float32_matmul_precision() == "high", "TF32"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def test_a_checkpoint_from_a_gpu_goes_on_with_this_device_s_optimizer(tmp_path):
+    run(tmp_path, "train.max_steps=2")
+    path = tmp_path / "ck" / "last.pt"
+    state = load_checkpoint(path)
+    state["optimizer"]["param_groups"][0]["fused"] = True
+    torch.save(state, path)
+    (group,) = make(tmp_path, resume="auto").optimizer.param_groups
+    assert group["fused"] is None
+
+
+class FakeMPS(TorchFunctionMode):
+    """Everything that is asked of MPS happens on the CPU, but for what MPS does not have: float64."""
+
+    used = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        def map_(value):
+            if isinstance(value, torch.device | str) and str(value) == "mps":
+                FakeMPS.used += 1
+                tensors = [a for a in args if isinstance(a, torch.Tensor)]
+                asked = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.dtype)]
+                dtypes = asked or [tensor.dtype for tensor in tensors]
+                if torch.float64 in dtypes or torch.complex128 in dtypes:
+                    raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+                return CPU
+            return value
+
+        if function is torch.device:
+            return function(*args, **(kwargs or {}))
+        return function(*map(map_, args), **{name: map_(value) for name, value in (kwargs or {}).items()})
+
+
+def test_training_and_separation_on_a_stand_in_for_mps(tmp_path, monkeypatch):
+    """Real hardware has not been seen; this shows that nothing is asked of it in float64, and nothing by name."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("diffvocsep.backends.ahead", iter)  # the stand-in knows this thread only
+    with FakeMPS():
+        assert resolve_device("auto") == torch.device("mps")
+        with pytest.raises(TypeError, match="float64"):
+            torch.zeros(1, dtype=torch.float64).to("mps")
+        trainer = Trainer(tiny(tmp_path, "data.cache=device", "train.max_steps=2"), torch.device("mps"), "none")
+        assert trainer.run() == 0
+    assert FakeMPS.used > 20
+    assert_same_run(trainer, run(tmp_path / "cpu", "data.cache=device", "train.max_steps=2"))
+
+
+# ---- the stream ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_made_ahead_is_the_same_and_errors_come_in_their_place():
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise UserError("no more songs")
+
+    stream, seen = ahead(items()), []
+    with pytest.raises(UserError, match="no more songs"):
+        seen.extend(iter(lambda: next(stream), None))
+        seen += [next(stream)]
+    assert list(ahead(iter(range(9)))) == list(range(9))
+    before = threading.active_count()
+    endless = ahead(iter(lambda: 1, 0))
+    assert next(endless) == 1 and threading.active_count() == before + 1
+    endless.close()
+    assert threading.active_count() == before
+
+
+def test_one_item_is_made_while_the_one_before_is_used():
+    begun = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        begun.set()
+        yield 2
+
+    stream = ahead(items())
+    assert next(stream) == 1 and begun.wait(30)
+    stream.close()
+
+
+def test_under_another_batch_size_the_stream_goes_on_where_it_was(tmp_path):
+    run(tmp_path, "train.max_steps=3")
+    resumed = make(tmp_path, "train.batch_size=5", resume="auto")
+    (batch,) = next(resumed._steps())
+    assert batch["index"].tolist() == [6, 7, 8, 9, 10] and len(resumed.segments) == 6 + 3 * 5
+    resumed._optimize([batch])
+    assert resumed.state()["samples"] == 11
+
+    path = tmp_path / "ck" / "last.pt"
+    state = load_checkpoint(path)
+    del state["samples"]  # of an older version
+    torch.save(state, path)
+    assert make(tmp_path, "train.batch_size=5", resume="auto").samples == 6
+
+
+def test_a_run_that_is_killed_before_its_first_validation_keeps_its_folder(tmp_path, monkeypatch):
+    def crash():
+        raise RuntimeError("power cut")
+
+    short = "train.max_steps=2"
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            make(tmp_path, short).run()
+    state = load_checkpoint(tmp_path / "ck" / "last.pt")
+    assert state["step"] == 0
+    again = make(tmp_path, short, resume="auto")
+    assert again.run_id == state["run_id"] and again.run() == 0
+    assert [path.name for path in (tmp_path / "tb").iterdir()] == [state["run_id"]]
+    assert_same_run(again, run(tmp_path / "undisturbed", short))
+
+
+def test_where_nothing_was_learnt_another_network_may_begin(tmp_path):
+    make(tmp_path)._save("last.pt")
+    assert make(tmp_path, "model.base_channels=8", resume="auto").step == 0
+
+
+def test_a_loader_that_a_polite_kill_ended_is_no_error(tmp_path, monkeypatch):
+    trainer = make(tmp_path)
+
+    def broken(*_, **__) -> Iterator[dict]:
+        trainer.interruption.asked = True
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated")
+        yield
+
+    monkeypatch.setattr("diffvocsep.trainer.load_segments", broken)
+    assert trainer.run() == 130 and load_checkpoint(tmp_path / "ck" / "last.pt")["step"] == 0
+
+
+def test_a_thread_hears_what_the_main_thread_was_told(tmp_path):
+    """As in a process of torch_xla, where training is not in the main thread."""
+    program = (
+        "import signal, threading, time; from diffvocsep.interrupt import Interruption, listen; listen(); heard = []\n"
+        "def train():\n with Interruption(heard.append) as it:\n  ready.set()\n  while not it.asked: time.sleep(0.01)\n"
+        "ready = threading.Event(); thread = threading.Thread(target=train); thread.start(); ready.wait()\n"
+        "signal.raise_signal(signal.SIGINT); thread.join(); print(heard)"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "stopping after this step" in done.stdout, done.stderr

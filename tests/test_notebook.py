@@ -1,0 +1,64 @@
+"""The Colab notebook: its code cells, run one by one with tiny settings; those of the TPU on PJRT_DEVICE=CPU, where
+torch_xla is (see .ci/run)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+from trainers import ROOT, TINY
+
+NOTEBOOK = ROOT / "notebooks" / "diffvocsep_colab.ipynb"
+LOCAL = ("checkpoints", "logs", "data")  # what a run writes, or may
+
+
+def cells() -> list[tuple[str, str]]:
+    """(tag, code) of the code cells."""
+    book = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert book["nbformat"] == 4 and not any(cell.get("outputs") for cell in book["cells"])
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    return [(cell["metadata"]["tags"][0], "".join(cell["source"])) for cell in code]
+
+
+def execute(cell: str, names: dict) -> None:
+    """As Jupyter does: `!` starts a command, `{NAME}` in it is a variable, and the rest is Python."""
+    lines = cell.splitlines()
+    for line in (line for line in lines if line.startswith("!")):
+        words = line[1:].format(**names).split()
+        words[0] = sys.executable if words[0] == "python" else words[0]
+        done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=900)
+        assert done.returncode == 0, done.stderr
+    exec("\n".join(line for line in lines if not line.startswith("!")), names)
+
+
+def test_its_cells_run(tmp_path, monkeypatch):
+    with_xla = importlib.util.find_spec("torch_xla") is not None
+    for path in ROOT.iterdir():
+        if path.name not in LOCAL and not path.name.startswith("."):
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "demo").symlink_to(ROOT / "data" / "demo")
+    monkeypatch.chdir(tmp_path)
+    small = [*TINY.split(), "train.max_steps=2", "model.channels_mult=[1,1,1]"]
+    monkeypatch.setenv("DIFFVOCSEP_SETTINGS", " ".join(small))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PJRT_DEVICE", "CPU")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+    played = []
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(Audio=played.append))
+    names: dict = {}
+    for tag, cell in cells():
+        if tag == "install":
+            words = cell.removeprefix("!").split()
+            assert words[:2] == ["pip", "install"] and (ROOT / words[-1]).is_file()
+        elif tag != "tpu" or with_xla:
+            if tag == "tpu":
+                names["SETTINGS"] += " train.max_steps=3"  # it goes on with what the GPU's cell has left
+            execute(cell, names)
+    assert played == ["vocals.wav"] and (tmp_path / "vocals.wav").stat().st_size > 1000
+    assert {tag for tag, _ in cells()} == {"setup", "install", "train", "tpu", "listen"}
+    assert all((tmp_path / "checkpoints" / name).is_file() for name in ("last.pt", "best.pt"))

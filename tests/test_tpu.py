@@ -1,0 +1,133 @@
+"""TPU training, on the CPU: needs an environment with requirements-tpu.txt, and is skipped elsewhere (see .ci/run)."""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from trainers import CPU, ROOT, flat, tiny
+
+os.environ.setdefault("PJRT_DEVICE", "CPU")  # before torch_xla is imported
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+torch_xla = pytest.importorskip("torch_xla")
+
+from diffvocsep import checkpoint
+from diffvocsep.config import save_config
+from diffvocsep.errors import UserError
+from diffvocsep.trainer import Trainer
+from diffvocsep.xla import XLA, compilations
+
+SMALL = ("model.channels_mult=[1,1,1]", "train.max_steps=10", "train.val_every_steps=5", "train.steps_per_epoch=5")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    torch_xla.device()  # before the first backward pass, or autograd will not know of it
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def on_tpu(folder: Path, *overrides: str, resume: str = "none") -> Trainer:
+    config = tiny(folder, *SMALL, *overrides)
+    return Trainer(config, XLA(config.train), resume)
+
+
+def on_cpu(folder: Path, *overrides: str, resume: str = "none") -> Trainer:
+    return Trainer(tiny(folder, *SMALL, *overrides), CPU, resume)
+
+
+def assert_close(one: dict, other: dict, tolerance: float) -> None:
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if torch.is_tensor(value):
+            assert (value.cpu() - other[name].cpu()).abs().max() <= tolerance * max(1.0, float(value.abs().max())), name
+
+
+def test_losses_and_gradients_are_those_of_the_cpu(tmp_path, monkeypatch):
+    """Ten steps in float32 with SGD, to 1e-4; the head disturbed, for where it is zero most gradients are."""
+    seen = []
+    for make in (on_cpu, on_tpu):
+        trainer = make(tmp_path)
+        weight = trainer.model.head[-1].weight
+        with torch.no_grad():
+            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).to(weight.device)
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), 0.02)
+        steps = []
+        for batches in trainer._steps():
+            terms = trainer._optimize(batches)
+            gradients = {name: p.grad.cpu().clone() for name, p in trainer.model.named_parameters()}
+            steps.append({"terms": {name: value.cpu() for name, value in terms.items()}, "gradients": gradients})
+        seen.append(dict(enumerate(steps)))
+    assert len(seen[0]) == 10 and all(g.any() for g in seen[0][5]["gradients"].values())
+    assert_close(*seen, 1e-4)
+
+
+def test_a_run_compiles_nothing_after_its_first_steps_and_says_so(tmp_path):
+    trainer = on_tpu(tmp_path)
+    assert trainer.run() == 0
+    (path,) = tmp_path.glob("tb/*/history.csv")
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    counts = [int(float(row["compilations"])) for row in rows if row["compilations"]]
+    assert len(counts) == 10 and len(set(counts[2:])) == 1, counts
+    assert counts[-1] == compilations() > 0
+    assert [int(row["step"]) for row in rows if row["sdr_median"]] == [5, 10]
+
+
+def test_checkpoints_go_from_the_cpu_to_the_tpu_and_back(tmp_path):
+    """6 steps here, 2 there, 2 here are 10 steps here; a checkpoint is one of plain CPU tensors."""
+    whole = on_cpu(tmp_path / "whole")
+    assert whole.run() == 0
+    for make, steps, resume in ((on_cpu, 6, "none"), (on_tpu, 8, "auto"), (on_cpu, 10, "auto")):
+        trainer = make(tmp_path / "parts", f"train.max_steps={steps}", resume=resume)
+        trainer.total_steps = 10  # of the learning rate
+        for batches in trainer._steps():
+            trainer._optimize(batches)
+            if trainer.step == steps:
+                break
+        trainer._save("last.pt")
+        state = checkpoint.load_checkpoint(tmp_path / "parts" / "ck" / "last.pt")
+        assert state["step"] == steps and state["samples"] == 2 * steps
+    ours, theirs = whole.state(), trainer.state()
+    for part in ("model", "ema"):
+        assert_close(ours[part], theirs[part], 1e-3)  # AdamW divides by gradients that are nearly zero
+
+
+def test_what_xla_cannot_do_is_said(tmp_path):
+    for setting in ("train.amp=fp16", "train.compile=true"):
+        with pytest.raises(UserError, match=r"on a TPU train\.amp must be auto"):
+            on_tpu(tmp_path, setting)
+
+
+def process(folder: Path, script: str, *arguments: str) -> subprocess.Popen:
+    save_config(tiny(folder, *SMALL), folder / "tiny.yaml")
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), "--config", "tiny.yaml", *arguments], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
+def test_train_tpu_py_in_bf16_hears_ctrl_c_and_train_py_goes_on(tmp_path):
+    """Through torch_xla.launch, as on a TPU VM."""
+    tpu = process(tmp_path, "train_tpu.py", "train.amp=auto", "train.max_steps=1000", "train.steps_per_epoch=1000")
+    for line in tpu.stdout:
+        if line.startswith("step 5:"):
+            break
+    os.killpg(tpu.pid, signal.SIGINT)
+    out, error = tpu.communicate(timeout=300)
+    assert tpu.returncode == 130 and "stopped at step" in out, error
+    step = checkpoint.load_checkpoint(tmp_path / "ck" / "last.pt")["step"]
+    cpu = process(tmp_path, "train.py", "--device", "cpu", f"train.max_steps={step + 1}")
+    out, error = cpu.communicate(timeout=300)
+    assert cpu.returncode == 0 and f"last.pt at step {step}" in out, error

@@ -1,0 +1,48 @@
+"""Train the separator on TPUs: one process for each, each with `train.batch_size` items.
+
+    pip install -r requirements-tpu.txt
+    python train_tpu.py --config config.yaml                      on a TPU VM or on Colab
+    PJRT_DEVICE=CPU python train_tpu.py --config config.yaml      the same without a TPU
+
+Checkpoints are those of train.py: either goes on with what the other saved.
+"""
+
+from __future__ import annotations
+
+import os
+
+from diffvocsep.cli import main, training_arguments, warn_ignored
+from diffvocsep.config import Config, load_config
+from diffvocsep.errors import UserError
+from diffvocsep.interrupt import listen
+
+if __name__ == "__mp_main__":  # torch_xla runs `process` in a thread of a child, whose main thread alone hears Ctrl-C
+    listen()
+
+
+def process(index: int, config: Config, resume: str) -> None:
+    """What each device does."""
+    from diffvocsep.trainer import Trainer
+    from diffvocsep.xla import XLA
+
+    if Trainer(config, XLA(config.train), resume).run():
+        raise KeyboardInterrupt
+
+
+def run(argv: list[str] | None = None) -> int:
+    args = training_arguments(__doc__).parse_args(argv)
+    config = load_config(args.config, args.overrides)
+    warn_ignored(config)
+    try:
+        import torch_xla
+    except ImportError:
+        raise UserError(
+            "torch_xla is not installed; make an environment of its own: pip install -r requirements-tpu.txt"
+        ) from None
+    os.environ.pop("XLA_USE_SPMD", None)  # another way to use many devices, which excludes this one
+    torch_xla.launch(process, args=(config, args.resume))
+    return 0
+
+
+if __name__ == "__main__":
+    main(run)
