@@ -71,7 +71,7 @@ def choose_model(path: Path | None, quiet: bool = False) -> Path:
 def run(argv: list[str] | None = None) -> int:
     args = parse(argv)
     from diffvocsep.backends import all_done
-    from diffvocsep.device import choose_device, place
+    from diffvocsep.device import describe, place, reason, resolve_device
     from diffvocsep.files import find_inputs, middle, pair_outputs, separate_file
     from diffvocsep.plot import plot_separation, require_picture
     from diffvocsep.separator import Separator
@@ -92,9 +92,8 @@ def run(argv: list[str] | None = None) -> int:
     rest = pair_outputs(sources, args.instrumental, "instrumental", one) if args.instrumental else [None] * len(sources)
     rank, _, processes = place()
     model = choose_model(args.model_path, quiet=rank > 0)
-    separator = Separator.from_checkpoint(model, str(choose_device(args.device))).configured(
-        args.config, args.overrides
-    )
+    device = resolve_device(args.device)
+    separator = Separator.from_checkpoint(model, str(device)).configured(args.config, args.overrides)
     options = {name: getattr(args, name) for name in ("sampler", "steps", "eta", "samples", "seed")}
     settings = separator.settings(**options)  # a setting that cannot be is said once, before any song is read
     if args.uncertainty:
@@ -120,6 +119,8 @@ def run(argv: list[str] | None = None) -> int:
         if args.plot:
             (mixture, rate, start), (voice, _, _) = (middle(path, PICTURE_SECONDS) for path in (source, vocals))
             plot_separation(args.plot, mixture, voice, rate, start, uncertainty=spread.values() if spread else None)
+    if rank == 0 and failed < len(sources):
+        print(f"separated on {describe(device)}, {reason(args.device, device)}")
     all_done()  # torchrun ends all processes when one of them ends badly
     return 2 if failed else 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -51,10 +50,10 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`resolve_device`, and a line on stderr that says what was taken and why."""
+    """`resolve_device`, and a line that says what was taken and why; stderr is for what goes wrong."""
     device = resolve_device(name)
     if place().rank == 0:
-        print(f"device: {describe(device)}, {reason(name, device)}", file=sys.stderr)
+        print(f"device: {describe(device)}, {reason(name, device)}")
     return device
 
 

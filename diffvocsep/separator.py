@@ -153,7 +153,8 @@ class Separator:
         if sample_rate < rate:  # near its Nyquist frequency and above, the resampled song holds nothing to separate
             bins = min(bins, int(TRUSTED * sample_rate * self.config.audio.n_fft / rate))
         total = None if length is None else -(-self._frames(length * rate / sample_rate) // self.chunk)
-        with tqdm(total=total, desc="Separating", unit="chunk", disable=None if progress else True) as bar:
+        title, hidden = f"Separating on {self.device}", None if progress else True  # None: unless there is a terminal
+        with tqdm(total=total, desc=title, unit="chunk", disable=hidden) as bar:
             spectra = self._vocal_spectra(prepared(), statistics, bins, config, bar, spread)
             vocals = resample_blocks(self._synthesise(spectra), rate, sample_rate)
             yield from _beside(vocals, blocks())

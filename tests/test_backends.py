@@ -98,12 +98,12 @@ def test_the_device_and_the_reason_are_said(monkeypatch, capsys):
     for available in (torch.cuda, torch.backends.mps):
         monkeypatch.setattr(available, "is_available", lambda: False)
     choose_device("auto")
-    assert capsys.readouterr().err == "device: cpu, for torch finds no GPU here\n"
+    assert capsys.readouterr().out == "device: cpu, for torch finds no GPU here\n"
     choose_device("cpu")
-    assert capsys.readouterr().err == "device: cpu, as asked for\n"
+    assert capsys.readouterr().out == "device: cpu, as asked for\n"
     monkeypatch.setenv("RANK", "1")
     choose_device("cpu")
-    assert capsys.readouterr().err == "", "one of several processes is enough"
+    assert capsys.readouterr().out == "", "one of several processes is enough"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(monkeypatch, 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", built_for)
     choose_device("auto")
-    line = capsys.readouterr().err
+    line = capsys.readouterr().out
     assert words in line and "this computer has an NVIDIA GPU" in line and line.count("\n") == 1
     assert "pip install torch==2.11.* torchaudio==2.11.* --index-url https://download.pytorch.org/whl/cu126" in line
     readme = Path(__file__).parent.parent / "README.md"

@@ -273,7 +273,7 @@ def test_only_the_run_s_own_last_checkpoint_goes_on_with_its_curves(tmp_path, un
 def test_other_dev_clips_or_sampling_forget_the_best_score_and_other_data_are_refused(tmp_path, capsys):
     """A score is only comparable under what decided it: else best.pt might never be replaced."""
     first = make(tmp_path)
-    first.best_sdr = 5.0
+    first.step, first.best_sdr = 1, 5.0  # at step 0 nothing binds
     checkpoint.save_checkpoint(first.folder / "last.pt", first.state())
     assert make(tmp_path, "train.lr=0.1", resume="auto").best_sdr == 5.0
     assert "forgotten" not in capsys.readouterr().out
