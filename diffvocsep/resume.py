@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, load_weights
 from .config import Config, differences, from_dict, is_fixed, require_same_network
 from .errors import UserError
 from .strict_yaml import show
@@ -26,7 +26,7 @@ def find_checkpoint(resume: str, last: Path) -> Path | None:
 
 def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """The training state in `path`, with `changes` (a line for each setting that differs) and what older versions did
-    not save; under another validation, the best score is forgotten.
+    not save; under another validation, the best score is forgotten. Of a released file, `step` 0 and its `weights`.
 
     Args:
         automatic: nobody named this file.
@@ -35,6 +35,11 @@ def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str],
     Raises:
         UserError: no checkpoint, or one of another network or of other data.
     """
+    if path.suffix == ".safetensors":
+        weights, released = load_weights(path)
+        require_same_network(released, config, str(path))
+        say(f"a new run begins with the weights of {path}; it holds no more, so this is no exact resume")
+        return {"step": 0, "weights": weights}
     state = load_checkpoint(path)
     state["changes"] = []
     if state["step"] == 0:  # nothing is learnt, so nothing binds

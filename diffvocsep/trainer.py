@@ -108,6 +108,9 @@ class Trainer:
         if path.resolve() == (self.folder / "last.pt").resolve():  # else it is another run, whose curves stay its own
             self.run_id = state["run_id"]
         if state["step"] == 0:
+            if "weights" in state:
+                self.model.load_state_dict(state["weights"])
+                self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
             return
         self.changes = state["changes"]
         self.model.load_state_dict(state["model"])

@@ -270,6 +270,18 @@ def test_only_the_run_s_own_last_checkpoint_goes_on_with_its_curves(tmp_path, un
         assert (make(tmp_path, resume=path).run_id == "the first") == same, resume
 
 
+def test_a_released_file_gives_its_weights_to_a_new_run(tmp_path, undisturbed, capsys):
+    released = tmp_path / "released.safetensors"
+    checkpoint.release(undisturbed.state(), released)
+    trainer = make(tmp_path, "train.lr=0.1", resume=str(released))
+    assert (trainer.step, trainer.samples, trainer.optimizer.state_dict()["state"]) == (0, 0, {})
+    for name, weight in undisturbed.ema.items():
+        assert torch.equal(trainer.ema[name], weight) and torch.equal(trainer.model.state_dict()[name], weight)
+    assert "so this is no exact resume" in capsys.readouterr().out
+    with pytest.raises(UserError, match="model.base_channels = "):
+        make(tmp_path, "model.base_channels=8", resume=str(released))
+
+
 def test_other_dev_clips_or_sampling_forget_the_best_score_and_other_data_are_refused(tmp_path, capsys):
     """A score is only comparable under what decided it: else best.pt might never be replaced."""
     first = make(tmp_path)
