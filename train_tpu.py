@@ -33,13 +33,19 @@ def run(argv: list[str] | None = None) -> int:
     args = training_arguments(__doc__).parse_args(argv)
     config = load_config(args.config, args.overrides)
     warn_ignored(config)
+    chosen = "PJRT_DEVICE" in os.environ
     try:
         import torch_xla
+        import torch_xla.runtime as runtime
     except ImportError:
         raise UserError(
             "torch_xla is not installed; make an environment of its own: pip install -r requirements-tpu.txt"
         ) from None
     os.environ.pop("XLA_USE_SPMD", None)  # another way to use many devices, which excludes this one
+    if not chosen and runtime.device_type() == "CPU":
+        raise UserError(
+            "no TPU was found; use train.py here, or set PJRT_DEVICE=CPU to run this on the CPU all the same"
+        )
     torch_xla.launch(process, args=(config, args.resume))
     return 0
 

@@ -20,7 +20,8 @@ from .data.loading import ahead
 from .device import choose_device, place
 from .errors import UserError
 
-TIMEOUT = timedelta(hours=1)  # the others wait while the first process validates; one that is gone is noticed at once
+TIMEOUT = timedelta(minutes=10)  # of a step of another process; gloo notices at once that one is gone, NCCL after this
+PATIENCE = timedelta(days=7)  # while the first process downloads, decodes or validates
 
 
 class Backend:
@@ -91,7 +92,11 @@ class Backend:
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """What the first process downloads or decodes in here, the others find done."""
+        if not self.main:
+            self.wait()
         yield
+        if self.main:
+            self.wait()
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -117,6 +122,7 @@ class Ranks(Backend):
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        self.patient = dist.new_group(timeout=PATIENCE, backend="gloo")
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model, [self.device] if self.device.type == "cuda" else None)
@@ -138,16 +144,8 @@ class Ranks(Backend):
         text = str(error).lower()
         return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection"))
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
-        if not self.main:
-            self.wait()
-        yield
-        if self.main:
-            self.wait()
-
     def wait(self) -> None:
-        dist.all_reduce(torch.zeros(1))  # on the CPU: nothing has to be ready on a GPU
+        dist.all_reduce(torch.zeros(1), group=self.patient)
 
 
 def find_backend(name: str) -> Backend:
@@ -163,6 +161,6 @@ def find_backend(name: str) -> Backend:
 def all_done() -> None:
     """Under torchrun, wait until all processes have come this far."""
     if place().world_size > 1:
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        dist.init_process_group("gloo", timeout=PATIENCE)
         dist.barrier()
         dist.destroy_process_group()

@@ -42,9 +42,10 @@ def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str],
         return {"step": 0, "weights": weights}
     state = load_checkpoint(path)
     state["changes"] = []
-    if state["step"] == 0:  # nothing is learnt, so nothing binds
-        return state
     before = from_dict(state["config"])
+    if state["step"] == 0:  # nothing is learnt, so nothing binds; but its weights may be those of a released file
+        changed = differences(before, config)
+        return state if any(map(is_fixed, changed)) or "train.seed" in changed else state | {"weights": state["model"]}
     if automatic and before.data.dataset != config.data.dataset:
         raise UserError(
             f"{path} was trained with data.dataset {before.data.dataset}, not {config.data.dataset}; use "

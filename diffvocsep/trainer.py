@@ -8,13 +8,14 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .atomic import remove_leftovers
+from .atomic import remove_leftovers, replace_file
 from .backends import Backend
 from .checkpoint import is_finite, save_checkpoint
 from .config import Config, to_dict
@@ -67,6 +68,7 @@ class Trainer:
         self.optimizer = self.backend.optimizer(self.model.parameters(), train.lr, train.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step, self.validated, self.skipped, self.bad_steps = 0, 0, 0, 0
+        self.anew = resume != "auto"  # whatever lies in the folder
         self.samples = 0  # segments drawn, by all processes
         self.best_sdr = -math.inf
         self.run_id = time.strftime("%Y%m%d-%H%M%S")
@@ -155,6 +157,9 @@ class Trainer:
         monitor = self._monitor() if self.backend.main else None
         try:
             if self.step == 0:
+                if monitor and self.anew and last.exists():
+                    replace_file(last, last.with_name("last.old.pt"))
+                    self._say(f"{last} of another run is now last.old.pt")
                 self._save("last.pt")  # so that a run that is killed before its first validation keeps its folder
             with self.interruption:
                 self._train(monitor)
@@ -194,13 +199,17 @@ class Trainer:
         """All steps and validations, or those until Ctrl-C."""
         if self._due():  # Ctrl-C came before it
             self._validate(monitor)
+            with self._together():
+                self.backend.wait()
         for batches in self._steps():
             terms = self._optimize(batches)
             seconds, rate = time.perf_counter() - self.asked, self.optimizer.param_groups[0]["lr"]
             if monitor:
                 monitor.step(self.step, terms, seconds, self.waited, rate, self.skipped)
-            if self._due() and not self.interruption.asked:
+            if self._due() and not self.stopping:
                 self._validate(monitor)
+                with self._together():
+                    self.backend.wait()
             elif monitor and time.monotonic() - self.saved > SAVE_SECONDS:
                 monitor.flush()
                 self._save("last.pt")
@@ -227,10 +236,6 @@ class Trainer:
                 batches = [next(stream) for _ in range(train.accumulate)]
             except UserError as error:  # from a worker it comes with a traceback, the sentence last
                 raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[-1]) from None
-            except RuntimeError:
-                if self.interruption.asked:  # a polite kill reached the loader processes, too
-                    return
-                raise
             self.waited = time.perf_counter() - self.asked
             yield batches
 
@@ -244,16 +249,8 @@ class Trainer:
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, train.warmup_steps) * train.lr
-        try:
+        with self._together():
             terms, stop = self._gradients(batches)
-        except RuntimeError as error:
-            if not self.backend.lost(error):
-                raise
-            self._save("last.pt")  # of the last whole step
-            raise ConnectionError(
-                f"another process of this run was lost after step {self.step} ({str(error).strip().splitlines()[0]}); "
-                f"the same command goes on from {self.folder / 'last.pt'}, with any number of processes"
-            ) from error
         self.step, self.samples = self.step + 1, self.samples + self.per_step
         scalars = torch.stack([stop, *(value for value in terms.values() if value.ndim == 0)])
         values = scalars.tolist()  # the one wait for the GPU in a step
@@ -268,6 +265,20 @@ class Trainer:
             self._skip(terms["loss"], terms["per_item"], indices.tolist())
         self.scaler.update()
         return terms
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What needs all processes. Raises ConnectionError if one of them is gone; the last whole step is saved."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.backend.lost(error):
+                raise
+            self._save("last.pt")
+            raise ConnectionError(
+                f"another process of this run was lost after step {self.step} ({str(error).strip().splitlines()[0]}); "
+                f"the same command goes on from {self.folder / 'last.pt'}, with any number of processes"
+            ) from error
 
     def _gradients(self, batches: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
         """The clipped gradients of accumulated batches of all processes; their terms as `_optimize` returns them, and

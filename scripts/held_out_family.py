@@ -33,11 +33,11 @@ PROBE = (10, 40)  # steps of two short runs, whose difference tells the time of 
 SHARE = 0.8  # of the minutes for training; the rest is for songs, validation and scoring
 
 
-def train(folder: Path, steps: int, overrides: Sequence[str], config: Path, resume: str = "auto") -> float:
+def train(folder: Path, steps: int, overrides: Sequence[str], config: Path, device: str, resume: str = "auto") -> float:
     """Train into `folder`; seconds it took. By `auto`, what is there already with as many steps is kept."""
     began = time.monotonic()
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--resume", resume, *overrides,
-               f"train.max_steps={steps}", f"train.val_every_steps={max(steps, 1)}",
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config), "--device", device, "--resume", resume,
+               *overrides, f"train.max_steps={steps}", f"train.val_every_steps={max(steps, 1)}",
                f"log.checkpoint_dir={folder.as_posix()}", f"log.tb_log_dir={(folder / 'tb').as_posix()}"]  # fmt: skip
     done = subprocess.run(command)
     if done.returncode:
@@ -47,10 +47,12 @@ def train(folder: Path, steps: int, overrides: Sequence[str], config: Path, resu
 
 def choose_steps(args: argparse.Namespace) -> int:
     """As many steps as fit into the minutes, twice. `steps.json` keeps them, with what they were chosen for."""
-    kept, asked = args.output / "steps.json", [args.minutes, str(args.config), *args.overrides]
+    kept, asked = args.output / "steps.json", [args.minutes, str(args.config), args.device, *args.overrides]
     if not kept.exists():
         began = time.monotonic()
-        short, long = (train(args.output / f"probe {n}", n, args.overrides, args.config, "none") for n in PROBE)
+        short, long = (
+            train(args.output / f"probe {n}", n, args.overrides, args.config, args.device, "none") for n in PROBE
+        )
         per_step = max(1e-3, (long - short) / (PROBE[1] - PROBE[0]))
         left = 60 * args.minutes * SHARE - (time.monotonic() - began)
         text = json.dumps({"asked": asked, "steps": max(1, int(left / 2 / per_step))})
@@ -79,7 +81,7 @@ def run(argv: list[str] | None = None) -> int:
     folders = {"all families": args.output / "all", f"without {args.family}": args.output / f"without {args.family}"}
     for name, folder in folders.items():
         held_out = [f"data.held_out_families=[{args.family}]"] if name != "all families" else []
-        train(folder, steps, [*args.overrides, *held_out], args.config)
+        train(folder, steps, [*args.overrides, *held_out], args.config, args.device)
 
     parts, scores = synthetic_parts(args.songs), {}
     for name, folder in folders.items():

@@ -212,7 +212,7 @@ def test_what_is_made_ahead_is_the_same_and_errors_come_in_their_place():
     stream, seen = ahead(items()), []
     with pytest.raises(UserError, match="no more songs"):
         seen.extend(iter(lambda: next(stream), None))
-        seen += [next(stream)]
+    assert seen == [0, 1, 2, 3, 4]
     assert list(ahead(iter(range(9)))) == list(range(9))
     before = threading.active_count()
     endless = ahead(iter(lambda: 1, 0))
@@ -269,18 +269,6 @@ def test_a_run_that_is_killed_before_its_first_validation_keeps_its_folder(tmp_p
 def test_where_nothing_was_learnt_another_network_may_begin(tmp_path):
     make(tmp_path)._save("last.pt")
     assert make(tmp_path, "model.base_channels=8", resume="auto").step == 0
-
-
-def test_a_loader_that_a_polite_kill_ended_is_no_error(tmp_path, monkeypatch):
-    trainer = make(tmp_path)
-
-    def broken(*_, **__) -> Iterator[dict]:
-        trainer.interruption.asked = True
-        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated")
-        yield
-
-    monkeypatch.setattr("diffvocsep.trainer.load_segments", broken)
-    assert trainer.run() == 130 and load_checkpoint(tmp_path / "ck" / "last.pt")["step"] == 0
 
 
 def test_a_thread_hears_what_the_main_thread_was_told(tmp_path):

@@ -278,8 +278,29 @@ def test_a_released_file_gives_its_weights_to_a_new_run(tmp_path, undisturbed, c
     for name, weight in undisturbed.ema.items():
         assert torch.equal(trainer.ema[name], weight) and torch.equal(trainer.model.state_dict()[name], weight)
     assert "so this is no exact resume" in capsys.readouterr().out
+    trainer._save("last.pt")  # as every run does before its first step
+    again = make(tmp_path, "train.lr=0.1", resume="auto")
+    assert again.step == 0 and all(torch.equal(again.ema[name], weight) for name, weight in undisturbed.ema.items())
     with pytest.raises(UserError, match="model.base_channels = "):
         make(tmp_path, "model.base_channels=8", resume=str(released))
+
+
+def test_a_new_run_keeps_the_last_checkpoint_of_the_one_before(tmp_path, undisturbed):
+    checkpoint.save_checkpoint(tmp_path / "ck" / "last.pt", undisturbed.state())
+    assert make(tmp_path, resume="none").run() == 0
+    assert checkpoint.load_checkpoint(tmp_path / "ck" / "last.old.pt")["run_id"] == undisturbed.run_id
+
+
+def test_released_weights_are_the_mean_of_several_checkpoints(tmp_path, undisturbed):
+    for factor in (1, 3):
+        state = undisturbed.state()
+        state["ema"] = {name: factor * weight for name, weight in state["ema"].items()}
+        checkpoint.save_checkpoint(tmp_path / f"{factor}.pt", state)
+    paths = [str(tmp_path / name) for name in ("1.pt", "3.pt", "mean.safetensors")]
+    assert checkpoint.run(paths) == 0
+    weights, _ = checkpoint.load_weights(Path(paths[-1]))
+    for name, weight in undisturbed.ema.items():
+        torch.testing.assert_close(weights[name], 2 * weight)
 
 
 def test_other_dev_clips_or_sampling_forget_the_best_score_and_other_data_are_refused(tmp_path, capsys):

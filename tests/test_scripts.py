@@ -95,13 +95,15 @@ def test_the_steps_of_two_trainings_are_chosen_once(tmp_path, monkeypatch):
     """On a second start the probes would be finished, and take no time."""
     trained, clock = [], iter([0.0, 30.0])
 
-    def train(folder: Path, steps: int, overrides: list[str], config: Path, resume: str) -> float:
+    def train(folder: Path, steps: int, overrides: list[str], config: Path, device: str, resume: str) -> float:
         trained.append((steps, resume))
         return 5 + 0.5 * steps
 
     monkeypatch.setattr(held_out_family, "train", train)
     monkeypatch.setattr(held_out_family.time, "monotonic", lambda: next(clock))
-    args = SimpleNamespace(output=tmp_path, minutes=10.0, config=Path("config.yaml"), overrides=["train.lr=0.1"])
+    args = SimpleNamespace(
+        output=tmp_path, minutes=10.0, config=Path("config.yaml"), device="cpu", overrides=["train.lr=0.1"]
+    )
     steps = held_out_family.choose_steps(args)
     assert steps == (0.8 * 600 - 30) / 2 / 0.5
     assert trained == [(10, "none"), (40, "none")]

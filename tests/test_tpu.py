@@ -131,3 +131,11 @@ def test_train_tpu_py_in_bf16_hears_ctrl_c_and_train_py_goes_on(tmp_path):
     cpu = process(tmp_path, "train.py", "--device", "cpu", f"train.max_steps={step + 1}")
     out, error = cpu.communicate(timeout=300)
     assert cpu.returncode == 0 and f"last.pt at step {step}" in out, error
+
+
+def test_without_a_tpu_nothing_is_trained_unless_asked_for():
+    environment = {name: value for name, value in os.environ.items() if name != "PJRT_DEVICE"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_tpu.py")], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "error: no TPU was found" in done.stderr and "Traceback" not in done.stderr

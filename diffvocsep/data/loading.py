@@ -59,5 +59,6 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the main one decides when the loaders stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches all processes of a terminal, as torchrun's SIGTERM does; the main one decides when to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
