@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 import numpy as np
 import torch
@@ -68,8 +68,10 @@ def run_variant(overrides: list[str], seconds: float, folder: Path, clips: list)
 
 
 def compare(results: dict[str, dict]) -> str:
-    """One line a variant, compared with the first."""
-    base = np.array(list(next(iter(results.values()))["scores"].values()))
+    """One line a variant: the mean of each set of songs, and all segments compared with the first variant's."""
+    first = next(iter(results.values()))["scores"]
+    base, sets = np.array(list(first.values())), np.array([name.rpartition("/")[0] for name in first])
+    columns = sorted(set(sets))
     rows = {}
     for name, result in results.items():
         scores = np.array(list(result["scores"].values()))
@@ -77,8 +79,8 @@ def compare(results: dict[str, dict]) -> str:
         verdict = "" if low <= 0 <= high else (", better" if low > 0 else ", worse")
         against = f"{mean(scores - base):+.2f} ({low:+.2f} .. {high:+.2f}){verdict}" if rows else "-"
         size, steps = f"{result['parameters'] / 1e6:.2f} M", str(result["steps"])
-        rows[name] = (size, steps, f"{mean(scores):.2f}", f"{median(scores):.2f}", against)
-    return table("variant", ("parameters", "steps", "mean", "median", "against base (95 %)"), rows)
+        rows[name] = (size, steps, *(f"{mean(scores[sets == one]):.2f}" for one in columns), against)
+    return table("variant, mean dB", ("parameters", "steps", *columns, "against base (95 %)"), rows)
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -88,9 +90,10 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=150.0, help="training time of every variant")
     parser.add_argument("--variants", type=Path, default=VARIANTS, help="YAML: name -> list of overrides")
     parser.add_argument("--output", type=Path, default=Path("logs/ablation"), metavar="DIR")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all variants")
     args = parser.parse_args(argv)
     variants = yaml.safe_load(args.variants.read_text(encoding="utf-8"))
-    data = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}"]
+    data = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}", *args.overrides]
     excerpts = find_excerpts("stems", args.dev_root, SEGMENT)
     short, long = ([e for e in excerpts if (e.track.seconds > LONG) == so] for so in (False, True))
     clips = [clip for clip in (e.read() for e in short + long[::EVERY]) if clip.vocals.any()]

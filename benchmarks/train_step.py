@@ -165,10 +165,10 @@ def run(argv: list[str] | None = None) -> int:
                 shape = (config.train.batch_size, *trainer.objective.shape())
                 x_t, mixture = torch.randn(2, *shape, device=device)
                 inputs = x_t, mixture, torch.full((len(x_t),), config.diffusion.timesteps - 1, device=device)
-                networks = {"ours": trainer.model, "diffusers": Diffusers(shape[1], config).to(device)}
                 counts = {}
-                for who, model in networks.items():
-                    model = model.to(memory_format=layout)
+                for who in ("ours", "diffusers"):  # one after the other, so that our memory is ours alone
+                    model = trainer.model if who == "ours" else Diffusers(shape[1], config)
+                    model = model.to(device, memory_format=layout)
                     step = network_step(model, inputs, FORMATS[name])
                     counts[who], kept = flops(step), memory(step, device)
                     if compiled:

@@ -22,9 +22,13 @@ def test_the_table_calls_a_difference_only_what_lies_outside_the_interval():
     rng = np.random.default_rng(0)
     base = rng.normal(3, 2, 50)
     scores = {"base": base, "same": base + rng.normal(0, 1, 50), "up": base + 1, "down": base - 1}
-    results = {n: {"scores": dict(enumerate(s)), "parameters": 2e6, "steps": 7} for n, s in scores.items()}
+    results = {
+        name: {"scores": {f"{'ab'[i % 2]}/song {i}": x for i, x in enumerate(values)}, "parameters": 2e6, "steps": 7}
+        for name, values in scores.items()
+    }
     _, _, first, same, up, down = ablation.compare(results).splitlines()
-    assert "2.00 M" in first and first.rstrip(" |").endswith("-")
+    cells = [cell.strip() for cell in first.split("|")[2:-1]]
+    assert cells == ["2.00 M", "7", f"{base[::2].mean():.2f}", f"{base[1::2].mean():.2f}", "-"]
     assert "better" not in same and "worse" not in same
     assert "+1.00 (+1.00 .. +1.00), better" in up and "-1.00 (-1.00 .. -1.00), worse" in down
 
