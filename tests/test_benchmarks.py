@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import soundfile
 import torch
 import yaml
 
@@ -46,18 +48,25 @@ def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys)
     release({"ema": UNet(config).state_dict(), "config": to_dict(config), "step": 1}, tmp_path / "m.safetensors")
     monkeypatch.setattr(inference, "STEPS", (1, 4))
     monkeypatch.setenv("BENCHMARK_SECONDS", "1")
-    arguments = ["--model_path", str(tmp_path / "m.safetensors"), "--output", str(tmp_path)]
+    song = tmp_path / "songs" / "one"
+    song.mkdir(parents=True)
+    voice, music = np.random.default_rng(0).normal(0, 0.1, (2, 8000))
+    soundfile.write(song / "vocals.wav", voice, 16000, "FLOAT")
+    soundfile.write(song / "accompaniment.wav", music, 16000, "FLOAT")
+    arguments = ["--model_path", str(tmp_path / "m.safetensors"), "--output", str(tmp_path), "--root", str(song.parent)]
     assert inference.run(arguments) == 0
     found = json.loads((tmp_path / "inference.json").read_text(encoding="utf-8"))
     one, four = found["Diff-VocSep, 1 step"], found["Diff-VocSep, 4 steps"]
     assert one["parameters"] == sum(p.numel() for p in UNet(config).parameters())
     assert 0 < one["seconds"] < one["cold_seconds"] and four["seconds"] > 0
     assert one["peak_mib"] > 100
+    assert one["sdr"] == pytest.approx([0.0], abs=1e-3)  # an untrained network finds no vocals
+    assert (tmp_path / "inference.png").stat().st_size > 1000
     assert "| Diff-VocSep, 4 steps |" in capsys.readouterr().out
 
 
 def test_a_peer_that_is_not_there_is_named(capfd):
-    assert inference.measure(sys.executable, "no_such_system") is None
+    assert inference.measure(sys.executable, "no_such_system", None) is None
     assert "no_such_system: not measured" in capfd.readouterr().err
 
 
