@@ -67,7 +67,6 @@ class DataConfig:
     equalizer_db: float = 0.0
     reverb: float = 0.0
     turn: float = 0.0
-    mono: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "between 0 and 1",
         lambda v: 0 <= v <= 1,
         """data.remix_probability data.channel_swap data.polarity_flip data.silent_vocals data.reverb data.turn
-        data.mono diffusion.terminal_share diffusion.eta""",
+        diffusion.terminal_share diffusion.eta""",
     ),
     (
         "the path of a folder",
@@ -222,7 +221,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 USED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("audio.representation", lambda v: v == "magnitude", "audio.log1p_scale audio.statistics"),
     ("audio.representation", lambda v: v == "complex", "audio.compression"),
-    ("audio.channels", lambda v: v == 2, "data.channel_swap data.turn data.mono"),
+    ("audio.channels", lambda v: v == 2, "data.channel_swap data.turn"),
     ("data.dataset", lambda v: v == "stems", "data.root data.dev_root data.set_weights"),
     ("data.dataset", lambda v: v == "musdb", "data.musdb_root"),
     ("data.dataset", lambda v: v == "musdbhq", "data.musdbhq_root data.download data.download_source data.download_id"),

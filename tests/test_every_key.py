@@ -216,7 +216,6 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "data.equalizer_db": (3.0, (), segments),
     "data.reverb": (1.0, (), segments),
     "data.turn": (1.0, ("audio.channels=2",), segments),
-    "data.mono": (1.0, ("audio.channels=2",), segments),
     "model.base_channels": (8, (), steps),
     "model.channels_mult": ("[1, 1, 2]", (), steps),
     "model.blocks": (2, (), steps),
@@ -279,7 +278,6 @@ IGNORING: dict[str, tuple[str, ...]] = {
     "data.workers": ("data.cache=device",),
     "data.channel_swap": ("audio.channels=1",),
     "data.turn": ("audio.channels=1",),
-    "data.mono": ("audio.channels=1",),
     "diffusion.eta": ("diffusion.sampler=dpmpp", *STEPS),
 }
 USED_KEYS = sorted({key for _, _, keys in USED for key in keys.split()})

@@ -73,7 +73,7 @@ def near(count: int, share: float, draws: int = DRAWS) -> bool:
 
 def test_a_segment_depends_on_seed_and_index_only():
     tracks = [Ruler(i) for i in range(1, 6)]
-    altered = "data.speed_semitones=2 data.equalizer_db=2 data.reverb=0.5 data.turn=0.5 data.mono=0.5"
+    altered = "data.speed_semitones=2 data.equalizer_db=2 data.reverb=0.5 data.turn=0.5"
     default = load_config(None, [*SMALL.split(), *altered.split()])  # with every alteration
     forward = [Segments(tracks, default, 20)[i] for i in range(20)]
     segments = Segments(tracks, default, 100)
@@ -104,17 +104,6 @@ def test_a_set_is_drawn_as_often_as_its_weight_says():
     assert near(counts[1], 6 / (6 + 3**0.25)) and near(counts[3], 2 / 3 * 3**0.25 / (6 + 3**0.25))
     with pytest.raises(UserError, match="data.set_weights names 'c', but the folders of songs are a, b"):
         drawn(tracks, "data.dataset=stems", "data.set_weights={c: 2}")
-
-
-def test_a_segment_is_folded_down_as_often_as_asked_both_sides_and_never_turned():
-    tracks = [Ruler(i) for i in range(1, 6)]
-    items = drawn(tracks, "data.mono=0.3", "data.turn=1")
-    folded = [item for item in items if all(torch.equal(*item[side]) for side in ("vocals", "accompaniment"))]
-    assert near(len(folded), 0.3)
-    for item in folded:  # the mean of a number and of the time it was cut at
-        assert (item["vocals"][0] > 50).all() and (item["accompaniment"][0] > 50).all()
-    whole = [item for item in items if not any(torch.equal(*item[side]) for side in ("vocals", "accompaniment"))]
-    assert len(folded) + len(whole) == len(items)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])

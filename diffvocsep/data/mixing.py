@@ -60,7 +60,6 @@ class Cut:
     equalizer_db: np.ndarray  # (9,), see `alter`
     swap: bool  # left and right
     turn: float  # of the stereo image, in radians
-    mono: bool
     room: Room | None
 
 
@@ -87,12 +86,9 @@ def render(crops: Tensor, cuts: Sequence[Cut], length: int, config: Config) -> T
     swap = torch.tensor([cut.swap for cut in cuts]).to(device)[:, None, None]
     crops = crops[..., :length] * gains[:, None, None]
     crops = torch.where(swap, crops.flip(1), crops)
-    if any(cut.turn for cut in cuts):
-        crops = turn(crops, torch.tensor([cut.turn for cut in cuts], dtype=torch.float32).to(device))
-    if any(cut.mono for cut in cuts):
-        mono = torch.tensor([cut.mono for cut in cuts]).to(device)[:, None, None]
-        crops = torch.where(mono, crops.mean(1, keepdim=True), crops)
-    return crops
+    if not any(cut.turn for cut in cuts):
+        return crops
+    return turn(crops, torch.tensor([cut.turn for cut in cuts], dtype=torch.float32).to(device))
 
 
 def describe(draws: Sequence[Draw]) -> dict[str, Tensor]:
@@ -132,7 +128,6 @@ class Segments(Dataset):
             music = self.tracks[band].loudness("accompaniment", audio.sample_rate)
             if voice > 0 and music > 0:
                 gain_db = REMIX_DB + 20 * np.log10(music / voice)
-        mono = bool(data.mono and audio.channels == 2 and rng.random() < data.mono)
         crops = {i: _crop(self.tracks[i], self.length, data.speed_semitones, audio.sample_rate, rng)
                  for i in (singer, band)}  # fmt: skip
 
@@ -143,10 +138,10 @@ class Segments(Dataset):
                 equalizer_db = data.equalizer_db * rng.standard_normal(len(KNOTS))
             swap, flip = rng.random() < data.channel_swap, rng.random() < data.polarity_flip
             room = Room.draw(rng) if rng.random() < data.reverb else None
-            turned = data.turn and audio.channels == 2 and not mono and rng.random() < data.turn
+            turned = data.turn and audio.channels == 2 and rng.random() < data.turn
             angle = rng.uniform(-np.pi / 2, np.pi / 2) if turned else 0.0
             gain = 10 ** (gain_db / 20) * (-1 if flip else 1)
-            return Cut(track, start, samples, gain, equalizer_db, bool(swap), angle, mono, room)
+            return Cut(track, start, samples, gain, equalizer_db, bool(swap), angle, room)
 
         vocals = cut(singer, gain_db + rng.uniform(-data.gain_db, data.gain_db))
         accompaniment = cut(band, rng.uniform(-data.gain_db, data.gain_db))
