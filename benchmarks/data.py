@@ -123,7 +123,7 @@ def compare(root: Path, seconds: float, clock: Callable[[], float]) -> tuple[flo
 
     def theirs() -> int:
         song = songs[rng.integers(len(songs))]
-        song.chunk_duration, song.chunk_start = length, rng.uniform(0, song.duration - length)
+        song.chunk_duration, song.chunk_start = length, rng.uniform(0, song.duration - length - 1)
         for target in ("vocals", "accompaniment"):
             assert len(song.targets[target].audio) == length * 44100
         return 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint '{path}'; train one with train.py or name one with --model_path")
+    if not zipfile.is_zipfile(path):  # what torch.save writes
+        raise UserError(f"'{path}' is no checkpoint, or only a part of one; name another file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead to

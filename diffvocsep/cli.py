@@ -8,16 +8,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from .errors import UserError
+from .interrupt import listen
 
 if TYPE_CHECKING:
     from .config import Config
 
 
 def main(run: Callable[[], int]) -> NoReturn:
-    """Run a script and exit: 0 done, 1 the work failed, 2 bad input or usage, 130 Ctrl-C."""
+    """Run a script and exit: 0 done, 1 the work failed, 2 bad input or usage, 130 Ctrl-C or SIGTERM."""
     for stream in (sys.stdout, sys.stderr):  # a Korean Windows console defaults to cp949
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    listen()  # SIGTERM, of `timeout` and of clusters, is heard like Ctrl-C: what is unfinished is cleaned up
     try:
         sys.exit(run())
     except UserError as error:

@@ -98,11 +98,13 @@ def pair_outputs(sources: list[Path], output: Path, suffix: str, one: bool) -> l
         targets = [output / f"{source.stem}_{suffix}.wav" for source in sources]
     else:
         raise UserError(f"'{output}' is not a folder, but {suffix} of several songs go into one; name a folder")
-    inputs, taken = {source.resolve() for source in sources}, set()
-    for target in targets:
+    inputs, taken = {source.resolve() for source in sources}, {}
+    for source, target in zip(sources, targets, strict=True):
         if target.resolve() in inputs:
             raise UserError(f"'{target}' is an input and would be overwritten; name another output")
-        if str(target).lower() in taken:
-            raise UserError(f"two inputs would both be written to '{target}'; rename one or separate them one by one")
-        taken.add(str(target).lower())
+        if other := taken.get(str(target).lower()):
+            raise UserError(
+                f"'{other}' and '{source}' would both be written to '{target}'; rename one or separate them one by one"
+            )
+        taken[str(target).lower()] = source
     return targets

@@ -36,7 +36,7 @@ class Interruption:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self.say("stopping after this step (press Ctrl-C again to stop at once)")
+        self.say("stopping after this step (a second time: at once)")
 
 
 def listen() -> dict[int, object]:

@@ -175,7 +175,8 @@ class Trainer:
                 monitor.close()
         if finished:
             return 0
-        self._say(f"stopped at step {self.step}; the same command, without --resume, goes on from {last}")
+        without = ", without --resume," if self.anew else ""
+        self._say(f"stopped at step {self.step}; the same command{without} goes on from {last}")
         return 130
 
     def _monitor(self) -> Monitor:

@@ -28,6 +28,7 @@ from diffvocsep.data.synthetic import make_song
 from diffvocsep.errors import UserError
 from diffvocsep.evaluation import bsseval, scores, systems
 from diffvocsep.evaluation.clips import find_excerpts
+from diffvocsep.evaluation.parallel import progress
 from diffvocsep.separator import Separator
 from diffvocsep.unet import UNet
 
@@ -228,6 +229,11 @@ def test_a_run_that_is_ended_goes_on_where_it_stopped(how, songs, model, tmp_pat
     assert subprocess.run(command, env=environment, capture_output=True, timeout=600).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in done} == kept
     assert len({line["clip"] for line in rows(tmp_path).values()}) == 3
+
+
+def test_where_no_bar_can_be_watched_a_line_says_what_has_begun(capsys):
+    assert list(progress(iter("ab"), "Scoring", 2)) == ["a", "b"]
+    assert capsys.readouterr().err == "Scoring: 2 songs\n"
 
 
 def test_without_museval_the_other_scores_remain(songs, model, monkeypatch, capsys):

@@ -126,7 +126,7 @@ def test_where_results_go(tmp_path):
     assert pair_outputs([a], out / "v.wav", "vocals", one=True) == [out / "v.wav"]
     assert pair_outputs([a], tmp_path, "vocals", one=True) == [tmp_path / "a_vocals.wav"]
     assert pair_outputs([a, b], out, "vocals", one=False) == [out / "a_vocals.wav", out / "b_vocals.wav"]
-    with pytest.raises(UserError, match="two inputs"):
+    with pytest.raises(UserError, match="a.wav' and .*A.flac' would both"):
         pair_outputs([a, tmp_path / "A.flac"], out, "vocals", one=False)
     with pytest.raises(UserError, match="not a folder"):
         pair_outputs([a, b], tmp_path / "v.wav", "vocals", one=False)

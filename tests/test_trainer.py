@@ -47,7 +47,7 @@ def test_ctrl_c_stops_train_py_and_its_loaders_with_everything_saved(tmp_path):
     assert process.returncode == 130, err
     step = checkpoint.load_checkpoint(tmp_path / "ck" / "last.pt")["step"]
     assert step >= 2
-    assert f"stopped at step {step}; the same command, without --resume, goes on" in out
+    assert f"stopped at step {step}; the same command goes on from" in out
     assert (out + err).count("stopping after this step") == 1 and "Traceback" not in err
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -28,6 +29,13 @@ def processes(wanted: int, items: int, device: str) -> int:
     return max(1, min(wanted or (most if on_cpu else min(most, ON_ONE_DEVICE)), items))
 
 
+def progress(items: Iterable[Item], label: str, total: int, unit: str = "song") -> Iterable[Item]:
+    """The items with a bar, or where nobody can watch one, one line on stderr that says what has begun."""
+    if not sys.stderr.isatty():
+        print(f"{label}: {total} {unit}{'s' if total > 1 else ''}", file=sys.stderr, flush=True)
+    return tqdm(items, label, total, unit=unit, disable=None, leave=False)
+
+
 def each(work: Callable[[Item], Result], items: Sequence[Item], jobs: int, label: str) -> list[Result]:
     """`[work(item) for item in items]` with a bar, in `jobs` processes (1: in this one).
 
@@ -37,7 +45,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], jobs: int, label
         UserError: one of the system's own: a process was killed (usually for its memory).
     """
     if jobs == 1:
-        return [work(item) for item in tqdm(items, label, unit="song", disable=None, leave=False)]
+        return [work(item) for item in progress(items, label, len(items))]
     results: dict[int, Result] = {}
     context = multiprocessing.get_context("spawn")  # a process that forks while torch has threads may hang
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -45,7 +53,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], jobs: int, label
         pool = ProcessPoolExecutor(jobs, context, _begin, (threads,))
         try:
             futures = {pool.submit(work, item): index for index, item in enumerate(items)}
-            for future in tqdm(as_completed(futures), label, len(items), unit="song", disable=None, leave=False):
+            for future in progress(as_completed(futures), label, len(items)):
                 results[futures[future]] = future.result()
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)

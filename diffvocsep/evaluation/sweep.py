@@ -9,12 +9,12 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..errors import UserError
 from ..metrics import log_spectral_distance, sdr, si_sdr
 from ..separator import Separator
 from .clips import Excerpt
+from .parallel import progress
 from .report import new_figure, save
 from .systems import Model
 
@@ -100,7 +100,7 @@ def sweep(excerpts: Sequence[Excerpt], model: Model, grids: Sequence[str]) -> It
         one.settings()  # an impossible one is said before any work
     first = excerpts[0].read()
     separator.separate(first.mixture, first.sample_rate)  # the first call is slower than the others
-    for setting, one in tqdm(separators.items(), "Sweep", unit="setting", disable=None, leave=False):
+    for setting, one in progress(separators.items(), "Sweep", len(separators), "setting"):
         yield _measure(setting, one, excerpts)
 
 
