@@ -6,6 +6,7 @@ neither an FFT of its own nor gradients through complex numbers.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from .backends import Backend
 from .config import TrainConfig
 from .device import amp_dtype, autocast
 from .errors import UserError
+
+COMPILING = threading.Lock()  # one thread compiles a graph, the others of its process find it compiled
 
 
 class XLA(Backend):
@@ -44,21 +47,30 @@ class XLA(Backend):
     def reduce_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """The first half of `xm.optimizer_step`; the norm of the mean gradient is needed before the second."""
         xm.reduce_gradients(optimizer)
+        compute(self.device)
 
     def finish_step(self) -> None:
-        torch_xla.sync()
+        compute(self.device)
 
     def mean(self, values: Tensor) -> Tensor:
-        if self.world_size == 1:
-            return values
-        return xm.all_reduce(xm.REDUCE_SUM, values.to(self.device), scale=1 / self.world_size).cpu()
+        return self._sum(values) / self.world_size
 
     def gather(self, values: Tensor) -> Tensor:
-        return values if self.world_size == 1 else xm.all_gather(values.to(self.device)).cpu()
+        """Through a sum of 32 bits: `xm.all_gather` makes a graph of its own for each rank, and TPUs add no int64."""
+        table = torch.zeros(self.world_size, *values.shape, dtype=values.dtype)
+        table[self.rank] = values
+        return self._sum(table if table.is_floating_point() else table.int()).flatten(0, 1).to(values.dtype)
 
     def wait(self) -> None:
-        if self.world_size > 1:
-            xm.rendezvous("wait")
+        self._sum(torch.zeros(1))
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over all devices."""
+        if self.world_size == 1:
+            return values
+        total = xm.all_reduce(xm.REDUCE_SUM, [values.to(self.device)])[0]
+        compute(self.device)
+        return total.cpu()
 
     def to_host(self, state: Any) -> Any:
         if isinstance(state, dict):
@@ -78,8 +90,22 @@ class OnDevice(nn.Module):
 
     def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
         with autocast(self.device, self.dtype):
-            output = self.model(*(value.to(self.device) for value in (x_t, mixture, t)))
-        return output.float().to(x_t.device)
+            output = self.model(*(value.to(self.device) for value in (x_t, mixture, t))).float()
+        compute(self.device)
+        return output.to(x_t.device)
+
+
+def compute(device: torch.device) -> None:
+    """Compile and start all that is pending on the device of this thread.
+
+    Before anything is read, for what is read alone is computed alone, and all that it was made of once more afterwards.
+    The threads of a process share one executable: devices meet in a collective of the same executable only, and if each
+    thread compiled its own, each would wait for ever. A thread waits for its device, and with it for the other ones,
+    before it takes the lock that they need to get so far.
+    """
+    xm.wait_device_ops(xm.xla_real_devices([device]))
+    with COMPILING:
+        torch_xla.sync()
 
 
 def compilations() -> int:
