@@ -45,32 +45,45 @@ class XLA(Backend):
         return OnDevice(model, self.device, self.dtype)
 
     def reduce_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """The first half of `xm.optimizer_step`; the norm of the mean gradient is needed before the second."""
-        xm.reduce_gradients(optimizer)
-        compute(self.device)
+        """What `xm.reduce_gradients` does, but in a graph of its own and not in place, see `_sum`."""
+        compute()
+        if self.world_size == 1:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        for parameter, total in zip(parameters, self._sum([p.grad for p in parameters]), strict=True):
+            parameter.grad = total / self.world_size
 
     def finish_step(self) -> None:
-        compute(self.device)
+        compute()
 
     def mean(self, values: Tensor) -> Tensor:
-        return self._sum(values) / self.world_size
+        if self.world_size == 1:
+            return values
+        return self._sum([values.to(self.device)])[0].to(values.device) / self.world_size
 
     def gather(self, values: Tensor) -> Tensor:
         """Through a sum of 32 bits: `xm.all_gather` makes a graph of its own for each rank, and TPUs add no int64."""
-        table = torch.zeros(self.world_size, *values.shape, dtype=values.dtype)
-        table[self.rank] = values
-        return self._sum(table if table.is_floating_point() else table.int()).flatten(0, 1).to(values.dtype)
-
-    def wait(self) -> None:
-        self._sum(torch.zeros(1))
-
-    def _sum(self, values: Tensor) -> Tensor:
-        """Over all devices."""
         if self.world_size == 1:
             return values
-        total = xm.all_reduce(xm.REDUCE_SUM, [values.to(self.device)])[0]
-        compute(self.device)
-        return total.cpu()
+        table = torch.zeros(self.world_size, *values.shape, dtype=values.dtype)
+        table[self.rank] = values
+        table = table if table.is_floating_point() else table.int()
+        return self._sum([table.to(self.device)])[0].to(values.device, values.dtype).flatten(0, 1)
+
+    def wait(self) -> None:
+        self.mean(torch.zeros(1))
+
+    def _sum(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Over all devices, of tensors that have been computed.
+
+        Two things keep threads of a process from waiting for each other for ever. Nothing is freed that the sum is made
+        of, for XLA's CPU waits for the sum before it frees it, and `compute` would hold its lock so long. And the sum is
+        there before anything else is computed.
+        """
+        totals = [xm.all_reduce(xm.REDUCE_SUM, tensor) for tensor in tensors]
+        compute()
+        totals[-1].cpu()
+        return totals
 
     def to_host(self, state: Any) -> Any:
         if isinstance(state, dict):
@@ -91,19 +104,16 @@ class OnDevice(nn.Module):
     def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
         with autocast(self.device, self.dtype):
             output = self.model(*(value.to(self.device) for value in (x_t, mixture, t))).float()
-        compute(self.device)
+        compute()
         return output.to(x_t.device)
 
 
-def compute(device: torch.device) -> None:
+def compute() -> None:
     """Compile and start all that is pending on the device of this thread.
 
-    Before anything is read, for what is read alone is computed alone, and all that it was made of once more afterwards.
-    The threads of a process share one executable: devices meet in a collective of the same executable only, and if each
-    thread compiled its own, each would wait for ever. A thread waits for its device, and with it for the other ones,
-    before it takes the lock that they need to get so far.
+    Before anything is read, for what is read alone is computed alone, and all that it was made of once more later on.
+    The threads of a process share what one of them has compiled: devices meet in a collective of one executable only.
     """
-    xm.wait_device_ops(xm.xla_real_devices([device]))
     with COMPILING:
         torch_xla.sync()
 
