@@ -77,8 +77,8 @@ class XLA(Backend):
         """Over all devices, of tensors that have been computed.
 
         Two things keep threads of a process from waiting for each other for ever. Nothing is freed that the sum is made
-        of, for XLA's CPU waits for the sum before it frees it, and `compute` would hold its lock so long. And the sum is
-        there before anything else is computed.
+        of, for XLA's CPU waits for the sum before it frees it, and `compute` would hold its lock so long. And the sum
+        is there before anything else is computed.
         """
         totals = [xm.all_reduce(xm.REDUCE_SUM, tensor) for tensor in tensors]
         compute()
