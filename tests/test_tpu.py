@@ -158,7 +158,7 @@ def test_two_replicas_are_one_process_with_twice_the_batch(tmp_path):
         for part in ("model", "ema"):
             assert_close(trained["one", steps][part], trained["two", steps][part], 3e-4)
     moved = [(trained["one", 8]["model"][name] - w).abs().max() for name, w in trained["one", 2]["model"].items()]
-    assert min(moved) > 1e-3 and max(moved) > 5e-3, "far more than the tolerance"
+    assert max(moved) > 5e-3, "far more than the tolerance"
 
     assert "training on 2 x XLA on CPU" in out and "last.pt at step 2" in out
     assert out.count("step 5: median SDR") == out.count("step 8: median SDR") == 1, "the first validates alone"
