@@ -6,6 +6,7 @@ neither an FFT of its own nor gradients through complex numbers.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from .backends import Backend
 from .config import TrainConfig
 from .device import amp_dtype, autocast
 from .errors import UserError
+
+COMPILING = threading.Lock()  # one thread compiles a graph, the others of its process find it compiled
 
 
 class XLA(Backend):
@@ -42,23 +45,45 @@ class XLA(Backend):
         return OnDevice(model, self.device, self.dtype)
 
     def reduce_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """The first half of `xm.optimizer_step`; the norm of the mean gradient is needed before the second."""
-        xm.reduce_gradients(optimizer)
+        """What `xm.reduce_gradients` does, but in a graph of its own and not in place, see `_sum`."""
+        compute()
+        if self.world_size == 1:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        for parameter, total in zip(parameters, self._sum([p.grad for p in parameters]), strict=True):
+            parameter.grad = total / self.world_size
 
     def finish_step(self) -> None:
-        torch_xla.sync()
+        compute()
 
     def mean(self, values: Tensor) -> Tensor:
         if self.world_size == 1:
             return values
-        return xm.all_reduce(xm.REDUCE_SUM, values.to(self.device), scale=1 / self.world_size).cpu()
+        return self._sum([values.to(self.device)])[0].to(values.device) / self.world_size
 
     def gather(self, values: Tensor) -> Tensor:
-        return values if self.world_size == 1 else xm.all_gather(values.to(self.device)).cpu()
+        """Through a sum of 32 bits: `xm.all_gather` makes a graph of its own for each rank, and TPUs add no int64."""
+        if self.world_size == 1:
+            return values
+        table = torch.zeros(self.world_size, *values.shape, dtype=values.dtype)
+        table[self.rank] = values
+        table = table if table.is_floating_point() else table.int()
+        return self._sum([table.to(self.device)])[0].to(values.device, values.dtype).flatten(0, 1)
 
     def wait(self) -> None:
-        if self.world_size > 1:
-            xm.rendezvous("wait")
+        self.mean(torch.zeros(1))
+
+    def _sum(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Over all devices, of tensors that have been computed.
+
+        Two things keep threads of a process from waiting for each other for ever. Nothing is freed that the sum is made
+        of, for XLA's CPU waits for the sum before it frees it, and `compute` would hold its lock so long. And the sum
+        is there before anything else is computed.
+        """
+        totals = [xm.all_reduce(xm.REDUCE_SUM, tensor) for tensor in tensors]
+        compute()
+        totals[-1].cpu()
+        return totals
 
     def to_host(self, state: Any) -> Any:
         if isinstance(state, dict):
@@ -78,8 +103,19 @@ class OnDevice(nn.Module):
 
     def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
         with autocast(self.device, self.dtype):
-            output = self.model(*(value.to(self.device) for value in (x_t, mixture, t)))
-        return output.float().to(x_t.device)
+            output = self.model(*(value.to(self.device) for value in (x_t, mixture, t))).float()
+        compute()
+        return output.to(x_t.device)
+
+
+def compute() -> None:
+    """Compile and start all that is pending on the device of this thread.
+
+    Before anything is read, for what is read alone is computed alone, and all that it was made of once more later on.
+    The threads of a process share what one of them has compiled: devices meet in a collective of one executable only.
+    """
+    with COMPILING:
+        torch_xla.sync()
 
 
 def compilations() -> int:

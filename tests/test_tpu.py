@@ -109,12 +109,13 @@ def test_what_xla_cannot_do_is_said(tmp_path):
             on_tpu(tmp_path, setting)
 
 
-def process(folder: Path, script: str, *arguments: str) -> subprocess.Popen:
+def process(folder: Path, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
     save_config(tiny(folder, *SMALL), folder / "tiny.yaml")
     return subprocess.Popen(
         [sys.executable, str(ROOT / script), "--config", "tiny.yaml", *arguments], cwd=folder, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
     )  # fmt: skip
 
 
@@ -131,6 +132,40 @@ def test_train_tpu_py_in_bf16_hears_ctrl_c_and_train_py_goes_on(tmp_path):
     cpu = process(tmp_path, "train.py", "--device", "cpu", f"train.max_steps={step + 1}")
     out, error = cpu.communicate(timeout=300)
     assert cpu.returncode == 0 and f"last.pt at step {step}" in out, error
+
+
+def test_two_replicas_are_one_process_with_twice_the_batch(tmp_path):
+    """Two XLA devices, with an all-reduce between them, go on for six steps with what one CPU with twice their batch
+    began, and it goes on with theirs: the weights are those that it gets alone, but for what AdamW makes of rounding
+    errors in gradients that are nearly zero."""
+    settings = ("model.frequency_linear=0", "train.accumulate=2", "train.grad_clip=0.05", "train.val_seconds=0.5")
+    trained = {}
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        for steps in (2, 8, 10):
+            if folder.name == "two" and steps == 8:
+                replicas = process(folder, "train_tpu.py", *settings, "train.max_steps=8", CPU_NUM_DEVICES="2")
+                out, error = replicas.communicate(timeout=600)
+                assert replicas.returncode == 0, error
+            else:
+                trained[folder.name] = on_cpu(
+                    folder, *settings, "train.batch_size=4", f"train.max_steps={steps}", resume="auto"
+                )
+                assert trained[folder.name].run() == 0
+            state = checkpoint.load_checkpoint(folder / "ck" / "last.pt")
+            assert (state["step"], state["samples"]) == (steps, 8 * steps)
+            trained[folder.name, steps] = state
+    for steps in (8, 10):
+        for part in ("model", "ema"):
+            assert_close(trained["one", steps][part], trained["two", steps][part], 3e-4)
+    moved = [(trained["one", 8]["model"][name] - w).abs().max() for name, w in trained["one", 2]["model"].items()]
+    assert max(moved) > 5e-3, "far more than the tolerance"
+
+    assert "training on 2 x XLA on CPU" in out and "last.pt at step 2" in out
+    assert out.count("step 5: median SDR") == out.count("step 8: median SDR") == 1, "the first validates alone"
+    (path,) = (tmp_path / "two").glob("tb/*/history.csv")
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    counts = [int(float(row["compilations"])) for row in rows if row["compilations"]]
+    assert len(counts) == 6 and len(set(counts[2:])) == 1, counts
 
 
 def test_without_a_tpu_nothing_is_trained_unless_asked_for():
