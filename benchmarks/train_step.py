@@ -30,6 +30,7 @@ from diffvocsep.evaluation.report import table
 from diffvocsep.trainer import Trainer
 
 FORMATS = {"float32": None, "bf16": torch.bfloat16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 COLUMNS = ("ms a step", "ms per s of audio", "GFLOP a step", "GFLOP/s", "of the limit", "memory, GiB")
 SHAPES = ((64, 128, 128), (128, 64, 64), (256, 32, 64), (512, 32, 32))  # channels, frames, bins
 
@@ -74,7 +75,7 @@ def memory(step: Callable[[], object], device: torch.device) -> float:
 def best_convolution(device: torch.device, dtype: torch.dtype | None, budget: float) -> float:
     """FLOP/s."""
     rates = []
-    for (channels, frames, bins), layout in product(SHAPES, (torch.contiguous_format, torch.channels_last)):
+    for (channels, frames, bins), layout in product(SHAPES, LAYOUTS.values()):
         convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype)
         convolution = convolution.to(memory_format=layout)
         x = torch.randn(4, channels, frames, bins, device=device, dtype=dtype).to(memory_format=layout)
@@ -138,6 +139,7 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", default=None, help="YAML file (default: the built-in defaults)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (default: 5)")
     parser.add_argument("--only", choices=FORMATS, help="number format (default: both)")
+    parser.add_argument("--layout", choices=LAYOUTS, help="memory layout (default: both)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -156,10 +158,11 @@ def run(argv: list[str] | None = None) -> int:
         for name in [args.only] if args.only else FORMATS:
             limit = best_convolution(device, FORMATS[name], args.seconds / 10)
             rows[f"limit: a 3x3 convolution, {name}"] = ["", "", "", f"{limit / 1e9:.0f}", "100%", ""]
-            for last, compiled in product((False, True), (False,) if args.no_compile else (False, True)):
+            layouts = [args.layout] if args.layout else LAYOUTS
+            for chosen, compiled in product(layouts, (False,) if args.no_compile else (False, True)):
+                last, layout = chosen == "channels_last", LAYOUTS[chosen]
                 label = f"{name}{', channels_last' if last else ''}{', compile' if compiled else ''}"
                 amp = "bf16" if FORMATS[name] else "none"
-                layout = torch.channels_last if last else torch.contiguous_format
                 options = [f"train.amp={amp}", f"train.channels_last={last}", f"train.compile={compiled}"]
                 trainer = Trainer(load_config(None, options, config), device, "none")
                 shape = (config.train.batch_size, *trainer.objective.shape())
