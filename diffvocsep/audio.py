@@ -240,8 +240,7 @@ class AudioWriter:
         self.subtype = subtype or next(iter(kind.subtypes))
         if self.subtype not in kind.subtypes:
             raise UserError(
-                f"{_name(self.path)} cannot hold {self.subtype} samples, but {' or '.join(kind.subtypes)}: "
-                "choose one of these or another kind of file."
+                f"{_name(self.path)} cannot hold {self.subtype} samples: choose from {', '.join(kind.subtypes)}."
             )
         # A short name of its own: a suffix on a long Korean name could pass the 255 bytes of a file name.
         self._part = self.path.parent / f".{uuid.uuid4().hex}.part"
