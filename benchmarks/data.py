@@ -125,7 +125,8 @@ def compare(root: Path, seconds: float, clock: Callable[[], float]) -> tuple[flo
         song = songs[rng.integers(len(songs))]
         song.chunk_duration, song.chunk_start = length, rng.uniform(0, song.duration - length - 1)
         for target in ("vocals", "accompaniment"):
-            assert len(song.targets[target].audio) == length * 44100
+            missing = length * 44100 - len(song.targets[target].audio)
+            assert -1024 < missing <= 0  # it may give the rest of an AAC frame, too
         return 1
 
     ours = {}
