@@ -93,16 +93,16 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all variants")
     args = parser.parse_args(argv)
     variants = yaml.safe_load(args.variants.read_text(encoding="utf-8"))
-    data = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}", *args.overrides]
+    settings = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}", *args.overrides]
     excerpts = find_excerpts("stems", args.dev_root, SEGMENT)
     short, long = ([e for e in excerpts if (e.track.seconds > LONG) == so] for so in (False, True))
     clips = [clip for clip in (e.read() for e in short + long[::EVERY]) if clip.vocals.any()]
     results = {}
     for name, overrides in variants.items():
-        kept, asked = args.output / f"{name}.json", [*data, f"{args.seconds:g} s", *overrides]
+        kept, asked = args.output / f"{name}.json", [*settings, f"{args.seconds:g} s", *overrides]
         if not kept.exists():
             tqdm.write(f"{name}: {' '.join(overrides)}")
-            result = run_variant([*data, *overrides], args.seconds, args.output / name, clips)
+            result = run_variant([*settings, *overrides], args.seconds, args.output / name, clips)
             text = json.dumps({"asked": asked, **result}, indent=1)
             write_atomic(kept, lambda part, text=text: part.write_text(text, encoding="utf-8"))
         results[name] = json.loads(kept.read_text(encoding="utf-8"))

@@ -123,7 +123,7 @@ def compare(root: Path, seconds: float, clock: Callable[[], float]) -> tuple[flo
 
     def theirs() -> int:
         song = songs[rng.integers(len(songs))]
-        song.chunk_duration, song.chunk_start = length, rng.uniform(0, song.duration - length - 1)
+        song.chunk_duration, song.chunk_start = length, rng.uniform(0, song.duration - length)
         for target in ("vocals", "accompaniment"):
             missing = length * 44100 - len(song.targets[target].audio)
             assert -1024 < missing <= 0  # it may give the rest of an AAC frame, too

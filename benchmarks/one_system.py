@@ -7,7 +7,6 @@ weights into anything.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -103,14 +102,15 @@ def scores(separate, clips: Path) -> list[float]:
     import soundfile
     import torch
 
+    from diffvocsep.metrics import sdr
+
     found = []
     for folder in sorted(clips.iterdir()):
         mixture, vocals = (
             torch.from_numpy(soundfile.read(folder / f"{stem}.wav", dtype="float32")[0].T.copy())
             for stem in ("mixture", "vocals")
         )
-        error = float((vocals - separate(mixture)).double().square().sum())
-        found.append(10 * math.log10(float(vocals.double().square().sum()) / error))
+        found.append(sdr(vocals, separate(mixture)))
     return found
 
 

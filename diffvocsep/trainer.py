@@ -199,18 +199,14 @@ class Trainer:
     def _train(self, monitor: Monitor | None) -> None:
         """All steps and validations, or those until Ctrl-C."""
         if self._due():  # Ctrl-C came before it
-            self._validate(monitor)
-            with self._together():
-                self.backend.wait()
+            self._validate_alone(monitor)
         for batches in self._steps():
             terms = self._optimize(batches)
             seconds, rate = time.perf_counter() - self.asked, self.optimizer.param_groups[0]["lr"]
             if monitor:
                 monitor.step(self.step, terms, seconds, self.waited, rate, self.skipped)
             if self._due() and not self.stopping:
-                self._validate(monitor)
-                with self._together():
-                    self.backend.wait()
+                self._validate_alone(monitor)
             elif monitor and time.monotonic() - self.saved > SAVE_SECONDS:
                 monitor.flush()
                 self._save("last.pt")
@@ -325,6 +321,12 @@ class Trainer:
         decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
         for name, tensor in self.model.state_dict().items():
             self.ema[name].lerp_(tensor, 1 - decay)
+
+    def _validate_alone(self, monitor: Monitor | None) -> None:
+        """The first process validates, and the others wait for it."""
+        self._validate(monitor)
+        with self._together():
+            self.backend.wait()
 
     def _validate(self, monitor: Monitor | None) -> None:
         """Separate the dev clips with the EMA weights; keep the best. After Ctrl-C it is left for the next start."""
