@@ -24,7 +24,7 @@ from .config import Config, from_dict, require_same_network
 from .errors import UserError
 from .unet import UNet
 
-FORMAT = 1
+FORMAT = 2
 
 
 def versions() -> dict[str, str]:
@@ -100,7 +100,10 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
         raise UserError(f"there is no model '{path}'; name another one with --model_path")
     try:
         with safe_open(path, "pt") as file:
-            config = json.loads(file.metadata()["config"])
+            metadata = file.metadata()
+            if metadata["format"] != str(FORMAT):
+                raise UserError(f"'{path}' is not a model of this version of Diff-VocSep; use the one that is shipped")
+            config = json.loads(metadata["config"])
             return {name: file.get_tensor(name) for name in file.keys()}, from_dict(config)  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"'{path}' is not a released model of Diff-VocSep ({error})") from None

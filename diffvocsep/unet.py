@@ -123,9 +123,10 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """`forward(x_t, mixture, t)`: `(B, C, F, T)`, `(B, C, F, T)`, `(B,)` -> `(B, C, F, T)`.
 
-    The stem folds patches of frequency x time bins into channels, which makes everything after it cheap. The head gives
-    two numbers per bin, a gain and an offset: the output is gain * mixture + offset. The gain carries the level and the
-    phase of the mixture past the narrow stem and the normalization, where both get lost. It starts at zero.
+    The stem folds patches of frequency x time bins into channels, which makes everything after it cheap. Where channels
+    are real and imaginary parts it sees magnitudes too, which convolutions could only approximate. The head gives three
+    numbers per bin: the output is gain * mixture + gain_x * x_t + offset. The gains carry level and phase past the
+    narrow stem and the normalization, where both get lost; they start at zero.
 
     T may be anything, and F anything up to the number of modelled bins (padded inside, cropped back).
     """
@@ -147,7 +148,8 @@ class UNet(nn.Module):
         fold = channels * self.patch[0] * self.patch[1]
 
         self.embed = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
-        self.stem = nn.Conv2d(2 * fold, widths[0], 1)
+        extra = magnitudes(torch.zeros(1, channels, 1, 1), self.parts).shape[1] * math.prod(self.patch)
+        self.stem = nn.Conv2d(2 * fold + extra, widths[0], 1)
 
         def stage(in_channels: int, i: int) -> Stage:
             return Stage(in_channels, widths[i], rows[i], model, embedding, attention=i in model.attention)
@@ -156,7 +158,7 @@ class UNet(nn.Module):
         self.shrink = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 2, stride=2) for i in range(scales - 1))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(widths[i + 1], widths[i], 2, stride=2) for i in range(scales - 1))
         self.up = nn.ModuleList(stage(2 * widths[i], i) for i in range(scales - 1))
-        self.head = nn.Sequential(FrameNorm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 2 * fold, 1))
+        self.head = nn.Sequential(FrameNorm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 3 * fold, 1))
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
 
@@ -164,7 +166,7 @@ class UNet(nn.Module):
         bins, frames = x_t.shape[-2:]
         if bins > self.bins:
             raise ValueError(f"the network models {self.bins} frequency bins, but was given {bins}")
-        x = self._fold(torch.cat([x_t, mixture], dim=1))
+        x = self._fold(torch.cat([x_t, mixture, magnitudes(mixture, self.parts)], dim=1))
         embedding = self.embed(timestep_embedding(t * (1000 / self.max_period), 64))
         x = self.stem(x)
         skips = []
@@ -175,14 +177,14 @@ class UNet(nn.Module):
                 x = self.shrink[i](x)
         for i in reversed(range(len(self.up))):
             x = self.up[i](torch.cat([self.grow[i](x), skips[i]], dim=1), embedding)
-        gain, offset = self._unfold(self.head(x))[..., :bins, :frames].chunk(2, dim=1)
-        return self._apply_gain(gain, mixture) + offset
+        gain, gain_x, offset = self._unfold(self.head(x))[..., :bins, :frames].chunk(3, dim=1)
+        return self._apply_gain(gain, mixture) + self._apply_gain(gain_x, x_t) + offset
 
-    def _apply_gain(self, gain: Tensor, mixture: Tensor) -> Tensor:
-        """Gain times mixture, bin by bin; where channels are real and imaginary parts, as complex numbers."""
+    def _apply_gain(self, gain: Tensor, x: Tensor) -> Tensor:
+        """Gain times x, bin by bin; where channels are real and imaginary parts, as complex numbers."""
         if self.parts == 1:
-            return gain * mixture
-        (a, b), (c, d) = gain.unflatten(1, (-1, 2)).unbind(2), mixture.unflatten(1, (-1, 2)).unbind(2)
+            return gain * x
+        (a, b), (c, d) = gain.unflatten(1, (-1, 2)).unbind(2), x.unflatten(1, (-1, 2)).unbind(2)
         return torch.stack([a * c - b * d, a * d + b * c], dim=2).flatten(1, 2)
 
     def _fold(self, x: Tensor) -> Tensor:
@@ -199,3 +201,15 @@ class UNet(nn.Module):
         batch, _, frames, bins = x.shape
         x = x.reshape(batch, -1, pf, pt, frames, bins).permute(0, 1, 5, 2, 4, 3)
         return x.reshape(batch, -1, bins * pf, frames * pt)
+
+
+def magnitudes(x: Tensor, parts: int) -> Tensor:
+    """`(B, C, F, T)` of real and imaginary parts -> `(B, C', F, T)`: the magnitude of every channel of audio and, in
+    stereo, of their mean and of half their difference. Nothing where x holds magnitudes already (`parts` is 1)."""
+    if parts == 1:
+        return x[:, :0]
+    channels = x.unflatten(1, (-1, 2))
+    if channels.shape[1] == 2:
+        left, right = channels.unbind(1)
+        channels = torch.stack([left, right, (left + right) / 2, (left - right) / 2], dim=1)
+    return (channels.square().sum(2) + 1e-8).sqrt()  # 1e-8: a gradient at zero

@@ -17,7 +17,7 @@ import torch
 from tiny import RATE, nobody_plays, random_separator, random_unet, song, stubbed, tiny_config, worst_db
 
 from diffvocsep.audio import read, write
-from diffvocsep.checkpoint import load_checkpoint, load_model, release, save_checkpoint
+from diffvocsep.checkpoint import FORMAT, load_checkpoint, load_model, release, save_checkpoint
 from diffvocsep.config import to_dict
 from diffvocsep.errors import UserError
 from diffvocsep.files import find_inputs, middle, pair_outputs, separate_file
@@ -269,9 +269,15 @@ def test_a_foreign_model_is_refused(trained):
     from safetensors.torch import save_file
 
     foreign = trained.with_suffix(".safetensors")
-    for metadata in [None, {"format": "pt"}, {"config": "{"}, {"config": json.dumps({"audio": 3})}]:
+    ours = {"format": str(FORMAT)}
+    for metadata, problem in [
+        (None, "not a released model"),
+        ({"format": "pt"}, "not a model of this version"),
+        ({**ours, "config": "{"}, "not a released model"),
+        ({**ours, "config": json.dumps({"audio": 3})}, "audio"),
+    ]:
         save_file({"x": torch.zeros(1)}, foreign, metadata)
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=problem):
             load_model(foreign)
     shutil.rmtree(trained.parent / "gone", ignore_errors=True)
     for name in ["gone.pt", "gone.safetensors"]:

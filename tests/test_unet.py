@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from diffvocsep.config import AudioConfig, Config, DataConfig, ModelConfig
-from diffvocsep.unet import FrameNorm, FrequencyAttention, FrequencyLinear, ResBlock, UNet, timestep_embedding
+from diffvocsep.unet import (
+    FrameNorm,
+    FrequencyAttention,
+    FrequencyLinear,
+    ResBlock,
+    UNet,
+    magnitudes,
+    timestep_embedding,
+)
 
 AUDIO = AudioConfig(n_fft=512, hop_length=128, win_length=512, bandwidth=3000.0)  # 34 bins
 MODEL = ModelConfig(base_channels=16, channels_mult=(1, 2, 2), attention=(2,), attention_heads=2)
@@ -113,22 +121,40 @@ def test_shifting_by_the_time_stride_shifts_the_output():
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("representation", ["complex", "magnitude"])
-def test_the_head_is_a_gain_on_the_mixture_and_an_offset(channels, representation):
+def test_the_head_is_a_gain_on_each_input_and_an_offset(channels, representation):
     """Real and imaginary parts multiply as complex numbers; magnitudes multiply as they are."""
     model = make_unet({"channels": channels, "representation": representation})
     count, patch = channels * (2 if representation == "complex" else 1), math.prod(model.patch)
-    gain, offset = tensor(count), tensor(count, seed=1)
+    gain, gain_x, offset = (tensor(count, seed=seed) for seed in range(3))
     with torch.no_grad():
-        model.head[-1].bias.copy_(torch.cat([gain, offset]).repeat_interleave(patch))
+        model.head[-1].bias.copy_(torch.cat([gain, gain_x, offset]).repeat_interleave(patch))
     x_t, mixture = tensor(2, count, 33, 13), tensor(2, count, 33, 13, seed=1)
     output = model(x_t, mixture, torch.tensor([0, 999])).detach()
-    if representation == "complex":
-        gain = torch.complex(gain[0::2], gain[1::2])
-        product = torch.complex(mixture[:, 0::2], mixture[:, 1::2]) * gain[:, None, None]
-        expected = torch.stack([product.real, product.imag], dim=2).flatten(1, 2)
-    else:
-        expected = mixture * gain[:, None, None]
-    torch.testing.assert_close(output, expected + offset[:, None, None], rtol=1e-5, atol=1e-5)
+
+    def times(gain: Tensor, x: Tensor) -> Tensor:
+        if representation == "magnitude":
+            return x * gain[:, None, None]
+        product = torch.complex(x[:, 0::2], x[:, 1::2]) * torch.complex(gain[0::2], gain[1::2])[:, None, None]
+        return torch.stack([product.real, product.imag], dim=2).flatten(1, 2)
+
+    expected = times(gain, mixture) + times(gain_x, x_t) + offset[:, None, None]
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_stem_sees_magnitudes():
+    """Of left, right, their mean and half their difference; of the one channel in mono; magnitudes as they are."""
+    left, right = (
+        torch.complex(tensor(2, 5, 7), tensor(2, 5, 7, seed=1)),
+        torch.complex(tensor(2, 5, 7), tensor(2, 5, 7)),
+    )
+    x = torch.stack([left.real, left.imag, right.real, right.imag], dim=1)
+    expected = torch.stack([left, right, (left + right) / 2, (left - right) / 2], dim=1).abs()
+    torch.testing.assert_close(magnitudes(x, parts=2), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(magnitudes(x[:, :2], parts=2), expected[:, :1], rtol=1e-4, atol=1e-4)
+    assert magnitudes(x, parts=1).shape == (2, 0, 5, 7)
+    silence = torch.zeros(1, 4, 5, 7, requires_grad=True)
+    magnitudes(silence, parts=2).sum().backward()
+    assert silence.grad.isfinite().all()
 
 
 def test_items_do_not_see_each_other():
