@@ -122,9 +122,11 @@ def test_chunks_leave_no_trace(settings):
 
     whole = vocals(10.0, 0.4)
     assert db(whole, mixture) > -30  # the network does say something
+    # At the steep zero of |X|^0.5 rounding becomes loud; how loud shows one chunk with one margin and with another.
+    rounding = worst_db(vocals(10.0, 0.8) - whole, mixture)
     for seconds in [0.1, 0.4]:
-        # A margin beyond three times the network's reach; what remains is rounding, at the steep zero of |X|^0.5.
-        assert worst_db(vocals(seconds, 0.4) - whole, mixture) < -70
+        # A margin beyond three times the network's reach.
+        assert worst_db(vocals(seconds, 0.4) - whole, mixture) < max(-70, rounding + 10)
         # One pass reaches that far, but ddpm makes three, and the gain above the band looks farther.
         assert db(vocals(seconds, 0.13) - whole, mixture) < -50
     assert worst_db(vocals(0.1, 0.0) - whole, mixture) > -60  # without a margin, this test would see the joints
