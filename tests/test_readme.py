@@ -209,7 +209,7 @@ def test_options_named_in_the_prose_belong_to_the_script_of_their_section(langua
 def test_values_of_options_named_in_the_prose_are_accepted(language):
     needed = ["--input", "song.wav", "--output", "vocals.wav"]
     placeholders = {"N": "1", "K": "1", "X": "0.5"}
-    choices = re.findall(r"(--\w+) ([\w|]+)", " ".join(spans(text(language))))
+    choices = [choice for span in spans(text(language)) for choice in re.findall(r"(--\w+) ([\w|]+)", span)]
     assert ("--sampler", "ddim|ddpm|dpmpp") in choices
     for option, values in choices:
         script, words = ("inference", needed) if option in options_of("inference") else ("train", [])
