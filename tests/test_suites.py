@@ -18,7 +18,7 @@ import evaluate
 from diffvocsep.data.synthetic import FAMILIES
 from diffvocsep.errors import UserError
 from diffvocsep.evaluation import counterfactual, honesty, instruments, sweep
-from diffvocsep.evaluation.clips import Clip
+from diffvocsep.evaluation.clips import Clip, find_excerpts
 from diffvocsep.evaluation.report import interval, table
 from diffvocsep.evaluation.systems import Model
 
@@ -78,6 +78,15 @@ def test_the_guest_is_the_next_singer_as_loud_as_the_own_one():
     alone = counterfactual.second_singer(one, one)
     assert torch.allclose(alone, one.vocals.flip(-1), atol=1e-6)
     assert counterfactual.second_singer(one, Clip("d", waves(1), 0 * waves(1), waves(1), RATE)).any()
+
+
+def test_the_guest_of_every_clip_comes_from_another_song(songs):
+    excerpts = find_excerpts("stems", songs, 0.5)  # four clips of each of three songs
+    pairs = list(zip(excerpts, counterfactual.guests(excerpts), strict=True))
+    assert [guest.name for _, guest in pairs[:2]] == ["b at 0 s", "b at 0.5 s"]
+    following = {"a": "b", "b": "silent", "silent": "a"}
+    assert all(guest.track.name == following[one.track.name] for one, guest in pairs)
+    assert counterfactual.guests(excerpts[:2]) == excerpts[:2]  # one song alone
 
 
 def test_the_suite_runs_and_shows_all_four(songs, model, tmp_path, capsys):
