@@ -238,6 +238,24 @@ def test_a_folder_sorted_by_family(families, songs):
         instruments.folder_parts(families, 30, families)
 
 
+def test_the_loudest_stretch_is_taken_and_silent_bands_are_counted(tmp_path, songs, model, monkeypatch, capsys):
+    monkeypatch.setattr(instruments, "SONG_SECONDS", 1.0)
+    for i, gains in enumerate([(0, 0, 1), (0, 1, 0), (0, 0, 0)]):  # of each second; the last band is silent throughout
+        folder = tmp_path / "brass" / f"song {i}"
+        folder.mkdir(parents=True)
+        wave = np.concatenate([gain * stereo(i, 1.0) for gain in gains])
+        soundfile.write(folder / "accompaniment.wav", wave, RATE, "FLOAT")
+    late, *_ = parts = instruments.folder_parts(tmp_path, 30, songs)
+    _, rest, _ = late.waves()
+    expected = torch.from_numpy(stereo(0, 1.0).T)
+    assert torch.allclose(rest / rest.norm(), expected / expected.norm(), atol=1e-6)
+    assert not parts[2].waves()[1].any()
+    evaluate.run([*arguments(tmp_path, model), "--instruments", "--vocals", str(songs)])
+    out = capsys.readouterr().out
+    assert "median of 2 songs" in out and "1 of 3 songs are left out" in out
+    assert tables(out)[0]["brass"][-1] == f"{instruments.BALANCE_DB:.2f}"  # and no 120 dB among them
+
+
 def test_the_gap_is_the_difference_and_its_interval_holds_it():
     rng = np.random.default_rng(0)
     voices = rng.normal(0, 3, 40)  # some voices are easy over whatever plays

@@ -146,7 +146,7 @@ def instruments(args: Namespace) -> None:
     if unknown and args.held_out:
         raise UserError(f"--held_out {unknown[0]} is none of the families {', '.join(families)}")
     measured = measure(parts, model, processes(args.jobs, len(parts), args.device))
-    report(measured, model, held_out, args.output)
+    report(measured, model, held_out, len({part.index for part in parts}), args.output)
 
 
 def _dashes(rows: dict[str, list[str]]) -> dict[str, list[str]]:
