@@ -290,7 +290,7 @@ def re_number(text: str) -> float:
     return float(text.split()[0])
 
 
-def test_the_checkpoint_itself_says_what_was_held_out(tmp_path):
+def test_the_checkpoint_itself_says_what_was_held_out(tmp_path, families, songs, capsys):
     from diffvocsep.checkpoint import save_checkpoint
     from diffvocsep.config import load_config, to_dict
     from diffvocsep.unet import UNet

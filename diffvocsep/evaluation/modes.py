@@ -141,7 +141,8 @@ def instruments(args: Namespace) -> None:
     model = _model(args)
     parts = folder_parts(args.root, args.songs, args.vocals) if args.dataset == "stems" else synthetic_parts(args.songs)
     families = dict.fromkeys(part.family for part in parts)
-    held_out = args.held_out.split(",") if args.held_out else held_out_of(model)
+    own = held_out_of(model) if args.dataset == "synthetic" else ()  # a folder's families are not the synthesizer's
+    held_out = args.held_out.split(",") if args.held_out else own
     unknown = [family for family in held_out if family not in families]
     if unknown and args.held_out:
         raise UserError(f"--held_out {unknown[0]} is none of the families {', '.join(families)}")
