@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..audio import resample
 from ..separator import Separator, to_groups
-from ..uncertainty import pool, require_samples
+from ..uncertainty import LEAST_STEPS, pool, require_samples
 from .clips import Clip, Excerpt
 from .parallel import each
 from .report import new_figure, save
@@ -42,7 +42,8 @@ def honesty(excerpts: Sequence[Excerpt], model: Model, samples: int, jobs: int) 
     Raises:
         UserError: fewer than two samples, or too few steps for them to differ.
     """
-    require_samples(model.separator().settings(samples=samples))
+    enough = f"diffusion.sampler=ddpm diffusion.ddim_steps={LEAST_STEPS}"
+    require_samples(model.separator().settings(samples=samples), enough)
     found = each(partial(_honesty_song, model=model, samples=samples), excerpts, jobs, "Uncertainty")
     return [one for one in found if one]
 
