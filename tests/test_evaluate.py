@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import matplotlib.image
@@ -26,7 +27,7 @@ from diffvocsep.config import load_config, to_dict
 from diffvocsep.data import synthetic_tracks
 from diffvocsep.data.synthetic import make_song
 from diffvocsep.errors import UserError
-from diffvocsep.evaluation import bsseval, scores, systems
+from diffvocsep.evaluation import bsseval, modes, scores, systems
 from diffvocsep.evaluation.clips import find_excerpts
 from diffvocsep.evaluation.parallel import progress
 from diffvocsep.separator import Separator
@@ -390,6 +391,24 @@ def test_options_that_would_have_no_effect_are_refused(arguments, ignored, capsy
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert exit_.value.code == 2 and ignored in error
     assert "--jobs" not in error, "it has an effect"
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    ("train.lr=1", "train.lr has no effect"),
+    ("diffusion.eta=0.5 data.root=x", "data.root has no effect"),
+    ("diffusion.terminal_share=1", "diffusion.terminal_share has no effect"),
+    ("--sweep diffusion.ddim_steps=2", "diffusion.ddim_steps has no effect here, --grid"),
+    ("--uncertainty diffusion.samples=2", "diffusion.samples has no effect here, --samples"),
+])  # fmt: skip
+def test_overrides_that_would_have_no_effect_are_refused(overrides, words, songs, model):
+    with pytest.raises(UserError, match=words):
+        evaluate.run([*arguments(songs, model)[:-2], *overrides.split()])
+
+
+def test_overrides_that_others_make_useless_are_named(model, capsys):
+    overrides = ["diffusion.sampler=ddpm", "diffusion.eta=0.5", "diffusion.start=noise"]
+    modes._model(Namespace(model_path=model, device="cpu", overrides=overrides, sweep=False))
+    assert capsys.readouterr().err == "note: diffusion.eta = 0.5 is ignored: diffusion.sampler is ddpm\n"
 
 
 @pytest.mark.parametrize("arguments", [["--root", "nowhere"], ["--root", ".", "--model_path", "none.pt"]])

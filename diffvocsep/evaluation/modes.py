@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from ..cli import warn_ignored
+from ..config import key_of
 from ..errors import UserError
 from . import bsseval, systems
 from .clips import Excerpt, find_excerpts
@@ -21,8 +24,15 @@ def _excerpts(args: Namespace) -> list[Excerpt]:
 
 def _model(args: Namespace) -> systems.Model:
     model = systems.Model(args.model_path, args.device, tuple(args.overrides))
-    model.separator()  # what is missing or impossible is said before any work
+    config = model.separator().config  # what is missing or impossible is said before any work
+    if not args.sweep:  # it samples in ways of its own
+        warn_ignored(config, list(map(key_of, args.overrides)))
     return model
+
+
+def _refuse(args: Namespace, keys: Iterable[str], option: str) -> None:
+    if given := sorted(set(keys) & set(map(key_of, args.overrides))):
+        raise UserError(f"{', '.join(given)} has no effect here, {option} decides about that; leave it out")
 
 
 def scores(args: Namespace) -> None:
@@ -77,9 +87,10 @@ def oracle(args: Namespace) -> None:
 
 def sweep(args: Namespace) -> None:
     """Quality and time of every way to sample."""
-    from .sweep import DEFAULT_GRIDS, draw_frontier, frontier
+    from .sweep import DEFAULT_GRIDS, Setting, draw_frontier, frontier
     from .sweep import sweep as measure
 
+    _refuse(args, ["diffusion.use_ddim", *map(key_of, Setting().overrides())], "--grid")
     measured = list(measure(_excerpts(args), _model(args), args.grid or DEFAULT_GRIDS))
     best = frontier(measured)
     columns = ["evaluations", "SDR", "SI-SDR", "log-spectral distance", "s per s of song", "frontier"]
@@ -99,6 +110,7 @@ def uncertainty(args: Namespace) -> None:
     """Whether the spread of K counterfactuals tells the truth about their error."""
     from .honesty import draw_honesty, honesty
 
+    _refuse(args, ["diffusion.samples"], "--samples")
     excerpts, model = _excerpts(args), _model(args)
     found = honesty(excerpts, model, args.samples, processes(args.jobs, len(excerpts), args.device))
     if not found:
