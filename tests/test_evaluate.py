@@ -193,6 +193,22 @@ def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(song
     assert scored == [("a", "mixture")]
 
 
+def test_museval_finds_no_clips_of_an_earlier_run(songs, model, tmp_path):
+    def found(seconds: float) -> set[str]:
+        excerpts = find_excerpts("stems", songs, seconds)[: 2 if seconds else 1]
+        scores.score(excerpts, systems.Model(model, "cpu"), tmp_path, 1, frames=True)
+        (tmp_path / "museval" / "mine.json").touch()
+        folders = [tmp_path / "museval" / name / "test" for name in ("mixture", "ideal ratio mask", "model")]
+        first, *others = [{path.stem for path in folder.glob("*.json")} for folder in folders]
+        assert all(other == first for other in others)
+        return first
+
+    assert found(0) == {"a"}
+    assert found(1) == {"a at 0 s", "a at 1 s"}
+    assert found(0) == {"a"}  # its records were still there, its museval files were not
+    assert (tmp_path / "museval" / "mine.json").exists()
+
+
 def test_different_songs_have_different_files_with_names_that_every_system_takes():
     names = ["A - B", "A/B", "A?B", "A*B", "A_B", "A_B.", "A_B ", "곡" * 60, "곡" * 61, "곡" * 62, "..", "???", "/"]
     files = [scores.file_name(name) for name in names]

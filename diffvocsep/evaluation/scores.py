@@ -48,8 +48,18 @@ def score(
     excerpts: Sequence[Excerpt], model: systems.Model, output: Path | None, jobs: int, frames: bool
 ) -> list[Score]:
     """Every song by every system, in the order of the songs; `frames`: with museval's scores."""
+    if output and frames:
+        _leave_only(output / "museval", {f"{file_name(excerpt.name)}.json" for excerpt in excerpts})
     work = partial(_score_song, model=model, fingerprint=model.fingerprint(), output=output, frames=frames)
     return [one for song in each(work, excerpts, jobs, "Scoring") for one in song]
+
+
+def _leave_only(museval: Path, names: set[str]) -> None:
+    """Delete what earlier runs left of other songs and clips: `museval.EvalStore` would count them in."""
+    for system in (systems.MIXTURE, *systems.CEILINGS, "model"):
+        for path in (museval / system / "test").glob("*.json"):
+            if path.name not in names:
+                path.unlink()
 
 
 def _score_song(
@@ -64,12 +74,12 @@ def _score_song(
         folder = "model" if system == model.name else system
         name = file_name(excerpt.name)
         record = output / "scores" / folder / f"{name}.json" if output else None
+        museval_file = output / "museval" / folder / "test" / f"{name}.json" if output and with_frames else None
         one = _read(record, key) if record else None
-        if one is None:
+        if one is None or (museval_file and not museval_file.exists()):
             clip = clip or excerpt.read()
             if system == systems.TRUE_ACCOMPANIMENT and not clip.own_mixture:
                 continue  # it is exact
-            museval_file = output / "museval" / folder / "test" / f"{name}.json" if output and with_frames else None
             one = score_clip(clip, system, model, with_frames, museval_file)
             if record:
                 text = json.dumps({"key": key, **asdict(one)}, indent=1, ensure_ascii=False)
