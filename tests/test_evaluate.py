@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from diffvocsep.config import load_config, to_dict
 from diffvocsep.data import synthetic_tracks
 from diffvocsep.data.synthetic import make_song
 from diffvocsep.errors import UserError
-from diffvocsep.evaluation import bsseval, modes, scores, systems
+from diffvocsep.evaluation import bsseval, clips, modes, parallel, scores, systems
 from diffvocsep.evaluation.clips import find_excerpts
 from diffvocsep.evaluation.parallel import progress
 from diffvocsep.separator import Separator
@@ -328,6 +330,26 @@ def test_musdb_gives_what_the_package_gives(tmp_path):
     for side, waveform in (("vocals", clip.vocals), ("accompaniment", clip.accompaniment)):
         assert np.array_equal(waveform.numpy(), track.targets[side].audio.T.astype(np.float32))
     assert np.array_equal(clip.mixture.numpy(), track.audio.T.astype(np.float32)) and clip.own_mixture
+
+
+def test_a_damaged_stem_file_is_one_sentence_and_each_process_looks_once(tmp_path, monkeypatch):
+    import musdb
+    import stempeg
+
+    opened, database = [], musdb.DB
+    monkeypatch.setattr(musdb, "DB", lambda **where: opened.append(where) or database(**where))
+    (tmp_path / "test").mkdir()
+    whole, damaged = (tmp_path / "test" / f"{name}.stem.mp4" for name in ("A - B", "C - D"))
+    shutil.copyfile(stempeg.example_stem_path(), whole)
+    excerpts = pickle.loads(pickle.dumps(find_excerpts("musdb", tmp_path, 1.0)[:2]))  # as another process gets them
+    assert [excerpt.read().vocals.shape for excerpt in excerpts] == [(2, 44100)] * 2 and len(opened) == 1
+    whole.write_bytes(b"no music")
+    with pytest.raises(UserError, match=r"A - B, cannot be decoded \(.*replace it"):
+        excerpts[0].read()
+    damaged.write_bytes(b"no music")
+    clips._musdb.cache_clear()
+    with pytest.raises(UserError, match=r"cannot be decoded \(.*replace it"):
+        find_excerpts("musdb", tmp_path)
 
 
 # --- ceilings -----------------------------------------------------------------------------------------------------
