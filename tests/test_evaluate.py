@@ -255,6 +255,15 @@ def test_where_no_bar_can_be_watched_a_line_says_what_has_begun(capsys):
     assert capsys.readouterr().err == "Scoring: 2 songs\n"
 
 
+def test_processes_share_any_kind_of_gpu(monkeypatch):
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 12)
+    assert parallel.processes(0, 100, "cpu") == 12
+    assert parallel.processes(7, 100, "cpu") == 7 and parallel.processes(0, 5, "cpu") == 5
+    for kind in ("cuda", "mps"):
+        monkeypatch.setattr(parallel, "resolve_device", lambda name, kind=kind: torch.device(kind))
+        assert parallel.processes(0, 100, "auto") == parallel.ON_ONE_DEVICE
+
+
 def test_without_museval_the_other_scores_remain(songs, model, monkeypatch, capsys):
     monkeypatch.setattr(bsseval, "find_spec", lambda name: None)
     assert evaluate.run(arguments(songs, model)) == 0
