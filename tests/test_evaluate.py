@@ -151,6 +151,19 @@ def test_museval_reads_the_files_and_aggregates_to_the_printed_numbers(model, re
                 assert value == pytest.approx(of_tracks[name][target]["SDR"], abs=1e-5)
 
 
+def test_the_seconds_that_museval_leaves_out_are_counted():
+    vocals, rest = (torch.from_numpy(stereo(i, 4.5).T.copy()) for i in (0, 1))
+    vocals[:, :RATE] = 0
+    rest[:, RATE : 2 * RATE] = 1e-6  # silent in 16 bit
+    estimates = {"vocals": rest + vocals, "accompaniment": rest.clone()}
+    estimates["accompaniment"][1, 2 * RATE : 3 * RATE] = -rest[0, 2 * RATE : 3 * RATE]
+    estimates["accompaniment"][0, 2 * RATE : 3 * RATE] = rest[0, 2 * RATE : 3 * RATE]
+    references = {"vocals": vocals, "accompaniment": rest}
+    found = scores.silent_seconds(references.values(), estimates.values(), RATE)
+    by_frame = bsseval.bsseval(references, estimates, RATE)["vocals"]["SDR"]
+    assert found == np.isnan(by_frame).tolist() == [True, True, True, False]
+
+
 def test_what_is_known_without_computing(model, results):
     folder, printed = results
     vocals, accompaniment = tables(printed)
@@ -159,13 +172,13 @@ def test_what_is_known_without_computing(model, results):
     assert next(iter(vocals)) == "vocals, dB, 2 clips" and next(iter(accompaniment)) == "accompaniment, dB, 3 clips"
     assert vocals["silence"][0] == "0.00 (0.00 .. 0.00)" and set(vocals["silence"][1:]) == {"-"}
     assert vocals["untrained network"][0].startswith(("0.00", "-0.00"))  # it changes nothing: no vocals
-    assert "1 of 3 clips and 3 of 6 seconds have silent vocals" in printed
+    assert "1 of 3 clips have silent vocals" in printed and "in 3 of 6 seconds" in printed
     found = rows(folder)
     assert ("a", "true accompaniment", "vocals") not in found  # exact, where the mixture is a sum
     lossy = found["b", "true accompaniment", "vocals"]
     assert float(lossy["global SDR"]) == pytest.approx(db(sides(1)[0], sides(1)[0] + 0.1 * stereo(20)), abs=1e-3)
     assert found["silent", "mixture", "vocals"]["global SDR"] == "nan"
-    assert found["a", "mixture", "vocals"]["frames without vocals"] == "1"
+    assert found["a", "mixture", "vocals"]["frames without a score"] == "1"
     height, width = matplotlib.image.imread(folder / "summary.png").shape[:2]
     assert width > 900 and height > 500
 

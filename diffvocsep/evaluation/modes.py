@@ -63,8 +63,9 @@ def scores(args: Namespace) -> None:
         print(table(f"{target}, dB, {count} clips", METRICS if frames else METRICS[:2], _dashes(cells)))
         print()
     missing = sum(one.silent_frames for one in own)
-    print(f"{silent} of {len(own)} clips and {missing} of {sum(one.frames for one in own)} seconds have silent vocals: "
-          "such a clip has no scores of the vocals, such a second none of museval's")  # fmt: skip
+    seconds = sum(one.frames for one in own)
+    print(f"{silent} of {len(own)} clips have silent vocals and no scores of them; in {missing} of {seconds} seconds "
+          "vocals, accompaniment or an estimate are silent, and museval gives no scores")  # fmt: skip
     if args.output:
         write_csv(args.output / "results.csv", lines(found))
         ceilings = [name for name in (systems.MIXTURE, *systems.CEILINGS) if name in rows]
