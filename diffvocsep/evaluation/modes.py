@@ -109,7 +109,7 @@ def sweep(args: Namespace) -> None:
 
 def uncertainty(args: Namespace) -> None:
     """Whether the spread of K counterfactuals tells the truth about their error."""
-    from .honesty import draw_honesty, honesty
+    from .honesty import FEWEST_SAMPLES, draw_honesty, honesty
 
     _refuse(args, ["diffusion.samples"], "--samples")
     excerpts, model = _excerpts(args), _model(args)
@@ -119,6 +119,8 @@ def uncertainty(args: Namespace) -> None:
     rows = {name: [one.numbers.get(name, np.nan) for one in found] for name in found[0].numbers}
     print(table(f"K = {args.samples}, {len(found)} clips", ["median (quartiles)"],
                 {name: [spread(values)] for name, values in rows.items()}))  # fmt: skip
+    if args.samples < FEWEST_SAMPLES:
+        print(f"\nhow often the truth lies among the samples can be told from --samples {FEWEST_SAMPLES} on")
     if args.output:
         write_csv(args.output / "uncertainty.csv", [list(rows), *zip(*rows.values(), strict=True)])
         draw_honesty(args.output / "uncertainty.png", found)
