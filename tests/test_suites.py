@@ -144,14 +144,22 @@ def test_a_spread_that_only_follows_the_level_is_found_out():
 
 
 def test_one_step_is_refused_and_eight_are_measured(songs, model, tmp_path, capsys):
-    run = [*arguments(songs, model), "--uncertainty", "--seconds", "0.5", "--output", str(tmp_path)]
+    run = [*arguments(songs, model), "--uncertainty", "--output", str(tmp_path)]
     with pytest.raises(UserError, match="hardly differ") as refusal:
         evaluate.run(run)
     advice = str(refusal.value).split("such as ")[1].split()
     evaluate.run([*run, "--samples", "4", *advice])
-    (rows,) = tables(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    (rows,) = tables(out)
+    assert "from --samples 16 on" in out and not any("truth" in name for name in rows)
     assert sum("correlation" in name or name.startswith("...") for name in rows) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"uncertainty.csv", "uncertainty.png"}
+
+
+def test_clips_that_would_fill_the_memory_are_refused(songs, model, monkeypatch):
+    monkeypatch.setattr(honesty, "MOST", 16)
+    with pytest.raises(UserError, match="16 samples of 2 s .* --seconds 1,"):
+        honesty.honesty(find_excerpts("stems", songs), Model(model, "cpu", ("diffusion.ddim_steps=8",)), 16, 1)
 
 
 # --- quality against steps ----------------------------------------------------------------------------------------

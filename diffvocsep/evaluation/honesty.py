@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..audio import resample
+from ..errors import UserError
 from ..separator import Separator, to_groups
 from ..uncertainty import LEAST_STEPS, pool, require_samples
 from .clips import Clip, Excerpt
@@ -24,6 +25,7 @@ RANGE_DB = 60.0  # cells this far below the loudest are left out
 BIN_DB = 5.0
 FEWEST = 50  # cells of a level bin that give a correlation
 FEWEST_SAMPLES = 16  # that a coverage can be read from
+MOST = 480  # samples x s of a clip, whose STFTs fill about 2 GB
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,16 @@ def honesty(excerpts: Sequence[Excerpt], model: Model, samples: int, jobs: int) 
     """Every clip in which somebody sings.
 
     Raises:
-        UserError: fewer than two samples, or too few steps for them to differ.
+        UserError: fewer than two samples, too few steps for them to differ, or clips too long for the memory.
     """
     enough = f"diffusion.sampler=ddpm diffusion.ddim_steps={LEAST_STEPS}"
     require_samples(model.separator().settings(samples=samples), enough)
+    longest = max(excerpt.seconds for excerpt in excerpts)
+    if samples * longest > MOST:
+        raise UserError(
+            f"{samples} samples of {longest:.0f} s would fill the memory; cut the songs into clips with --seconds "
+            f"{max(1, MOST // samples)}, or take fewer --samples"
+        )
     found = each(partial(_honesty_song, model=model, samples=samples), excerpts, jobs, "Uncertainty")
     return [one for one in found if one]
 
