@@ -63,8 +63,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], jobs: int, label
                 process.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise UserError(
-                    "a process was ended by the system, perhaps for its memory; run the same command with a smaller "
-                    "--jobs, it goes on where it stopped"
+                    "a process was ended by the system, perhaps for its memory; run it again with a smaller --jobs"
                 ) from None
             raise
         pool.shutdown()
