@@ -81,7 +81,7 @@ def draw_separation(
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_ylabel("Hz")
     axes[-1].set_xlabel("s")
-    figure.colorbar(drawn, ax=list(axes), label="dB", aspect=40)
+    figure.colorbar(drawn, ax=list(axes), label="dB (0: the loudest point of the panels)", aspect=40)
     return figure
 
 

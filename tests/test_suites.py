@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from matplotlib.figure import Figure
 from test_evaluate import RATE, TINY, arguments, stereo, tables
 from test_evaluate import model as model  # fixtures
 from test_evaluate import songs as songs
@@ -19,7 +20,7 @@ from diffvocsep.data.synthetic import FAMILIES
 from diffvocsep.errors import UserError
 from diffvocsep.evaluation import counterfactual, honesty, instruments, sweep
 from diffvocsep.evaluation.clips import Clip, find_excerpts
-from diffvocsep.evaluation.report import interval, table
+from diffvocsep.evaluation.report import draw_rows, interval, table
 from diffvocsep.evaluation.systems import Model
 
 FLOOR = counterfactual.FLOOR
@@ -315,3 +316,45 @@ def test_the_checkpoint_itself_says_what_was_held_out(tmp_path, families, songs,
 def test_a_bar_in_a_name_does_not_break_the_table():
     lines = table("a", ["b"], {"|X|": ["1"]}).splitlines()
     assert [line.count("|") for line in lines] == [3, 3, 3] and "&#124;X&#124;" in lines[2]
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that are saved."""
+    figures, save = [], Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        figures.append(self)
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def test_long_names_and_the_title_stay_inside_the_picture(tmp_path, drawn):
+    rows = {test: [-20.0, -10.0, 0.0] for test in counterfactual.TESTS}
+    draw_rows(tmp_path / "a.png", rows, "energy, dB", title="checkpoints/pretrained.safetensors, lower is better",
+              zero="silence")  # fmt: skip
+    (figure,), (axis,) = drawn, drawn[0].axes
+    figure.draw_without_rendering()
+    texts = [*axis.get_yticklabels(), axis.xaxis.label, *figure.texts, *figure.legends[0].get_texts()]
+    texts.append(figure._suptitle)
+    whole = figure.bbox
+    for text in texts:
+        box = text.get_window_extent()
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1, text
+
+
+def test_the_sweep_has_plain_ticks_and_names_each_heap_of_steps_once(tmp_path, drawn):
+    settings = [sweep.Setting(sampler=sampler, steps=steps) for sampler in ("ddim", "dpmpp") for steps in (1, 16)]
+    measured = [sweep.Measured(s, np.ones(1) * s.steps, np.zeros(1), np.ones(1), 0.04 * s.steps) for s in settings]
+    sweep.draw_frontier(tmp_path / "a.png", measured)
+    left, right = drawn[0].axes
+    for axis in (left, right):
+        assert {text.get_text() for text in axis.get_xticklabels()} >= {"0.05", "0.1", "0.2", "0.5"}
+        assert not axis.get_xticklabels(minor=True)
+        assert sorted(text.get_text() for text in axis.texts) == ["1", "16"]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["ddim", "dpmpp", "frontier"]

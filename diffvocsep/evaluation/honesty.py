@@ -156,6 +156,7 @@ def draw_honesty(path: Path, found: Sequence[Honesty]) -> None:
     shares = np.mean([one.ranks / max(1, one.ranks.sum()) for one in found], axis=0)
     left.bar(range(len(shares)), 100 * shares, color="#9ec1e6")
     left.axhline(100 / len(shares), color="black", ls="--", label="honest")
+    left.locator_params(axis="x", integer=True)
     left.set_xlabel("samples below the truth")
     left.set_ylabel("% of bins")
     left.legend()

@@ -180,4 +180,4 @@ def report(
     if output:
         lines = [[f, i, *(f"{scores[s][f][i]:.4f}" for s in scores)] for f in own for i in range(songs)]
         write_csv(output / "instruments.csv", [["family", "song", *scores], *lines])
-        draw_rows(output / "instruments.png", own, "global SDR of the vocals, dB", held_out)
+        draw_rows(output / "instruments.png", own, "global SDR of the vocals, dB", held_out, zero=SILENCE)

@@ -141,7 +141,7 @@ def counterfactual(args: Namespace) -> None:
                  for test, by_system in found.items() for name, values in by_system.items()]  # fmt: skip
         write_csv(args.output / "counterfactual.csv", [["test", "system", *range(clips)], *lines])
         own = {test: by_system[model.name] for test, by_system in found.items()}
-        draw_rows(args.output / "counterfactual.png", own, f"{model.name}: energy in dB, lower is better")
+        draw_rows(args.output / "counterfactual.png", own, "energy, dB", title=f"{model.name}, lower is better")
 
 
 def instruments(args: Namespace) -> None:
