@@ -9,7 +9,8 @@
     python evaluate.py --instruments --model_path PATH                          one instrument family at a time
 
 Scores are museval's BSSEval v4 (median over frames of 1 s, then over songs), global SDR and SI-SDR in dB. With --output
-there are numbers and pictures, and an interrupted run goes on where it stopped. All is told in docs/evaluation.md.
+there are numbers and pictures, and interrupted scoring goes on where it stopped; the other measurements start anew. All
+is told in docs/evaluation.md.
 """
 
 from __future__ import annotations

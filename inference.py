@@ -14,12 +14,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from diffvocsep.cli import main
+from diffvocsep.cli import main, warn_ignored
 from diffvocsep.errors import UserError
 
 RELEASED, TRAINED = Path("checkpoints/pretrained.safetensors"), Path("checkpoints/best.pt")
 SHIPPED = Path(__file__).resolve().parent / RELEASED  # the same, from whatever folder this is called
 PICTURE_SECONDS = 20.0
+OPTIONS = {"sampler": "diffusion.sampler", "steps": "diffusion.ddim_steps", "eta": "diffusion.eta",
+           "samples": "diffusion.samples", "seed": "train.seed"}  # fmt: skip
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -71,6 +73,7 @@ def choose_model(path: Path | None, quiet: bool = False) -> Path:
 def run(argv: list[str] | None = None) -> int:
     args = parse(argv)
     from diffvocsep.backends import all_done
+    from diffvocsep.config import key_of
     from diffvocsep.device import describe, place, reason, resolve_device
     from diffvocsep.files import find_inputs, middle, pair_outputs, separate_file
     from diffvocsep.plot import plot_separation, require_picture
@@ -94,8 +97,11 @@ def run(argv: list[str] | None = None) -> int:
     model = choose_model(args.model_path, quiet=rank > 0)
     device = resolve_device(args.device)
     separator = Separator.from_checkpoint(model, str(device)).configured(args.config, args.overrides)
-    options = {name: getattr(args, name) for name in ("sampler", "steps", "eta", "samples", "seed")}
+    options = {name: getattr(args, name) for name in OPTIONS}
     settings = separator.settings(**options)  # a setting that cannot be is said once, before any song is read
+    if rank == 0:
+        given = [OPTIONS[name] for name, value in options.items() if value is not None]
+        warn_ignored(settings, [*given, *map(key_of, args.overrides)])
     if args.uncertainty:
         require_samples(settings)
     spread = Spread(settings.audio) if args.uncertainty or (args.plot and says_something(settings)) else None

@@ -70,8 +70,12 @@ def draw(path: Path, rows: dict[str, dict]) -> None:
     for name, row in rows.items():
         if "sdr" in row:
             x, y = row["seconds"] / row["audio_seconds"], median(row["sdr"])
-            axes.plot(x, y, "o" if name.startswith("Diff-VocSep") else "s")
-            axes.annotate(name, (x, y), xytext=(6, 6), textcoords="offset points", fontsize=8)
+            ours = name.startswith("Diff-VocSep")
+            axes.plot(x, y, "o" if ours else "s", color="tab:blue" if ours else "tab:orange")
+            label = name.split()[1] if ours else name  # the number of steps: the points lie close together
+            axes.annotate(label, (x, y), xytext=(6, 6), textcoords="offset points", fontsize=8)
+    axes.plot([], [], "o", color="tab:blue", label="Diff-VocSep (numbers: steps)")
+    axes.legend(fontsize=8)
     axes.set(xscale="log", xlabel="seconds per second of song, 2 CPU threads", ylabel="global SDR of the vocals, dB")
     axes.margins(x=0.25, y=0.15)
     axes.grid(alpha=0.3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NoReturn
 
 from .errors import UserError
@@ -33,11 +33,11 @@ def main(run: Callable[[], int]) -> NoReturn:
         sys.exit(130)
 
 
-def warn_ignored(config: Config) -> None:
-    """Name the settings that have no effect under the others."""
+def warn_ignored(config: Config, asked: Collection[str] | None = None) -> None:
+    """Name the settings that have no effect under the others; with `asked`, only these keys."""
     from .config import ignored_settings
 
-    for line in ignored_settings(config):
+    for line in ignored_settings(config, asked):
         print(f"note: {line}", file=sys.stderr)
 
 

@@ -10,7 +10,7 @@ A file or an override names only what differs from the defaults below:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -346,6 +346,11 @@ def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     return {key: (_value(before, key), _value(after, key)) for key in keys if _value(before, key) != _value(after, key)}
 
 
+def key_of(override: str) -> str:
+    """`section.key` of "section.key=value"."""
+    return override.partition("=")[0].strip()
+
+
 def is_fixed(key: str) -> bool:
     """Whether trained weights are bound to the value of `key`."""
     return key in FIXED.split() or f"{key.split('.')[0]}.*" in FIXED.split()
@@ -376,11 +381,12 @@ def ignored_keys(config: Config) -> dict[str, str]:
     return ignored
 
 
-def ignored_settings(config: Config) -> list[str]:
-    """One line for each ignored key that was set to something else than its default, for scripts to warn about."""
+def ignored_settings(config: Config, asked: Collection[str] | None = None) -> list[str]:
+    """One line for each ignored key (of those in `asked`, if given) that was set to something else than its default,
+    for scripts to warn about."""
     defaults = Config()
     return [
         f"{key} = {show(_value(config, key))} is ignored: {reason}"
         for key, reason in ignored_keys(config).items()
-        if _value(config, key) != _value(defaults, key)
+        if _value(config, key) != _value(defaults, key) and (asked is None or key in asked)
     ]

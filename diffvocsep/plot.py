@@ -81,7 +81,7 @@ def draw_separation(
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_ylabel("Hz")
     axes[-1].set_xlabel("s")
-    figure.colorbar(drawn, ax=list(axes), label="dB", aspect=40)
+    figure.colorbar(drawn, ax=list(axes), label="dB (0: the loudest point of the panels)", aspect=40)
     return figure
 
 
@@ -100,13 +100,22 @@ def plot_separation(path: Path, *args, **kwargs) -> None:
 
 
 def spread_db(values: Mapping[str, np.ndarray], start: float, stop: float) -> tuple[np.ndarray, tuple[float, ...]]:
-    """The spread between `start` and `stop` (s) in dB, `(F, T)`, and where its edges lie: (s, s, Hz, Hz)."""
+    """The spread between `start` and `stop` (s) in dB, `(F, T)`, and where its edges lie: (s, s, Hz, Hz).
+
+    Raises:
+        UserError: the spread ends before `start`.
+    """
     edges = []
     for centres in (values["time"], values["frequency"]):
         width = float(centres[1] - centres[0]) if len(centres) > 1 else 2 * max(float(centres[0]), 1e-3)
         edges.append((centres - width / 2, centres + width / 2))
     (left, right), (bottom, top) = edges
     inside = (right > start) & (left < stop)
+    if not inside.any():
+        raise UserError(
+            f"the uncertainty ends at {right[-1]:.1f} s, before the excerpt of {start:.1f} to {stop:.1f} s; "
+            "give the .npz that was written for this song"
+        )
     image = 20 * np.log10(np.maximum(values["spread"][:, inside], 1e-6))
     return image, (float(left[inside][0]), float(right[inside][-1]), float(bottom[0]), float(top[-1]))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .audio import resample_blocks
-from .config import Config, from_dict, load_config, require_same_network, to_dict
+from .config import Config, from_dict, is_fixed, key_of, load_config, require_same_network, to_dict
 from .counterfactual import extend_band, subtract
 from .device import amp_dtype, autocast, resolve_device
 from .diffusion import Diffusion
@@ -29,6 +29,10 @@ from .streams import frame_noise
 from .uncertainty import Spread, require_samples
 
 BLOCK_SECONDS = 4.0  # how much audio is read at a time
+
+# What a separation reads of the settings that weights leave open.
+USED = """diffusion.sampler diffusion.use_ddim diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.start
+diffusion.start_step separation.* train.seed train.amp"""
 
 
 class Separator:
@@ -70,10 +74,13 @@ class Separator:
         """The same model under the settings of a config file and of overrides `section.key=value`.
 
         Raises:
-            UserError: an impossible setting, or one that the weights are bound to.
+            UserError: an impossible setting, one that the weights are bound to, or an override without effect here.
         """
         config = load_config(path, overrides, base=self.config)
         require_same_network(self.config, config, "the model")
+        for key in map(key_of, overrides):
+            if not (key in USED.split() or key.startswith("separation.") or is_fixed(key)):
+                raise UserError(f"{key} has no effect on a separation; leave it out")
         return Separator(self.model, config, self.device)
 
     def separate(self, waveform: Tensor, sample_rate: int, **options) -> tuple[Tensor, Tensor]:

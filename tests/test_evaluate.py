@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import matplotlib.image
@@ -26,7 +29,7 @@ from diffvocsep.config import load_config, to_dict
 from diffvocsep.data import synthetic_tracks
 from diffvocsep.data.synthetic import make_song
 from diffvocsep.errors import UserError
-from diffvocsep.evaluation import bsseval, scores, systems
+from diffvocsep.evaluation import bsseval, clips, modes, parallel, scores, systems
 from diffvocsep.evaluation.clips import find_excerpts
 from diffvocsep.evaluation.parallel import progress
 from diffvocsep.separator import Separator
@@ -148,6 +151,19 @@ def test_museval_reads_the_files_and_aggregates_to_the_printed_numbers(model, re
                 assert value == pytest.approx(of_tracks[name][target]["SDR"], abs=1e-5)
 
 
+def test_the_seconds_that_museval_leaves_out_are_counted():
+    vocals, rest = (torch.from_numpy(stereo(i, 4.5).T.copy()) for i in (0, 1))
+    vocals[:, :RATE] = 0
+    rest[:, RATE : 2 * RATE] = 1e-6  # silent in 16 bit
+    estimates = {"vocals": rest + vocals, "accompaniment": rest.clone()}
+    estimates["accompaniment"][1, 2 * RATE : 3 * RATE] = -rest[0, 2 * RATE : 3 * RATE]
+    estimates["accompaniment"][0, 2 * RATE : 3 * RATE] = rest[0, 2 * RATE : 3 * RATE]
+    references = {"vocals": vocals, "accompaniment": rest}
+    found = scores.silent_seconds(references.values(), estimates.values(), RATE)
+    by_frame = bsseval.bsseval(references, estimates, RATE)["vocals"]["SDR"]
+    assert found == np.isnan(by_frame).tolist() == [True, True, True, False]
+
+
 def test_what_is_known_without_computing(model, results):
     folder, printed = results
     vocals, accompaniment = tables(printed)
@@ -156,13 +172,13 @@ def test_what_is_known_without_computing(model, results):
     assert next(iter(vocals)) == "vocals, dB, 2 clips" and next(iter(accompaniment)) == "accompaniment, dB, 3 clips"
     assert vocals["silence"][0] == "0.00 (0.00 .. 0.00)" and set(vocals["silence"][1:]) == {"-"}
     assert vocals["untrained network"][0].startswith(("0.00", "-0.00"))  # it changes nothing: no vocals
-    assert "1 of 3 clips and 3 of 6 seconds have silent vocals" in printed
+    assert "1 of 3 clips have silent vocals" in printed and "in 3 of 6 seconds" in printed
     found = rows(folder)
     assert ("a", "true accompaniment", "vocals") not in found  # exact, where the mixture is a sum
     lossy = found["b", "true accompaniment", "vocals"]
     assert float(lossy["global SDR"]) == pytest.approx(db(sides(1)[0], sides(1)[0] + 0.1 * stereo(20)), abs=1e-3)
     assert found["silent", "mixture", "vocals"]["global SDR"] == "nan"
-    assert found["a", "mixture", "vocals"]["frames without vocals"] == "1"
+    assert found["a", "mixture", "vocals"]["frames without a score"] == "1"
     height, width = matplotlib.image.imread(folder / "summary.png").shape[:2]
     assert width > 900 and height > 500
 
@@ -192,6 +208,22 @@ def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(song
     assert scored == [("a", "mixture")]
 
 
+def test_museval_finds_no_clips_of_an_earlier_run(songs, model, tmp_path):
+    def found(seconds: float) -> set[str]:
+        excerpts = find_excerpts("stems", songs, seconds)[: 2 if seconds else 1]
+        scores.score(excerpts, systems.Model(model, "cpu"), tmp_path, 1, frames=True)
+        (tmp_path / "museval" / "mine.json").touch()
+        folders = [tmp_path / "museval" / name / "test" for name in ("mixture", "ideal ratio mask", "model")]
+        first, *others = [{path.stem for path in folder.glob("*.json")} for folder in folders]
+        assert all(other == first for other in others)
+        return first
+
+    assert found(0) == {"a"}
+    assert found(1) == {"a at 0 s", "a at 1 s"}
+    assert found(0) == {"a"}  # its records were still there, its museval files were not
+    assert (tmp_path / "museval" / "mine.json").exists()
+
+
 def test_different_songs_have_different_files_with_names_that_every_system_takes():
     names = ["A - B", "A/B", "A?B", "A*B", "A_B", "A_B.", "A_B ", "곡" * 60, "곡" * 61, "곡" * 62, "..", "???", "/"]
     files = [scores.file_name(name) for name in names]
@@ -206,7 +238,7 @@ def test_different_songs_have_different_files_with_names_that_every_system_takes
 def test_a_run_that_is_ended_goes_on_where_it_stopped(how, songs, model, tmp_path):
     """Real processes: the first run is ended once a song is done, the second keeps that song and finishes."""
     command = [sys.executable, evaluate.__file__, *arguments(songs, model)[:-2], "--jobs", "2"]
-    command += ["--output", str(tmp_path), "--seconds", "1.5"]
+    command += ["--output", str(tmp_path), "--seconds", "1"]  # six clips
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                start_new_session=True)  # fmt: skip
@@ -221,19 +253,28 @@ def test_a_run_that_is_ended_goes_on_where_it_stopped(how, songs, model, tmp_pat
         process.communicate(timeout=300)  # returns when its children have ended too: they hold the pipes
     finally:
         process.kill()
-    assert process.returncode in ((-9,) if how == signal.SIGKILL else (130, 0))
-    assert done
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    assert done and len(list(tmp_path.glob("scores/model/*.json"))) < 6
     kept = {path: path.stat().st_mtime_ns for path in done}
     for path in tmp_path.glob("scores/*/*.json"):
         json.loads(path.read_text(encoding="utf-8"))  # never half a file
     assert subprocess.run(command, env=environment, capture_output=True, timeout=600).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in done} == kept
-    assert len({line["clip"] for line in rows(tmp_path).values()}) == 3
+    assert len({line["clip"] for line in rows(tmp_path).values()}) == 6
 
 
 def test_where_no_bar_can_be_watched_a_line_says_what_has_begun(capsys):
     assert list(progress(iter("ab"), "Scoring", 2)) == ["a", "b"]
     assert capsys.readouterr().err == "Scoring: 2 songs\n"
+
+
+def test_processes_share_any_kind_of_gpu(monkeypatch):
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 12)
+    assert parallel.processes(0, 100, "cpu") == 12
+    assert parallel.processes(7, 100, "cpu") == 7 and parallel.processes(0, 5, "cpu") == 5
+    for kind in ("cuda", "mps"):
+        monkeypatch.setattr(parallel, "resolve_device", lambda name, kind=kind: torch.device(kind))
+        assert parallel.processes(0, 100, "auto") == parallel.ON_ONE_DEVICE
 
 
 def test_without_museval_the_other_scores_remain(songs, model, monkeypatch, capsys):
@@ -313,6 +354,26 @@ def test_musdb_gives_what_the_package_gives(tmp_path):
     assert np.array_equal(clip.mixture.numpy(), track.audio.T.astype(np.float32)) and clip.own_mixture
 
 
+def test_a_damaged_stem_file_is_one_sentence_and_each_process_looks_once(tmp_path, monkeypatch):
+    import musdb
+    import stempeg
+
+    opened, database = [], musdb.DB
+    monkeypatch.setattr(musdb, "DB", lambda **where: opened.append(where) or database(**where))
+    (tmp_path / "test").mkdir()
+    whole, damaged = (tmp_path / "test" / f"{name}.stem.mp4" for name in ("A - B", "C - D"))
+    shutil.copyfile(stempeg.example_stem_path(), whole)
+    excerpts = pickle.loads(pickle.dumps(find_excerpts("musdb", tmp_path, 1.0)[:2]))  # as another process gets them
+    assert [excerpt.read().vocals.shape for excerpt in excerpts] == [(2, 44100)] * 2 and len(opened) == 1
+    whole.write_bytes(b"no music")
+    with pytest.raises(UserError, match=r"A - B, cannot be decoded \(.*replace it"):
+        excerpts[0].read()
+    damaged.write_bytes(b"no music")
+    clips._musdb.cache_clear()
+    with pytest.raises(UserError, match=r"cannot be decoded \(.*replace it"):
+        find_excerpts("musdb", tmp_path)
+
+
 # --- ceilings -----------------------------------------------------------------------------------------------------
 
 
@@ -390,6 +451,24 @@ def test_options_that_would_have_no_effect_are_refused(arguments, ignored, capsy
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert exit_.value.code == 2 and ignored in error
     assert "--jobs" not in error, "it has an effect"
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    ("train.lr=1", "train.lr has no effect"),
+    ("diffusion.eta=0.5 data.root=x", "data.root has no effect"),
+    ("diffusion.terminal_share=1", "diffusion.terminal_share has no effect"),
+    ("--sweep diffusion.ddim_steps=2", "diffusion.ddim_steps has no effect here, --grid"),
+    ("--uncertainty diffusion.samples=2", "diffusion.samples has no effect here, --samples"),
+])  # fmt: skip
+def test_overrides_that_would_have_no_effect_are_refused(overrides, words, songs, model):
+    with pytest.raises(UserError, match=words):
+        evaluate.run([*arguments(songs, model)[:-2], *overrides.split()])
+
+
+def test_overrides_that_others_make_useless_are_named(model, capsys):
+    overrides = ["diffusion.sampler=ddpm", "diffusion.eta=0.5", "diffusion.start=noise"]
+    modes._model(Namespace(model_path=model, device="cpu", overrides=overrides, sweep=False))
+    assert capsys.readouterr().err == "note: diffusion.eta = 0.5 is ignored: diffusion.sampler is ddpm\n"
 
 
 @pytest.mark.parametrize("arguments", [["--root", "nowhere"], ["--root", ".", "--model_path", "none.pt"]])

@@ -122,6 +122,12 @@ def test_the_uncertainty_is_a_panel_of_its_own(tmp_path, drawn):
     assert heights == pytest.approx([2050]) and 31 < moments.min() < 31.1 and 31.4 < moments.max() < 31.5
 
 
+def test_the_uncertainty_of_a_shorter_song_is_refused(tmp_path):
+    values = {"time": np.arange(20) / 10, "frequency": np.arange(3) * 2000.0, "spread": np.ones((3, 20))}
+    with pytest.raises(UserError, match=r"ends at 1\.9 s"):
+        plot_separation(tmp_path / "a.png", tone(500), tone(500), RATE, start=30.0, uncertainty=values)
+
+
 def test_the_uncertainty_of_a_file_is_drawn_by_hand(tmp_path, drawn):
     for name in ("mixture.wav", "vocals.wav"):
         write(tmp_path / name, tone(500), RATE)

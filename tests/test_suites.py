@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from matplotlib.figure import Figure
 from test_evaluate import RATE, TINY, arguments, stereo, tables
 from test_evaluate import model as model  # fixtures
 from test_evaluate import songs as songs
@@ -18,8 +19,8 @@ import evaluate
 from diffvocsep.data.synthetic import FAMILIES
 from diffvocsep.errors import UserError
 from diffvocsep.evaluation import counterfactual, honesty, instruments, sweep
-from diffvocsep.evaluation.clips import Clip
-from diffvocsep.evaluation.report import interval, table
+from diffvocsep.evaluation.clips import Clip, find_excerpts
+from diffvocsep.evaluation.report import draw_rows, interval, table
 from diffvocsep.evaluation.systems import Model
 
 FLOOR = counterfactual.FLOOR
@@ -80,6 +81,15 @@ def test_the_guest_is_the_next_singer_as_loud_as_the_own_one():
     assert counterfactual.second_singer(one, Clip("d", waves(1), 0 * waves(1), waves(1), RATE)).any()
 
 
+def test_the_guest_of_every_clip_comes_from_another_song(songs):
+    excerpts = find_excerpts("stems", songs, 0.5)  # four clips of each of three songs
+    pairs = list(zip(excerpts, counterfactual.guests(excerpts), strict=True))
+    assert [guest.name for _, guest in pairs[:2]] == ["b at 0 s", "b at 0.5 s"]
+    following = {"a": "b", "b": "silent", "silent": "a"}
+    assert all(guest.track.name == following[one.track.name] for one, guest in pairs)
+    assert counterfactual.guests(excerpts[:2]) == excerpts[:2]  # one song alone
+
+
 def test_the_suite_runs_and_shows_all_four(songs, model, tmp_path, capsys):
     evaluate.run([*arguments(songs, model), "--counterfactual", "--seconds", "0.5", "--output", str(tmp_path)])
     (rows,) = tables(capsys.readouterr().out)
@@ -135,13 +145,22 @@ def test_a_spread_that_only_follows_the_level_is_found_out():
 
 
 def test_one_step_is_refused_and_eight_are_measured(songs, model, tmp_path, capsys):
-    run = [*arguments(songs, model), "--uncertainty", "--seconds", "0.5", "--output", str(tmp_path)]
-    with pytest.raises(UserError, match="hardly differ"):
+    run = [*arguments(songs, model), "--uncertainty", "--output", str(tmp_path)]
+    with pytest.raises(UserError, match="hardly differ") as refusal:
         evaluate.run(run)
-    evaluate.run([*run, "--samples", "4", "diffusion.ddim_steps=8", "diffusion.sampler=ddpm"])
-    (rows,) = tables(capsys.readouterr().out)
+    advice = str(refusal.value).split("such as ")[1].split()
+    evaluate.run([*run, "--samples", "4", *advice])
+    out = capsys.readouterr().out
+    (rows,) = tables(out)
+    assert "from --samples 16 on" in out and not any("truth" in name for name in rows)
     assert sum("correlation" in name or name.startswith("...") for name in rows) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"uncertainty.csv", "uncertainty.png"}
+
+
+def test_clips_that_would_fill_the_memory_are_refused(songs, model, monkeypatch):
+    monkeypatch.setattr(honesty, "MOST", 16)
+    with pytest.raises(UserError, match="16 samples of 2 s .* --seconds 1,"):
+        honesty.honesty(find_excerpts("stems", songs), Model(model, "cpu", ("diffusion.ddim_steps=8",)), 16, 1)
 
 
 # --- quality against steps ----------------------------------------------------------------------------------------
@@ -229,6 +248,24 @@ def test_a_folder_sorted_by_family(families, songs):
         instruments.folder_parts(families, 30, families)
 
 
+def test_the_loudest_stretch_is_taken_and_silent_bands_are_counted(tmp_path, songs, model, monkeypatch, capsys):
+    monkeypatch.setattr(instruments, "SONG_SECONDS", 1.0)
+    for i, gains in enumerate([(0, 0, 1), (0, 1, 0), (0, 0, 0)]):  # of each second; the last band is silent throughout
+        folder = tmp_path / "brass" / f"song {i}"
+        folder.mkdir(parents=True)
+        wave = np.concatenate([gain * stereo(i, 1.0) for gain in gains])
+        soundfile.write(folder / "accompaniment.wav", wave, RATE, "FLOAT")
+    late, *_ = parts = instruments.folder_parts(tmp_path, 30, songs)
+    _, rest, _ = late.waves()
+    expected = torch.from_numpy(stereo(0, 1.0).T)
+    assert torch.allclose(rest / rest.norm(), expected / expected.norm(), atol=1e-6)
+    assert not parts[2].waves()[1].any()
+    evaluate.run([*arguments(tmp_path, model), "--instruments", "--vocals", str(songs)])
+    out = capsys.readouterr().out
+    assert "median of 2 songs" in out and "1 of 3 songs are left out" in out
+    assert tables(out)[0]["brass"][-1] == f"{instruments.BALANCE_DB:.2f}"  # and no 120 dB among them
+
+
 def test_the_gap_is_the_difference_and_its_interval_holds_it():
     rng = np.random.default_rng(0)
     voices = rng.normal(0, 3, 40)  # some voices are easy over whatever plays
@@ -263,7 +300,7 @@ def re_number(text: str) -> float:
     return float(text.split()[0])
 
 
-def test_the_checkpoint_itself_says_what_was_held_out(tmp_path):
+def test_the_checkpoint_itself_says_what_was_held_out(tmp_path, families, songs, capsys):
     from diffvocsep.checkpoint import save_checkpoint
     from diffvocsep.config import load_config, to_dict
     from diffvocsep.unet import UNet
@@ -271,8 +308,53 @@ def test_the_checkpoint_itself_says_what_was_held_out(tmp_path):
     config = load_config(None, [*TINY.split(), "data.held_out_families=[bowed]"])
     save_checkpoint(tmp_path / "m.pt", {"config": to_dict(config), "ema": UNet(config).state_dict(), "step": 1})
     assert instruments.held_out_of(Model(tmp_path / "m.pt")) == ("bowed",)
+    evaluate.run([*arguments(families, tmp_path / "m.pt"), "--instruments", "--vocals", str(songs)])
+    rows = tables(capsys.readouterr().out)[0]
+    assert rows["brass"][0] == rows["strings"][0] == ""  # of a folder's families the checkpoint knows nothing
 
 
 def test_a_bar_in_a_name_does_not_break_the_table():
     lines = table("a", ["b"], {"|X|": ["1"]}).splitlines()
     assert [line.count("|") for line in lines] == [3, 3, 3] and "&#124;X&#124;" in lines[2]
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that are saved."""
+    figures, save = [], Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        figures.append(self)
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def test_long_names_and_the_title_stay_inside_the_picture(tmp_path, drawn):
+    rows = {test: [-20.0, -10.0, 0.0] for test in counterfactual.TESTS}
+    draw_rows(tmp_path / "a.png", rows, "energy, dB", title="checkpoints/pretrained.safetensors, lower is better",
+              zero="silence")  # fmt: skip
+    (figure,), (axis,) = drawn, drawn[0].axes
+    figure.draw_without_rendering()
+    texts = [*axis.get_yticklabels(), axis.xaxis.label, *figure.texts, *figure.legends[0].get_texts()]
+    texts.append(figure._suptitle)
+    whole = figure.bbox
+    for text in texts:
+        box = text.get_window_extent()
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1, text
+
+
+def test_the_sweep_has_plain_ticks_and_names_each_heap_of_steps_once(tmp_path, drawn):
+    settings = [sweep.Setting(sampler=sampler, steps=steps) for sampler in ("ddim", "dpmpp") for steps in (1, 16)]
+    measured = [sweep.Measured(s, np.ones(1) * s.steps, np.zeros(1), np.ones(1), 0.04 * s.steps) for s in settings]
+    sweep.draw_frontier(tmp_path / "a.png", measured)
+    left, right = drawn[0].axes
+    for axis in (left, right):
+        assert {text.get_text() for text in axis.get_xticklabels()} >= {"0.05", "0.1", "0.2", "0.5"}
+        assert not axis.get_xticklabels(minor=True)
+        assert sorted(text.get_text() for text in axis.texts) == ["1", "16"]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["ddim", "dpmpp", "frontier"]

@@ -104,6 +104,12 @@ def test_too_few_steps_or_samples_are_one_sentence(call, folder, options, words)
     assert names(folder) == ["song.wav"]
 
 
+def test_the_advice_is_accepted(call):
+    arguments = ["--input", "song.wav", "--output", "v.wav", "--uncertainty", "u.npz", "--samples", "2"]
+    advice = call(*arguments)[2].split("such as ")[1].split()
+    assert call(*arguments, *advice)[0] == 0
+
+
 def test_other_bad_requests(call, folder):
     many = ["--samples", "2", "--steps", "8"]
     assert_one_sentence(call("--input", "song.wav", "--output", "v.wav", "--uncertainty", "u.csv", *many), "u.csv")

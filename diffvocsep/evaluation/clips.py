@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,15 @@ class MusdbTrack:
 
     def read(self, side: str, start: float, seconds: float, sample_rate: int) -> Tensor:
         """Waveform `(2, round(seconds * sample_rate))`, as the package decodes it; `sample_rate` is the file's."""
+        import ffmpeg  # comes with musdb
+
         track = self._multitrack
         whole = start == 0 and seconds >= self.seconds
         track.chunk_start, track.chunk_duration = (0, None) if whole else (start, seconds)
-        samples = track.audio if side == "mixture" else track.targets[side].audio
+        try:
+            samples = track.audio if side == "mixture" else track.targets[side].audio
+        except (ffmpeg.Error, Warning) as error:
+            raise _damaged(self.name, error) from None
         waveform = torch.from_numpy(samples.T.copy()).float()
         return waveform if whole else waveform[:, : round(seconds * sample_rate)]
 
@@ -91,14 +96,27 @@ class MusdbTrack:
         return float(self.read(side, 0, self.seconds, sample_rate).square().mean()) ** 0.5
 
 
+@lru_cache(maxsize=2)
 def _musdb(root: Path, subset: str, split: str | None) -> Any:
+    """The package's view of a half of MUSDB18, once in every process: it looks into each file."""
     try:
+        import ffmpeg
         import musdb
     except ImportError:
         raise UserError("--dataset musdb needs the package musdb; install it with: pip install musdb") from None
     except RuntimeError:  # from stempeg
         raise UserError("--dataset musdb needs the programs ffmpeg and ffprobe; install ffmpeg") from None
-    return musdb.DB(root=str(root), subsets=subset, split=split)
+    try:
+        return musdb.DB(root=str(root), subsets=subset, split=split)
+    except (ffmpeg.Error, Warning) as error:
+        raise _damaged(f"one in {root / subset}", error) from None
+
+
+def _damaged(song: str, error: Exception) -> UserError:
+    """The sentence for an `ffmpeg.Error`, or the `Warning` that stempeg makes of one."""
+    said = error.stderr.decode(errors="replace") if getattr(error, "stderr", None) else str(error)
+    reason = said.strip().splitlines()[-1]
+    return UserError(f"a song of MUSDB18, {song}, cannot be decoded ({reason}); replace it by a whole copy")
 
 
 def find_songs(dataset: str, root: Path | None, split: str = "test") -> Sequence[Track]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..audio import resample
+from ..errors import UserError
 from ..separator import Separator, to_groups
-from ..uncertainty import pool, require_samples
+from ..uncertainty import LEAST_STEPS, pool, require_samples
 from .clips import Clip, Excerpt
 from .parallel import each
 from .report import new_figure, save
@@ -24,6 +25,7 @@ RANGE_DB = 60.0  # cells this far below the loudest are left out
 BIN_DB = 5.0
 FEWEST = 50  # cells of a level bin that give a correlation
 FEWEST_SAMPLES = 16  # that a coverage can be read from
+MOST = 480  # samples x s of a clip, whose STFTs fill about 2 GB
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,16 @@ def honesty(excerpts: Sequence[Excerpt], model: Model, samples: int, jobs: int) 
     """Every clip in which somebody sings.
 
     Raises:
-        UserError: fewer than two samples, or too few steps for them to differ.
+        UserError: fewer than two samples, too few steps for them to differ, or clips too long for the memory.
     """
-    require_samples(model.separator().settings(samples=samples))
+    enough = f"diffusion.sampler=ddpm diffusion.ddim_steps={LEAST_STEPS}"
+    require_samples(model.separator().settings(samples=samples), enough)
+    longest = max(excerpt.seconds for excerpt in excerpts)
+    if samples * longest > MOST:
+        raise UserError(
+            f"{samples} samples of {longest:.0f} s would fill the memory; cut the songs into clips with --seconds "
+            f"{max(1, MOST // samples)}, or take fewer --samples"
+        )
     found = each(partial(_honesty_song, model=model, samples=samples), excerpts, jobs, "Uncertainty")
     return [one for one in found if one]
 
@@ -147,6 +156,7 @@ def draw_honesty(path: Path, found: Sequence[Honesty]) -> None:
     shares = np.mean([one.ranks / max(1, one.ranks.sum()) for one in found], axis=0)
     left.bar(range(len(shares)), 100 * shares, color="#9ec1e6")
     left.axhline(100 / len(shares), color="black", ls="--", label="honest")
+    left.locator_params(axis="x", integer=True)
     left.set_xlabel("samples below the truth")
     left.set_ylabel("% of bins")
     left.legend()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,17 +42,24 @@ class Part:
         rate = int(self.band.source_rate) if self.band else RATE
         seconds = min([SONG_SECONDS, *(t.seconds for t in (self.voice, self.band) if t)])
         if self.voice:
-            vocals = self.voice.read("vocals", 0.0, seconds, rate)
+            vocals = loudest(self.voice, "vocals", seconds, rate)
         else:
             vocals = resample(_composed(self.index, FAMILIES, "vocals"), RATE, rate)
         if self.band:
-            rest = self.band.read("accompaniment", 0.0, seconds, rate)
+            rest = loudest(self.band, "accompaniment", seconds, rate)
         else:
             rest = _composed(self.index, (self.family,), "accompaniment")
         length = min(vocals.shape[-1], rest.shape[-1])
         vocals, rest = (wave[:, :length].expand(2, -1) for wave in (vocals, rest))
         gain = 10 ** (-BALANCE_DB / 20) * vocals.norm() / rest.norm().clamp_min(1e-9)
         return vocals, rest * gain, rate
+
+
+def loudest(track: StemTrack, side: str, seconds: float, rate: int) -> Tensor:
+    """The loudest stretch `(C, N)` of one side, of those half a length apart: intros are often silent."""
+    last = track.seconds - seconds
+    starts = np.linspace(0.0, last, math.ceil(2 * last / seconds) + 1)
+    return max((track.read(side, start, seconds, rate) for start in starts), key=lambda wave: float(wave.norm()))
 
 
 def _composed(index: int, families: Sequence[str], side: str) -> Tensor:
@@ -96,11 +104,14 @@ def held_out_of(model: Model) -> tuple[str, ...]:
 
 
 def instruments(parts: Sequence[Part], model: Model, jobs: int) -> dict[str, dict[str, np.ndarray]]:
-    """System -> family -> global SDR of the vocals of each song, dB; song i is sung by the same voice in all."""
+    """System -> family -> global SDR of the vocals of each song, dB; song i is sung by the same voice in all.
+
+    A song in which nobody sings, or nobody plays in some family, is left out of every family.
+    """
     found = each(partial(_part, model=model), parts, jobs, "Instruments")
     silent = {part.index for part, one in zip(parts, found, strict=True) if np.isnan(one[SILENCE])}
     if silent >= {part.index for part in parts}:
-        raise UserError(f"nobody sings in the first {SONG_SECONDS:g} s of these voices: there is nothing to score")
+        raise UserError("in every one of these songs nobody sings or nobody plays: there is nothing to score")
     heard = [(part, one) for part, one in zip(parts, found, strict=True) if part.index not in silent]
     return {
         system: {
@@ -113,6 +124,8 @@ def instruments(parts: Sequence[Part], model: Model, jobs: int) -> dict[str, dic
 
 def _part(part: Part, model: Model) -> dict[str, float]:
     vocals, rest, rate = part.waves()
+    if not (vocals.any() and rest.any()):
+        return dict.fromkeys((SILENCE, MIXTURE, model.name), math.nan)
     mixture = vocals + rest
     estimate, _ = model.separator().separate(mixture, rate)
     estimates = {SILENCE: torch.zeros_like(vocals), MIXTURE: mixture, model.name: estimate}
@@ -143,9 +156,10 @@ def gap(scores: dict[str, np.ndarray], held_out: Sequence[str]) -> Gap | None:
 
 
 def report(
-    scores: dict[str, dict[str, np.ndarray]], model: Model, held_out: Sequence[str], output: Path | None
+    scores: dict[str, dict[str, np.ndarray]], model: Model, held_out: Sequence[str], wanted: int, output: Path | None
 ) -> None:
-    """Print the table and the gap; write instruments.csv and instruments.png."""
+    """Print the table, how many of the `wanted` songs are not in it, and the gap; write instruments.csv and
+    instruments.png."""
     own = scores[model.name]
     songs = len(next(iter(own.values())))
     rows = {}
@@ -156,10 +170,14 @@ def report(
         rows[family] = [seen, f"{np.median(values):.2f}", f"{low:.2f} .. {high:.2f}", *others]
     title = f"global SDR of the vocals, dB, median of {songs} songs"
     print(table(title, ["training", "model", "95 % interval", *(SILENCE, MIXTURE)], rows))
+    if songs < wanted:
+        print(
+            f"\n{wanted - songs} of {wanted} songs are left out of all families: nobody sings, or nobody plays in one"
+        )
     found = gap(own, held_out)
     if found:
         print(f"\nseen minus held out: {found.value:.2f} dB (95 %: {found.low:.2f} .. {found.high:.2f})")
     if output:
         lines = [[f, i, *(f"{scores[s][f][i]:.4f}" for s in scores)] for f in own for i in range(songs)]
         write_csv(output / "instruments.csv", [["family", "song", *scores], *lines])
-        draw_rows(output / "instruments.png", own, "global SDR of the vocals, dB", held_out)
+        draw_rows(output / "instruments.png", own, "global SDR of the vocals, dB", held_out, zero=SILENCE)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from ..cli import warn_ignored
+from ..config import key_of
 from ..errors import UserError
 from . import bsseval, systems
 from .clips import Excerpt, find_excerpts
@@ -21,8 +24,15 @@ def _excerpts(args: Namespace) -> list[Excerpt]:
 
 def _model(args: Namespace) -> systems.Model:
     model = systems.Model(args.model_path, args.device, tuple(args.overrides))
-    model.separator()  # what is missing or impossible is said before any work
+    config = model.separator().config  # what is missing or impossible is said before any work
+    if not args.sweep:  # it samples in ways of its own
+        warn_ignored(config, list(map(key_of, args.overrides)))
     return model
+
+
+def _refuse(args: Namespace, keys: Iterable[str], option: str) -> None:
+    if given := sorted(set(keys) & set(map(key_of, args.overrides))):
+        raise UserError(f"{', '.join(given)} has no effect here, {option} decides about that; leave it out")
 
 
 def scores(args: Namespace) -> None:
@@ -53,8 +63,9 @@ def scores(args: Namespace) -> None:
         print(table(f"{target}, dB, {count} clips", METRICS if frames else METRICS[:2], _dashes(cells)))
         print()
     missing = sum(one.silent_frames for one in own)
-    print(f"{silent} of {len(own)} clips and {missing} of {sum(one.frames for one in own)} seconds have silent vocals: "
-          "such a clip has no scores of the vocals, such a second none of museval's")  # fmt: skip
+    seconds = sum(one.frames for one in own)
+    print(f"{silent} of {len(own)} clips have silent vocals and no scores of them; in {missing} of {seconds} seconds "
+          "vocals, accompaniment or an estimate are silent, and museval gives no scores")  # fmt: skip
     if args.output:
         write_csv(args.output / "results.csv", lines(found))
         ceilings = [name for name in (systems.MIXTURE, *systems.CEILINGS) if name in rows]
@@ -77,9 +88,10 @@ def oracle(args: Namespace) -> None:
 
 def sweep(args: Namespace) -> None:
     """Quality and time of every way to sample."""
-    from .sweep import DEFAULT_GRIDS, draw_frontier, frontier
+    from .sweep import DEFAULT_GRIDS, Setting, draw_frontier, frontier
     from .sweep import sweep as measure
 
+    _refuse(args, ["diffusion.use_ddim", *map(key_of, Setting().overrides())], "--grid")
     measured = list(measure(_excerpts(args), _model(args), args.grid or DEFAULT_GRIDS))
     best = frontier(measured)
     columns = ["evaluations", "SDR", "SI-SDR", "log-spectral distance", "s per s of song", "frontier"]
@@ -97,8 +109,9 @@ def sweep(args: Namespace) -> None:
 
 def uncertainty(args: Namespace) -> None:
     """Whether the spread of K counterfactuals tells the truth about their error."""
-    from .honesty import draw_honesty, honesty
+    from .honesty import FEWEST_SAMPLES, draw_honesty, honesty
 
+    _refuse(args, ["diffusion.samples"], "--samples")
     excerpts, model = _excerpts(args), _model(args)
     found = honesty(excerpts, model, args.samples, processes(args.jobs, len(excerpts), args.device))
     if not found:
@@ -106,6 +119,8 @@ def uncertainty(args: Namespace) -> None:
     rows = {name: [one.numbers.get(name, np.nan) for one in found] for name in found[0].numbers}
     print(table(f"K = {args.samples}, {len(found)} clips", ["median (quartiles)"],
                 {name: [spread(values)] for name, values in rows.items()}))  # fmt: skip
+    if args.samples < FEWEST_SAMPLES:
+        print(f"\nhow often the truth lies among the samples can be told from --samples {FEWEST_SAMPLES} on")
     if args.output:
         write_csv(args.output / "uncertainty.csv", [list(rows), *zip(*rows.values(), strict=True)])
         draw_honesty(args.output / "uncertainty.png", found)
@@ -126,7 +141,7 @@ def counterfactual(args: Namespace) -> None:
                  for test, by_system in found.items() for name, values in by_system.items()]  # fmt: skip
         write_csv(args.output / "counterfactual.csv", [["test", "system", *range(clips)], *lines])
         own = {test: by_system[model.name] for test, by_system in found.items()}
-        draw_rows(args.output / "counterfactual.png", own, f"{model.name}: energy in dB, lower is better")
+        draw_rows(args.output / "counterfactual.png", own, "energy, dB", title=f"{model.name}, lower is better")
 
 
 def instruments(args: Namespace) -> None:
@@ -141,12 +156,13 @@ def instruments(args: Namespace) -> None:
     model = _model(args)
     parts = folder_parts(args.root, args.songs, args.vocals) if args.dataset == "stems" else synthetic_parts(args.songs)
     families = dict.fromkeys(part.family for part in parts)
-    held_out = args.held_out.split(",") if args.held_out else held_out_of(model)
+    own = held_out_of(model) if args.dataset == "synthetic" else ()  # a folder's families are not the synthesizer's
+    held_out = args.held_out.split(",") if args.held_out else own
     unknown = [family for family in held_out if family not in families]
     if unknown and args.held_out:
         raise UserError(f"--held_out {unknown[0]} is none of the families {', '.join(families)}")
     measured = measure(parts, model, processes(args.jobs, len(parts), args.device))
-    report(measured, model, held_out, args.output)
+    report(measured, model, held_out, len({part.index for part in parts}), args.output)
 
 
 def _dashes(rows: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from tqdm.auto import tqdm
 
+from ..device import resolve_device
 from ..errors import UserError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -24,9 +25,10 @@ ON_ONE_DEVICE = 4  # processes that share a GPU; each holds the model of its own
 
 def processes(wanted: int, items: int, device: str) -> int:
     """How many processes to use: as asked for, or one per core (0)."""
-    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     most = os.cpu_count() or 1
-    return max(1, min(wanted or (most if on_cpu else min(most, ON_ONE_DEVICE)), items))
+    if resolve_device(device).type != "cpu":
+        most = min(most, ON_ONE_DEVICE)
+    return max(1, min(wanted or most, items))
 
 
 def progress(items: Iterable[Item], label: str, total: int, unit: str = "song") -> Iterable[Item]:
@@ -61,8 +63,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], jobs: int, label
                 process.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise UserError(
-                    "a process was ended by the system, perhaps for its memory; run the same command with a smaller "
-                    "--jobs, it goes on where it stopped"
+                    "a process was ended by the system, perhaps for its memory; run it again with a smaller --jobs"
                 ) from None
             raise
         pool.shutdown()

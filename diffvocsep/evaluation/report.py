@@ -68,10 +68,22 @@ def save(figure: Figure, path: Path) -> None:
     write_atomic(path, lambda part: figure.savefig(part, dpi=110, format="png"))
 
 
-def draw_rows(path: Path, rows: Mapping[str, Sequence[float]], label: str, held_out: Iterable[str] = ()) -> None:
-    """One horizontal box per row, the first on top; those of `held_out` in another colour."""
-    figure = new_figure(9, 0.36 * len(rows) + 1.1)
+def draw_rows(
+    path: Path,
+    rows: Mapping[str, Sequence[float]],
+    label: str,
+    held_out: Iterable[str] = (),
+    title: str = "",
+    zero: str = "",
+) -> None:
+    """One horizontal box per row, the first on top; those of `held_out` in another colour. `zero`: what lies at 0."""
+    figure = new_figure(9, 0.36 * len(rows) + 1.3)
     axis = figure.subplots()
+    if title:
+        figure.suptitle(title, fontsize=10)  # over the names of the rows too: it may be long
+    if zero:
+        axis.axvline(0, color="black", ls="--", lw=1, label=zero)
+        figure.legend(loc="outside upper right", fontsize=8)
     values = [[v for v in row if np.isfinite(v)] or [np.nan] for row in rows.values()]
     boxes = axis.boxplot(values, orientation="horizontal", patch_artist=True, widths=0.6)
     for box, name in zip(boxes["boxes"], rows, strict=True):

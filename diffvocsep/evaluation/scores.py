@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from ..atomic import write_atomic
 from ..metrics import sdr, si_sdr
@@ -29,7 +30,8 @@ WITHOUT_FRAMES = (systems.SILENCE, systems.UNTRAINED)  # museval has no score fo
 
 @dataclass(frozen=True)
 class Score:
-    """One song by one system: target -> metric -> dB (NaN: no score), and how many frames have no singer in them."""
+    """One song by one system: target -> metric -> dB (NaN: no score), and how many frames museval gives no
+    scores, because a source or an estimate is silent in them."""
 
     clip: str
     system: str
@@ -48,8 +50,18 @@ def score(
     excerpts: Sequence[Excerpt], model: systems.Model, output: Path | None, jobs: int, frames: bool
 ) -> list[Score]:
     """Every song by every system, in the order of the songs; `frames`: with museval's scores."""
+    if output and frames:
+        _leave_only(output / "museval", {f"{file_name(excerpt.name)}.json" for excerpt in excerpts})
     work = partial(_score_song, model=model, fingerprint=model.fingerprint(), output=output, frames=frames)
     return [one for song in each(work, excerpts, jobs, "Scoring") for one in song]
+
+
+def _leave_only(museval: Path, names: set[str]) -> None:
+    """Delete what earlier runs left of other songs and clips: `museval.EvalStore` would count them in."""
+    for system in (systems.MIXTURE, *systems.CEILINGS, "model"):
+        for path in (museval / system / "test").glob("*.json"):
+            if path.name not in names:
+                path.unlink()
 
 
 def _score_song(
@@ -64,12 +76,12 @@ def _score_song(
         folder = "model" if system == model.name else system
         name = file_name(excerpt.name)
         record = output / "scores" / folder / f"{name}.json" if output else None
+        museval_file = output / "museval" / folder / "test" / f"{name}.json" if output and with_frames else None
         one = _read(record, key) if record else None
-        if one is None:
+        if one is None or (museval_file and not museval_file.exists()):
             clip = clip or excerpt.read()
             if system == systems.TRUE_ACCOMPANIMENT and not clip.own_mixture:
                 continue  # it is exact
-            museval_file = output / "museval" / folder / "test" / f"{name}.json" if output and with_frames else None
             one = score_clip(clip, system, model, with_frames, museval_file)
             if record:
                 text = json.dumps({"key": key, **asdict(one)}, indent=1, ensure_ascii=False)
@@ -95,11 +107,15 @@ def score_clip(clip: Clip, system: str, model: systems.Model | None, frames: boo
             bsseval.write_track(museval_file, by_frame)
         for target, values in by_frame.items():
             targets[target] |= {name: bsseval.median_of_frames(value) for name, value in values.items()}
-    seconds = list(clip.vocals.sum(0).split(clip.sample_rate))
-    if len(seconds) > 1 and len(seconds[-1]) < clip.sample_rate:
-        seconds.pop()  # museval leaves out the rest of a second
-    silent = sum(not second.any() for second in seconds)
-    return Score(clip.name, system, targets, len(seconds), silent, not clip.vocals.any())
+    silent = silent_seconds(references.values(), estimates.values(), clip.sample_rate)
+    return Score(clip.name, system, targets, len(silent), sum(silent), not clip.vocals.any())
+
+
+def silent_seconds(references: Iterable[Tensor], estimates: Iterable[Tensor], sample_rate: int) -> list[bool]:
+    """Which seconds museval gives no scores: a source (of 16 bit, see bsseval.py) or an estimate is silent in them."""
+    waves = [wave.sum(0) for wave in (*((wave * 2**15).round() for wave in references), *estimates)]
+    count = max(1, len(waves[0]) // sample_rate)  # museval leaves out the rest of a second
+    return [any(not wave[i * sample_rate :][:sample_rate].any() for wave in waves) for i in range(count)]
 
 
 def medians(scores: Sequence[Score], system: str, target: str) -> dict[str, np.ndarray]:
@@ -111,7 +127,7 @@ def medians(scores: Sequence[Score], system: str, target: str) -> dict[str, np.n
 
 def lines(scores: Sequence[Score]) -> Iterator[list[object]]:
     """The rows of results.csv, its header first."""
-    yield ["clip", "system", "target", *METRICS, "frames", "frames without vocals"]
+    yield ["clip", "system", "target", *METRICS, "frames", "frames without a score"]
     for one in scores:
         for target, values in one.targets.items():
             numbers = [values.get(name, np.nan) for name in METRICS]
@@ -127,7 +143,7 @@ def file_name(name: str) -> str:
 
 
 def _key(excerpt: Excerpt, system: str, fingerprint: str, version: str | None) -> str:
-    text = json.dumps([3, excerpt.identity(), system, fingerprint, version])
+    text = json.dumps([4, excerpt.identity(), system, fingerprint, version])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

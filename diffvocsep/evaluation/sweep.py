@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from .clips import Excerpt
 from .parallel import progress
 from .report import new_figure, save
 from .systems import Model
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, order=True)
@@ -130,13 +134,16 @@ def frontier(measured: Sequence[Measured]) -> list[Measured]:
 
 def draw_frontier(path: Path, measured: Sequence[Measured]) -> None:
     """SDR and log-spectral distance against time, a point per setting."""
-    figure = new_figure(11, 4.6)
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure = new_figure(12, 4.6)
     panels = figure.subplots(1, 2)
     for axis, (label, values) in zip(panels, {
         "global SDR of the vocals, dB (higher is better)": [np.median(m.sdr) for m in measured],
         "log-spectral distance, dB (lower is better)": [np.median(m.distance) for m in measured],
     }.items(), strict=True):  # fmt: skip
         kinds = dict.fromkeys((m.setting.start, m.setting.sampler, m.setting.eta, m.setting.samples) for m in measured)
+        points: list[tuple[float, float, int]] = []
         for start, sampler, eta, samples in kinds:
             chosen = [
                 (m.real_time, value, m.setting.steps)
@@ -147,13 +154,28 @@ def draw_frontier(path: Path, measured: Sequence[Measured]) -> None:
             name = sampler + (f" eta {eta:g}" if eta else "") + (" from mixture" if start == "mixture" else "")
             times, heights, steps = zip(*sorted(chosen), strict=True)
             axis.plot(times, heights, marker="o", ms=4, lw=1, label=name + (f", K = {samples}" if samples > 1 else ""))
-            for x, y, count in zip(times, heights, steps, strict=True):
-                axis.annotate(str(count), (x, y), textcoords="offset points", xytext=(3, 3), fontsize=7)
+            points += zip(times, heights, steps, strict=True)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
+        _name_steps(axis, points)
         axis.set_xlabel("seconds of computing per second of song (numbers: steps)")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
     best = frontier(measured)
-    panels[0].plot([m.real_time for m in best], [np.median(m.sdr) for m in best], color="black", lw=3, alpha=0.2)
-    panels[1].legend(fontsize=8)
+    panels[0].plot([m.real_time for m in best], [np.median(m.sdr) for m in best], color="black", lw=3, alpha=0.2,
+                   label="frontier")  # fmt: skip
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     save(figure, path)
+
+
+def _name_steps(axis: Axes, points: Sequence[tuple[float, float, int]]) -> None:
+    """The number of steps beside each point `(x, y, steps)`, once where several lie together."""
+    axis.autoscale_view()
+    named = np.empty((0, 2))
+    for x, y, steps in points:
+        here = axis.transData.transform((x, y))
+        if not (np.abs(named - here) < (18, 10)).all(axis=1).any():  # pixels
+            axis.annotate(str(steps), (x, y), textcoords="offset points", xytext=(3, 3), fontsize=7)
+            named = np.vstack([named, here])
