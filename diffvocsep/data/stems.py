@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator
+import shutil
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..atomic import write_atomic
 from ..audio import AudioReader, read, resample
 from ..errors import UserError
+from .mixing import SIDES, Track
 
 EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
 CHANNELS = 2  # of files with more, the first two are read
@@ -88,16 +91,58 @@ def cached(path: Path, sample_rate: int, cache: Path) -> np.ndarray:
     Mapped files are shared by all processes and live in the system's page cache. The name holds path, size and time of
     the source: a changed file is decoded anew.
     """
+    target = _target(path, sample_rate, cache)
+    samples = _load(target)
+    if samples is None:
+        waveform, rate = read(path)
+        decoded = (resample(waveform, rate, sample_rate) * FULL_SCALE).round().clamp(-32768, 32767)
+        write_atomic(target, lambda part: _save(part, decoded.T.to(torch.int16).numpy()))
+        samples = np.load(target, mmap_mode="r")
+    return samples
+
+
+def fill_cache(tracks: Iterable[Track], sample_rate: int) -> None:
+    """Decode whatever `cached` would have to decode for vocals and accompaniment of those tracks that have a cache.
+
+    It is done file by file: interrupted, it goes on where it stopped. With nothing to do, it is quick.
+
+    Raises:
+        UserError: the disk has no room for it, or a file is damaged.
+    """
+    missing: dict[Path, Path] = {}
+    for track in tracks:
+        if isinstance(track, StemTrack) and track.cache:
+            for path in (path for side in SIDES for path in track.stems.get(side, ())):
+                target = _target(path, sample_rate, track.cache)
+                if _load(target) is None:
+                    missing[target] = path
+    if not missing:
+        return
+    cache = next(iter(missing)).parent
+    cache.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(_decoded_bytes(path, sample_rate) for path in missing.values()), shutil.disk_usage(cache).free
+    if needed > free:
+        raise UserError(
+            f"the decoded songs need another {needed / 1e9:.1f} GB in '{cache}', where {free / 1e9:.1f} GB are free; "
+            "make room, set data.cache_dir to another disk, or data.cache to none"
+        )
+    for path in tqdm(missing.values(), "Decoding songs", unit="stem"):
+        cached(path, sample_rate, cache)
+
+
+def _target(path: Path, sample_rate: int, cache: Path) -> Path:
+    """Where the decoded samples of a file belong."""
     stat = path.stat()
     identity = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}"
-    target = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
+    return cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
+
+
+def _load(target: Path) -> np.ndarray | None:
+    """What is there, mapped; None if it is not there yet, or damaged."""
     try:
         return np.load(target, mmap_mode="r")
-    except (OSError, ValueError, EOFError):  # not there yet, or damaged
-        waveform, rate = read(path)
-        samples = (resample(waveform, rate, sample_rate) * FULL_SCALE).round().clamp(-32768, 32767)
-        write_atomic(target, lambda part: _save(part, samples.T.to(torch.int16).numpy()))
-    return np.load(target, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _save(path: Path, samples: np.ndarray) -> None:
@@ -108,6 +153,11 @@ def _save(path: Path, samples: np.ndarray) -> None:
 def _seconds_and_rate(path: Path) -> tuple[float, int]:
     with AudioReader(path) as reader:
         return reader.frames / reader.sample_rate, reader.sample_rate
+
+
+def _decoded_bytes(path: Path, sample_rate: int) -> int:
+    with AudioReader(path) as reader:
+        return 2 * reader.channels * round(reader.frames / reader.sample_rate * sample_rate)
 
 
 def find_tracks(root: str | Path, cache: Path | None) -> list[StemTrack]:
