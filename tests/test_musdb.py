@@ -87,6 +87,13 @@ def truncate(folder: Path) -> None:
     (folder / "other.wav").write_bytes(content[: len(content) // 2])
 
 
+def cut(folder: Path) -> None:
+    (folder / "bass.wav").unlink()
+    soundfile.write(folder / "bass.flac", noise(2), RATE)
+    content = (folder / "bass.flac").read_bytes()
+    (folder / "bass.flac").write_bytes(content[: int(0.9 * len(content))])
+
+
 def shorten(folder: Path) -> None:
     soundfile.write(folder / "mixture.wav", noise(0, 0.19), RATE)
 
@@ -94,6 +101,7 @@ def shorten(folder: Path) -> None:
 @pytest.mark.parametrize(("spoil", "reason"), [
     (remove, "bass missing"), (garble, "drums.wav cannot be read"), (empty, "vocals.wav cannot be read"),
     (truncate, "lengths differ: vocals 0.200 s, drums 0.200 s, bass 0.200 s, other 0.09"), (shorten, "mixture 0.190 s"),
+    (cut, "bass.flac ends early"),
 ])  # fmt: skip
 def test_a_bad_song_is_named_in_one_line_and_left_out(tmp_path, capsys, spoil, reason):
     for i in range(10):

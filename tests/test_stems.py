@@ -174,6 +174,20 @@ def test_loudness_is_that_of_the_sounding_parts(tmp_path):
     assert track.loudness("accompaniment", RATE) == 0
 
 
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_a_file_that_was_cut_short_is_named(tmp_path, cache, share):
+    path = write(tmp_path / "songs" / "song" / "vocals.flac", noise(0, 20))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    (track,) = find_tracks(tmp_path / "songs", tmp_path / "cache" if cache else None)
+    assert track.seconds == 20  # it says
+    text = message(track.read, "vocals", 19, 1, RATE)
+    assert "vocals.flac" in text and "damaged" in text
+    if not cache:
+        assert np.abs(track.read("vocals", 2, 1, RATE).numpy() - noise(0, 20).T[:, 2 * RATE : 3 * RATE]).max() < 1e-4
+
+
 # ---- what is kept --------------------------------------------------------------------------------------------------
 
 

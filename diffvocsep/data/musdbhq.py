@@ -14,7 +14,7 @@ import soundfile
 
 from ..errors import UserError
 from .musdb_songs import DEV_SONGS, TEST_SONGS
-from .stems import EXTENSIONS, StemTrack
+from .stems import EXTENSIONS, StemTrack, read_part
 
 STEMS = ("vocals", "drums", "bass", "other")
 BAD_SHARE = 0.1  # of the songs; with more of them bad, something is wrong with the whole
@@ -84,6 +84,9 @@ def _problem(song: Path) -> str:
             with soundfile.SoundFile(files[name]) as file:
                 seconds[name] = file.frames / file.samplerate
                 rates.append(file.samplerate)
+            read_part(files[name], max(0, seconds[name] - 1), 1)  # a FLAC that was cut short announces its old length
+        except UserError:
+            return f"{files[name].name} ends early"
         except (soundfile.LibsndfileError, OSError) as error:
             return f"{files[name].name} cannot be read ({str(error).strip().splitlines()[-1]})"
         if not seconds[name]:

@@ -25,6 +25,7 @@ from .mixing import SIDES, Track
 
 EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
 CHANNELS = 2  # of files with more, the first two are read
+LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces
 FULL_SCALE = 16384  # of 16 bit; leaves 6 dB above 1.0, which float stems and lossy decoders may reach
 LAYOUT = "<root>/.../<track>/vocals.wav and accompaniment.wav (or drums.wav, bass.wav, ...; also .flac .ogg .mp3)"
 
@@ -65,12 +66,10 @@ class StemTrack:
                 samples = cached(path, sample_rate, self.cache)[first : first + length]
                 crop = torch.from_numpy(samples.astype(np.float32).T) / FULL_SCALE
             else:
-                with soundfile.SoundFile(path) as file:
-                    file.seek(min(file.frames, round(start * file.samplerate)))
-                    samples = file.read(round(seconds * file.samplerate) + 1, "float32", always_2d=True)
-                    crop = resample(torch.from_numpy(samples.T), file.samplerate, sample_rate)[:, :length]
-                    if not crop.isfinite().all():
-                        raise UserError(f"'{path}' has samples that are not finite numbers; export it again")
+                samples, rate = read_part(path, start, seconds)
+                crop = resample(torch.from_numpy(samples.T), rate, sample_rate)[:, :length]
+                if not crop.isfinite().all():
+                    raise UserError(f"'{path}' has samples that are not finite numbers; export it again")
             total = total + torch.nn.functional.pad(crop[:CHANNELS], (0, length - crop.shape[-1]))
         return total
 
@@ -83,6 +82,26 @@ class StemTrack:
             )
             self._loudness[side] = float(powers[powers >= 0.01 * powers.max()].mean()) ** 0.5
         return self._loudness[side]
+
+
+def read_part(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
+    """Samples `(N, C)` of a file from `start` (s) on for at least `seconds`, or to its end, and their rate in Hz.
+
+    Raises:
+        UserError: the file ends before the length that it announces, or is no audio.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            first = min(file.frames, round(start * file.samplerate))
+            wanted = min(file.frames - first, round(seconds * file.samplerate) + 1)
+            file.seek(first)
+            samples = file.read(wanted, "float32", always_2d=True)
+            rate = file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"'{path}' is damaged ({str(error).strip()}); get a whole copy") from None
+    if len(samples) < wanted - LOOSE_END * rate:
+        raise UserError(f"'{path}' is damaged (it ends before the length that it announces); get a whole copy")
+    return samples, rate
 
 
 def cached(path: Path, sample_rate: int, cache: Path) -> np.ndarray:
