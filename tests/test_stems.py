@@ -99,6 +99,12 @@ def test_hidden_files_and_other_files_are_no_stems(tmp_path):
     assert [p.name for p in track.stems["vocals"]] == ["vocals.wav"]
 
 
+def doubled(folder: Path) -> Path:
+    for name in ("bass.wav", "drums.flac", "Drums.wav"):
+        write(folder / "song" / name, noise(0))
+    return folder
+
+
 def broken(folder: Path) -> Path:
     song(folder / "good")
     (folder / "bad").mkdir()
@@ -122,7 +128,7 @@ def loose(folder: Path) -> Path:
 
 WRONG = {"missing": (lambda folder: folder / "nowhere", "nowhere"), "empty": (empty, "no track was found"),
          "loose": (loose, "<track>/vocals.wav"), "broken": (broken, "vocals.wav"),
-         "samples": (without_samples, "vocals.wav")}  # fmt: skip
+         "doubled": (doubled, "drums.flac"), "samples": (without_samples, "vocals.wav")}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WRONG)

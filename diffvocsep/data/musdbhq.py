@@ -74,10 +74,14 @@ def _half(root: Path, name: str) -> Path | None:
 
 def _problem(song: Path) -> str:
     """What is wrong with a song, or nothing. Other sample rates are not: they are converted."""
-    files = {f.stem.lower(): f for f in sorted(song.iterdir()) if f.suffix.lower() in EXTENSIONS and f.name[0] != "."}
+    found = [f for f in sorted(song.iterdir()) if f.suffix.lower() in EXTENSIONS and f.name[0] != "."]
+    files = {f.stem.lower(): f for f in found}
     missing = [name for name in STEMS if name not in files]
     if missing:
         return f"{', '.join(missing)} missing"
+    doubled = [f.name for f in found if f.stem.lower() in (*STEMS, "mixture") and f not in files.values()]
+    if doubled:
+        return f"{', '.join(doubled)} beside another file of that stem"
     seconds, rates = {}, []
     for name in (*STEMS, *({"mixture"} & files.keys())):
         try:

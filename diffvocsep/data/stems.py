@@ -48,9 +48,12 @@ class StemTrack:
         named = {side: [f for f in files if f.stem.lower() == side] for side in ("vocals", "accompaniment", "mixture")}
         others = [f for f in files if f.stem.lower() not in named]
         self.name, self.group = folder.relative_to(root).as_posix(), folder.parent.relative_to(root).as_posix()
-        sides = {side: named[side][:1] for side in named}
-        sides["accompaniment"] = sides["accompaniment"] or others
+        sides = named | {"accompaniment": named["accompaniment"] or others}
         self.stems = {side: paths for side, paths in sides.items() if paths}
+        for paths in self.stems.values():
+            if len({path.stem.lower() for path in paths}) < len(paths):
+                found = ", ".join(path.name for path in paths)
+                raise UserError(f"'{folder}' has a stem in more than one file ({found}); keep one file of each stem")
         infos = [_seconds_and_rate(path) for paths in self.stems.values() for path in paths]
         self.seconds, self.source_rate = (min(values) for values in zip(*infos, strict=True))
         self.cache = cache
