@@ -3,8 +3,8 @@
     python -m diffvocsep.data.check --config config.yaml
 
 One line for each song with samples that are not numbers, clipping, a DC offset, or stems that do not add up to the
-mixture; then hours, songs and vocal activity of each split. Of MUSDB18's test songs, where they lie beside the others, only
-the vocals are read, and only this line is shown. Nothing is downloaded.
+mixture; then hours, songs and vocal activity of each split. Of the test songs of MUSDB18, where they lie beside the
+others, only the vocals are read, for that last line. Nothing is downloaded.
 """
 
 from __future__ import annotations
