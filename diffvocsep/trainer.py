@@ -21,6 +21,7 @@ from .checkpoint import is_finite, save_checkpoint
 from .config import Config, to_dict
 from .data import Segments, Track, dev_tracks, train_tracks
 from .data.loading import load_segments, with_noise
+from .data.stems import fill_cache
 from .device import amp_dtype, channels_last
 from .errors import UserError
 from .interrupt import Interruption
@@ -83,6 +84,7 @@ class Trainer:
         with self.backend.main_first():
             self.clips = dev_clips(dev_tracks(config), config) if self.backend.main else []
             tracks = train_tracks(config)
+            fill_cache(tracks, config.audio.sample_rate)
         self.per_step = self.backend.world_size * train.accumulate * train.batch_size
         self.segments = Segments(tracks, config, self.samples + max(0, self.total_steps - self.step) * self.per_step)
 

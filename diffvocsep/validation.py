@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from .config import Config
 from .data import Track
 from .data.mixing import to_channels
+from .data.stems import fill_cache
 from .errors import UserError
 from .metrics import sdr
 from .separator import Separator
@@ -41,8 +42,9 @@ def dev_clips(tracks: list[Track], config: Config) -> list[tuple[Tensor, Tensor]
     """
     train, audio = config.train, config.audio
     count = min(train.val_batches, len(tracks))
-    clips = []
-    for track in (tracks[i * len(tracks) // count] for i in range(count)):
+    clips, tracks = [], [tracks[i * len(tracks) // count] for i in range(count)]
+    fill_cache(tracks, audio.sample_rate)
+    for track in tracks:
         seconds = min(train.val_seconds, track.seconds)
         start = (track.seconds - seconds) / 2
         vocals, accompaniment = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 import sys
@@ -9,6 +10,7 @@ import zipfile
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffvocsep.data import archive as module
@@ -168,6 +170,30 @@ def test_a_flipped_bit_is_found(tmp_path, make):
     content[80] ^= 4
     path.write_bytes(content)
     assert "is damaged" in refused(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_is_found_however_a_zip_was_packed(tmp_path, method):
+    content = np.random.default_rng(0).integers(0, 50, 5000, np.uint8).tobytes()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as file:
+        file.writestr("train/a.wav", content)
+    whole = (tmp_path / "a.zip").read_bytes()
+    unpack(tmp_path / "a.zip", tmp_path / "there")
+    assert files(tmp_path / "there") == {"train/a.wav": content}
+    for place in range(50, 2000, 97):
+        (tmp_path / "a.zip").write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        assert "is damaged" in refused(tmp_path / "a.zip")
+
+
+def test_an_error_of_the_disk_is_no_damage(tmp_path, monkeypatch):
+    def broken(*_) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    archive = zipped(tmp_path / "a.zip", SONGS)
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        unpack(archive, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>Quota exceeded</html>", b"PK"])

@@ -15,10 +15,10 @@ SECONDS = 22
 STEMS = ("vocals", "drums", "bass", "other")
 
 
-def make(root: Path, name: str, **spoil) -> None:
+def make(root: Path, name: str, half: str = "train", **spoil) -> None:
     """A song of MUSDB18-HQ; `spoil` changes the samples `(N, 2)` of the stems that it names, after the mixture is
     made."""
-    folder = root / "train" / name
+    folder = root / half / name
     folder.mkdir(parents=True)
     rng = np.random.default_rng(len(name))
     stems = {stem: rng.uniform(-0.2, 0.2, (SECONDS * RATE, 2)) for stem in STEMS}
@@ -49,6 +49,15 @@ def test_good_songs_are_counted_and_nothing_else(tmp_path, capsys):
     assert head.split() == ["split", "songs", "hours", "with", "vocals", "with", "problems"]
     assert train.split() == ["train", "2", "0.01", "50", "%", "0"]
     assert dev.split() == ["dev", "1", "0.01", "50", "%", "0"]
+
+
+def test_of_test_songs_there_is_a_line_and_no_more(tmp_path, capsys):
+    for name in ("A - A", "Leaf - Summerghost"):
+        make(tmp_path, name)
+    for name in ("Zeno - Signs", "Mu - Too Bright"):
+        make(tmp_path, name, "test", bass=lambda x: x + 0.5)
+    _, _, _, test = lines(tmp_path, capsys)
+    assert test.split() == ["test", "2", "0.01", "50", "%", "-"]
 
 
 BAD = {

@@ -353,6 +353,26 @@ def test_google_drive_may_refuse(tmp_path, monkeypatch, give):
     assert ("Too many users" in text) == (give is fail) and visible(tmp_path) == []
 
 
+def test_what_came_of_another_id_is_not_gone_on_with(tmp_path, monkeypatch):
+    """gdown goes on with any file whose name begins as that of its target does."""
+    monkeypatch.setattr(download, "GDRIVE", replace(download.GDRIVE, size=len(ARCHIVE), unpacked=1))
+
+    def give(path: Path) -> str:
+        parts = [part for part in path.parent.iterdir() if part.name.startswith(path.name)]
+        part = parts[0] if parts else path.with_name(f"{path.name}12345678.part")
+        with part.open("ab") as file:
+            file.write(sent.pop(0))
+        if sent:
+            raise ConnectionError("gone")
+        return str(part.replace(path))
+
+    sent = [b"of the old file", ARCHIVE[:500], ARCHIVE[500:]]
+    drive(monkeypatch, give)
+    old, new = (config(tmp_path, "data.download_source=gdrive", f"data.download_id='{name}'") for name in ("", "new"))
+    assert "gone" in message(train_tracks, old) and "gone" in message(train_tracks, new)
+    assert [t.name for t in train_tracks(new)] == ["A - B"]
+
+
 def test_without_gdown_zenodo_still_works(tmp_path, server, monkeypatch):
     monkeypatch.setattr(download, "GDRIVE", replace(download.GDRIVE, size=1, unpacked=1))
     monkeypatch.setitem(sys.modules, "gdown", None)

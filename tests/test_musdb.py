@@ -14,7 +14,7 @@ import soundfile
 from tracks import message, names, need
 
 from diffvocsep.config import Config, load_config
-from diffvocsep.data import dev_tracks, musdb, train_tracks
+from diffvocsep.data import check, dev_tracks, musdb, train_tracks
 from diffvocsep.data.musdb_songs import DEV_SONGS, TEST_SONGS
 from diffvocsep.data.musdbhq import musdbhq_tracks
 
@@ -87,6 +87,17 @@ def truncate(folder: Path) -> None:
     (folder / "other.wav").write_bytes(content[: len(content) // 2])
 
 
+def cut(folder: Path) -> None:
+    (folder / "bass.wav").unlink()
+    soundfile.write(folder / "bass.flac", noise(2), RATE)
+    content = (folder / "bass.flac").read_bytes()
+    (folder / "bass.flac").write_bytes(content[: int(0.9 * len(content))])
+
+
+def double(folder: Path) -> None:
+    soundfile.write(folder / "Drums.flac", noise(1), RATE)
+
+
 def shorten(folder: Path) -> None:
     soundfile.write(folder / "mixture.wav", noise(0, 0.19), RATE)
 
@@ -94,6 +105,7 @@ def shorten(folder: Path) -> None:
 @pytest.mark.parametrize(("spoil", "reason"), [
     (remove, "bass missing"), (garble, "drums.wav cannot be read"), (empty, "vocals.wav cannot be read"),
     (truncate, "lengths differ: vocals 0.200 s, drums 0.200 s, bass 0.200 s, other 0.09"), (shorten, "mixture 0.190 s"),
+    (cut, "bass.flac ends early"), (double, "Drums.flac beside another file"),
 ])  # fmt: skip
 def test_a_bad_song_is_named_in_one_line_and_left_out(tmp_path, capsys, spoil, reason):
     for i in range(10):
@@ -216,6 +228,16 @@ def test_the_layout_of_the_previews_trains_as_it_is(tmp_path, preview):
     assert names(train_tracks(mus(tmp_path))) == ["A - B", "C - D"]
     assert names(dev_tracks(mus(tmp_path))) == ["Leaf - Summerghost"]
     assert not (tmp_path / "decoded" / "Zeno - Signs").exists()
+
+
+def test_the_report_counts_the_test_songs_where_they_lie(tmp_path, preview, capsys):
+    put(tmp_path, "A - B", "Leaf - Summerghost", source=preview)
+    put(tmp_path, "Zeno - Signs", "Mu - Too Bright", source=preview, half="test")
+    settings = ["--config", "config.yaml", "data.dataset=musdb", f"data.musdb_root='{tmp_path.as_posix()}'"]
+    assert check.run(settings) == 0
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert rows == [["train", "1"], ["dev", "1"], ["test", "2"]]
+    assert sorted(f.name for f in (tmp_path / "decoded").iterdir()) == ["A - B", "Leaf - Summerghost"]
 
 
 def test_an_interrupted_decoding_goes_on_and_a_changed_or_vanished_file_counts(tmp_path, preview, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import soundfile
 import torch
 from tracks import message, names, need
+from trainers import make
 
 from diffvocsep.config import load_config
 from diffvocsep.data import dev_tracks, stems, train_tracks
-from diffvocsep.data.stems import StemTrack, find_tracks
+from diffvocsep.data.stems import StemTrack, fill_cache, find_tracks
 from diffvocsep.data.synthetic import FAMILIES, VOICES, make_song
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -97,6 +99,12 @@ def test_hidden_files_and_other_files_are_no_stems(tmp_path):
     assert [p.name for p in track.stems["vocals"]] == ["vocals.wav"]
 
 
+def doubled(folder: Path) -> Path:
+    for name in ("bass.wav", "drums.flac", "Drums.wav"):
+        write(folder / "song" / name, noise(0))
+    return folder
+
+
 def broken(folder: Path) -> Path:
     song(folder / "good")
     (folder / "bad").mkdir()
@@ -120,7 +128,7 @@ def loose(folder: Path) -> Path:
 
 WRONG = {"missing": (lambda folder: folder / "nowhere", "nowhere"), "empty": (empty, "no track was found"),
          "loose": (loose, "<track>/vocals.wav"), "broken": (broken, "vocals.wav"),
-         "samples": (without_samples, "vocals.wav")}  # fmt: skip
+         "doubled": (doubled, "drums.flac"), "samples": (without_samples, "vocals.wav")}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -172,6 +180,20 @@ def test_loudness_is_that_of_the_sounding_parts(tmp_path):
     assert track.loudness("accompaniment", RATE) == 0
 
 
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("share", [0.5, 0.99])
+def test_a_file_that_was_cut_short_is_named(tmp_path, cache, share):
+    path = write(tmp_path / "songs" / "song" / "vocals.flac", noise(0, 20))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    (track,) = find_tracks(tmp_path / "songs", tmp_path / "cache" if cache else None)
+    assert track.seconds == 20  # it says
+    text = message(track.read, "vocals", 19, 1, RATE)
+    assert "vocals.flac" in text and "damaged" in text
+    if not cache:
+        assert np.abs(track.read("vocals", 2, 1, RATE).numpy() - noise(0, 20).T[:, 2 * RATE : 3 * RATE]).max() < 1e-4
+
+
 # ---- what is kept --------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +235,73 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
     file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"nothing of the kind"}[damage])
     assert torch.equal(track.read("vocals", 0, 1, RATE), whole)
     assert file.read_bytes() == content
+
+
+def decodings(monkeypatch) -> list[str]:
+    """The names of the files that are decoded from now on."""
+    names, read = [], stems.read
+    monkeypatch.setattr(stems, "read", lambda path: (names.append(path.name), read(path))[1])
+    return names
+
+
+@pytest.mark.parametrize("cache", ["memory", "device"])
+def test_a_trainer_decodes_everything_before_it_trains_and_nothing_twice(tmp_path, monkeypatch, capsys, cache):
+    for i in range(3):
+        song(tmp_path / "songs" / f"song {i}", i)
+        write(tmp_path / "songs" / f"song {i}" / "mixture.wav", noise(9))  # nobody trains on it
+    song(tmp_path / "dev" / "song", 5)
+    settings = [*stems_settings(tmp_path / "songs", tmp_path / "dev"), f"data.cache={cache}"]
+    settings.append(f"data.cache_dir='{(tmp_path / 'cache').as_posix()}'")
+    decoded = decodings(monkeypatch)
+    trainer = make(tmp_path, *settings)
+    assert decoded == ["vocals.wav", "accompaniment.wav"] * 4 and "Decoding songs" in capsys.readouterr().err
+    assert trainer.run() == 0
+    make(tmp_path, *settings)
+    assert len(decoded) == 8 and "Decoding songs" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [["data.dataset=synthetic"], ["data.cache=none"]])
+def test_where_there_is_no_cache_nothing_is_decoded(tmp_path, monkeypatch, settings):
+    song(tmp_path / "songs" / "song", 0)
+    song(tmp_path / "dev" / "song", 1)
+    decoded = decodings(monkeypatch)
+    cache = f"data.cache_dir='{(tmp_path / 'cache').as_posix()}'"
+    make(tmp_path, *stems_settings(tmp_path / "songs", tmp_path / "dev"), cache, *settings)
+    assert not decoded and not (tmp_path / "cache").exists()
+
+
+def test_filling_the_cache_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    for i in range(3):
+        song(tmp_path / "songs" / f"song {i}", i)
+    tracks = find_tracks(tmp_path / "songs", tmp_path / "cache")
+    save, decoded = stems._save, decodings(monkeypatch)
+
+    def interrupted(part: Path, samples: np.ndarray) -> None:
+        save(part, samples)
+        if len(decoded) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stems, "_save", interrupted)
+        fill_cache(tracks, RATE)
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # whole ones
+    fill_cache(tracks, RATE)
+    assert len(decoded) == 3 + 4 and len(list((tmp_path / "cache").iterdir())) == 6
+
+
+def test_what_does_not_fit_or_is_damaged_is_said_before_training(tmp_path, monkeypatch):
+    for i in range(2):
+        song(tmp_path / "songs" / f"song {i}", i)
+    tracks = find_tracks(tmp_path / "songs", tmp_path / "cache")
+    fill_cache(tracks[:1], RATE)
+    usage = namedtuple("usage", "total used free")
+    needed = 2 * 2 * 2 * 2 * RATE  # two stems of the second song, two channels, 16 bit, twice the rate: 0.0001 GB
+    monkeypatch.setattr(stems.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - needed, needed))
+    fill_cache(tracks[1:], 2 * RATE)
+    assert "need another 0.0 GB" in message(fill_cache, tracks, 2 * RATE + 1)
+    write(tmp_path / "songs" / "song 1" / "vocals.wav", np.where(noise(1) > 0.299, np.nan, noise(1)))
+    text = message(fill_cache, find_tracks(tmp_path / "songs", tmp_path / "cache"), RATE)
+    assert "song 1" in text and "vocals.wav" in text and "not a finite number" in text
 
 
 # ---- what data.dataset names ---------------------------------------------------------------------------------------
@@ -288,11 +377,12 @@ def test_real_songs(tmp_path):
     assert difference.abs().max() < 1e-4
 
 
+def stems_settings(root: Path, dev_root: Path) -> list[str]:
+    return ["data.dataset=stems", f"data.root='{root.as_posix()}'", f"data.dev_root='{dev_root.as_posix()}'"]
+
+
 def stems_config(root: Path, dev_root: Path):
-    roots = {"root": root, "dev_root": dev_root}
-    return load_config(
-        None, ["data.dataset=stems", *(f"data.{key}='{path.as_posix()}'" for key, path in roots.items())]
-    )
+    return load_config(None, stems_settings(root, dev_root))
 
 
 def test_dev_songs_among_the_training_songs_are_refused(tmp_path):

@@ -7,12 +7,14 @@ about its sizes is stopped where it breaks its word.
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import stat
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from tqdm.auto import tqdm
 
@@ -21,7 +23,8 @@ from ..errors import UserError
 LARGEST = 100 * 10**9  # bytes unpacked; MUSDB18-HQ has 32e9
 ENTRIES = 100_000
 BLOCK = 1 << 20
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, FileExistsError, NotADirectoryError)
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, FileExistsError,
+          NotADirectoryError)  # fmt: skip
 ZIP, SEVEN_ZIP = b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c"
 
 
@@ -129,7 +132,7 @@ def _unpack_zip(archive: Path, target: Path, largest: int) -> None:
                     place.parent.mkdir(parents=True, exist_ok=True)
                     written = 0
                     with file.open(info) as source, place.open("xb") as sink:
-                        while block := source.read(BLOCK):
+                        while block := _read(source):
                             written += len(block)
                             if written > info.file_size:
                                 raise zipfile.BadZipFile(f"{info.filename} is larger than announced")
@@ -139,6 +142,15 @@ def _unpack_zip(archive: Path, target: Path, largest: int) -> None:
                         raise zipfile.BadZipFile(f"{info.filename} ends early")
     except DAMAGE as error:
         raise _damaged(archive, error) from None
+
+
+def _read(source: IO[bytes]) -> bytes:
+    try:
+        return source.read(BLOCK)
+    except OSError as error:
+        if error.errno is not None:  # of the disk
+            raise
+        raise zipfile.BadZipFile(str(error)) from None  # of bzip2, whose errors are of no kind of their own
 
 
 def _zip_entry(info: zipfile.ZipInfo) -> _Entry:

@@ -93,7 +93,8 @@ def _fetch(data: DataConfig, work: Path) -> None:
     if whole.is_file():
         return
     source = GDRIVE if data.download_source == "gdrive" else ZENODO
-    partial = work / f"{data.download_source}.part"
+    name = "-".join(filter(None, (data.download_source, data.download_id)))  # what came of another id is another file
+    partial = work / f"{name}.part"
     done = sum(f.stat().st_size for f in work.glob(f"{partial.name}*"))
     print(
         f"MUSDB18-HQ is fetched from {source.name} to '{work.parent}': {source.size / 1e9:.1f} GB, unpacked "

@@ -14,7 +14,7 @@ import soundfile
 
 from ..errors import UserError
 from .musdb_songs import DEV_SONGS, TEST_SONGS
-from .stems import EXTENSIONS, StemTrack
+from .stems import EXTENSIONS, StemTrack, read_part
 
 STEMS = ("vocals", "drums", "bass", "other")
 BAD_SHARE = 0.1  # of the songs; with more of them bad, something is wrong with the whole
@@ -74,16 +74,23 @@ def _half(root: Path, name: str) -> Path | None:
 
 def _problem(song: Path) -> str:
     """What is wrong with a song, or nothing. Other sample rates are not: they are converted."""
-    files = {f.stem.lower(): f for f in sorted(song.iterdir()) if f.suffix.lower() in EXTENSIONS and f.name[0] != "."}
+    found = [f for f in sorted(song.iterdir()) if f.suffix.lower() in EXTENSIONS and f.name[0] != "."]
+    files = {f.stem.lower(): f for f in found}
     missing = [name for name in STEMS if name not in files]
     if missing:
         return f"{', '.join(missing)} missing"
+    doubled = [f.name for f in found if f.stem.lower() in (*STEMS, "mixture") and f not in files.values()]
+    if doubled:
+        return f"{', '.join(doubled)} beside another file of that stem"
     seconds, rates = {}, []
     for name in (*STEMS, *({"mixture"} & files.keys())):
         try:
             with soundfile.SoundFile(files[name]) as file:
                 seconds[name] = file.frames / file.samplerate
                 rates.append(file.samplerate)
+            read_part(files[name], max(0, seconds[name] - 1), 1)  # a FLAC that was cut short announces its old length
+        except UserError:
+            return f"{files[name].name} ends early"
         except (soundfile.LibsndfileError, OSError) as error:
             return f"{files[name].name} cannot be read ({str(error).strip().splitlines()[-1]})"
         if not seconds[name]:

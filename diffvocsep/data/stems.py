@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator
+import shutil
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..atomic import write_atomic
 from ..audio import AudioReader, read, resample
 from ..errors import UserError
+from .mixing import SIDES, Track
 
 EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
 CHANNELS = 2  # of files with more, the first two are read
+LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces
 FULL_SCALE = 16384  # of 16 bit; leaves 6 dB above 1.0, which float stems and lossy decoders may reach
 LAYOUT = "<root>/.../<track>/vocals.wav and accompaniment.wav (or drums.wav, bass.wav, ...; also .flac .ogg .mp3)"
 
@@ -44,9 +48,12 @@ class StemTrack:
         named = {side: [f for f in files if f.stem.lower() == side] for side in ("vocals", "accompaniment", "mixture")}
         others = [f for f in files if f.stem.lower() not in named]
         self.name, self.group = folder.relative_to(root).as_posix(), folder.parent.relative_to(root).as_posix()
-        sides = {side: named[side][:1] for side in named}
-        sides["accompaniment"] = sides["accompaniment"] or others
+        sides = named | {"accompaniment": named["accompaniment"] or others}
         self.stems = {side: paths for side, paths in sides.items() if paths}
+        for paths in self.stems.values():
+            if len({path.stem.lower() for path in paths}) < len(paths):
+                found = ", ".join(path.name for path in paths)
+                raise UserError(f"'{folder}' has a stem in more than one file ({found}); keep one file of each stem")
         infos = [_seconds_and_rate(path) for paths in self.stems.values() for path in paths]
         self.seconds, self.source_rate = (min(values) for values in zip(*infos, strict=True))
         self.cache = cache
@@ -62,12 +69,10 @@ class StemTrack:
                 samples = cached(path, sample_rate, self.cache)[first : first + length]
                 crop = torch.from_numpy(samples.astype(np.float32).T) / FULL_SCALE
             else:
-                with soundfile.SoundFile(path) as file:
-                    file.seek(min(file.frames, round(start * file.samplerate)))
-                    samples = file.read(round(seconds * file.samplerate) + 1, "float32", always_2d=True)
-                    crop = resample(torch.from_numpy(samples.T), file.samplerate, sample_rate)[:, :length]
-                    if not crop.isfinite().all():
-                        raise UserError(f"'{path}' has samples that are not finite numbers; export it again")
+                samples, rate = read_part(path, start, seconds)
+                crop = resample(torch.from_numpy(samples.T), rate, sample_rate)[:, :length]
+                if not crop.isfinite().all():
+                    raise UserError(f"'{path}' has samples that are not finite numbers; export it again")
             total = total + torch.nn.functional.pad(crop[:CHANNELS], (0, length - crop.shape[-1]))
         return total
 
@@ -82,22 +87,84 @@ class StemTrack:
         return self._loudness[side]
 
 
+def read_part(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
+    """Samples `(N, C)` of a file from `start` (s) on for at least `seconds`, or to its end, and their rate in Hz.
+
+    Raises:
+        UserError: the file ends before the length that it announces, or is no audio.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            first = min(file.frames, round(start * file.samplerate))
+            wanted = min(file.frames - first, round(seconds * file.samplerate) + 1)
+            file.seek(first)
+            samples = file.read(wanted, "float32", always_2d=True)
+            rate = file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"'{path}' is damaged ({str(error).strip()}); get a whole copy") from None
+    if len(samples) < wanted - LOOSE_END * rate:
+        raise UserError(f"'{path}' is damaged (it ends before the length that it announces); get a whole copy")
+    return samples, rate
+
+
 def cached(path: Path, sample_rate: int, cache: Path) -> np.ndarray:
     """Samples `(N, C)` int16 of one file at `sample_rate`, decoded once and then mapped from `cache`.
 
     Mapped files are shared by all processes and live in the system's page cache. The name holds path, size and time of
     the source: a changed file is decoded anew.
     """
+    target = _target(path, sample_rate, cache)
+    samples = _load(target)
+    if samples is None:
+        waveform, rate = read(path)
+        decoded = (resample(waveform, rate, sample_rate) * FULL_SCALE).round().clamp(-32768, 32767)
+        write_atomic(target, lambda part: _save(part, decoded.T.to(torch.int16).numpy()))
+        samples = np.load(target, mmap_mode="r")
+    return samples
+
+
+def fill_cache(tracks: Iterable[Track], sample_rate: int) -> None:
+    """Decode whatever `cached` would have to decode for vocals and accompaniment of those tracks that have a cache.
+
+    It is done file by file: interrupted, it goes on where it stopped. With nothing to do, it is quick.
+
+    Raises:
+        UserError: the disk has no room for it, or a file is damaged.
+    """
+    missing: dict[Path, Path] = {}
+    for track in tracks:
+        if isinstance(track, StemTrack) and track.cache:
+            for path in (path for side in SIDES for path in track.stems.get(side, ())):
+                target = _target(path, sample_rate, track.cache)
+                if _load(target) is None:
+                    missing[target] = path
+    if not missing:
+        return
+    cache = next(iter(missing)).parent
+    cache.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(_decoded_bytes(path, sample_rate) for path in missing.values()), shutil.disk_usage(cache).free
+    if needed > free:
+        raise UserError(
+            f"the decoded songs need another {needed / 1e9:.1f} GB in '{cache}', where {free / 1e9:.1f} GB are free; "
+            "make room, set data.cache_dir to another disk, or data.cache to none"
+        )
+    for path in tqdm(missing.values(), "Decoding songs", unit="stem"):
+        cached(path, sample_rate, cache)
+
+
+def _target(path: Path, sample_rate: int, cache: Path) -> Path:
+    """Where the decoded samples of a file belong."""
     stat = path.stat()
     identity = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}"
-    target = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
+    return cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
+
+
+def _load(target: Path) -> np.ndarray | None:
+    """What is there, mapped; None if it is not there yet, or damaged."""
     try:
         return np.load(target, mmap_mode="r")
-    except (OSError, ValueError, EOFError):  # not there yet, or damaged
-        waveform, rate = read(path)
-        samples = (resample(waveform, rate, sample_rate) * FULL_SCALE).round().clamp(-32768, 32767)
-        write_atomic(target, lambda part: _save(part, samples.T.to(torch.int16).numpy()))
-    return np.load(target, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _save(path: Path, samples: np.ndarray) -> None:
@@ -108,6 +175,11 @@ def _save(path: Path, samples: np.ndarray) -> None:
 def _seconds_and_rate(path: Path) -> tuple[float, int]:
     with AudioReader(path) as reader:
         return reader.frames / reader.sample_rate, reader.sample_rate
+
+
+def _decoded_bytes(path: Path, sample_rate: int) -> int:
+    with AudioReader(path) as reader:
+        return 2 * reader.channels * round(reader.frames / reader.sample_rate * sample_rate)
 
 
 def find_tracks(root: str | Path, cache: Path | None) -> list[StemTrack]:
