@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .atomic import remove_leftovers, replace_file
+from .atomic import remove_leftovers
 from .backends import Backend
 from .checkpoint import is_finite, save_checkpoint
 from .config import Config, to_dict
@@ -26,7 +26,7 @@ from .errors import UserError
 from .interrupt import Interruption
 from .monitor import EXAMPLES, Monitor
 from .objective import Objective
-from .resume import find_checkpoint, load_state
+from .resume import find_checkpoint, keep_aside, load_state
 from .runfolder import describe_run
 from .separator import Separator, first_timestep
 from .unet import UNet
@@ -68,7 +68,8 @@ class Trainer:
         self.optimizer = self.backend.optimizer(self.model.parameters(), train.lr, train.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step, self.validated, self.skipped, self.bad_steps = 0, 0, 0, 0
-        self.anew = resume != "auto"  # whatever lies in the folder
+        self.anew = True  # no run of this folder goes on
+        self.without = ", without --resume," if resume != "auto" else ""  # the same command goes on
         self.samples = 0  # segments drawn, by all processes
         self.best_sdr = -math.inf
         self.run_id = time.strftime("%Y%m%d-%H%M%S")
@@ -108,7 +109,7 @@ class Trainer:
         """Take the state of a checkpoint; raises UserError as `load_state` does."""
         state = load_state(path, self.config, automatic, self._say)
         if path.resolve() == (self.folder / "last.pt").resolve():  # else it is another run, whose curves stay its own
-            self.run_id = state["run_id"]
+            self.anew, self.run_id, self.best_sdr = False, state["run_id"], state["best_sdr"]
         if state["step"] == 0:
             if "weights" in state:
                 self.model.load_state_dict(state["weights"])
@@ -123,7 +124,7 @@ class Trainer:
         if state["scaler"]:  # empty where it was not in use
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.samples = state["step"], state["samples"]
-        self.validated, self.skipped, self.best_sdr = state["validated"], state["skipped"], state["best_sdr"]
+        self.validated, self.skipped = state["validated"], state["skipped"]
 
     def _save(self, name: str) -> None:
         """Write a checkpoint, unless there is something in it that is not finite.
@@ -156,11 +157,12 @@ class Trainer:
             return 0
         monitor = self._monitor() if self.backend.main else None
         try:
-            if self.step == 0:
-                if monitor and self.anew and last.exists():
-                    replace_file(last, last.with_name("last.old.pt"))
-                    self._say(f"{last} of another run is now last.old.pt")
+            if self.anew:
+                if monitor:
+                    keep_aside(last, self._say)
                 self._save("last.pt")  # so that a run that is killed before its first validation keeps its folder
+            if monitor and self.best_sdr == -math.inf:  # there is none yet that this run's can be compared with
+                keep_aside(self.folder / "best.pt", self._say)
             with self.interruption:
                 self._train(monitor)
                 finished = self.step >= self.total_steps and self.validated == self.step
@@ -175,8 +177,7 @@ class Trainer:
                 monitor.close()
         if finished:
             return 0
-        without = ", without --resume," if self.anew else ""
-        self._say(f"stopped at step {self.step}; the same command{without} goes on from {last}")
+        self._say(f"stopped at step {self.step}; the same command{self.without} goes on from {last}")
         return 130
 
     def _monitor(self) -> Monitor:

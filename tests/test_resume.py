@@ -286,10 +286,44 @@ def test_a_released_file_gives_its_weights_to_a_new_run(tmp_path, undisturbed, c
         make(tmp_path, "model.base_channels=8", resume=str(released))
 
 
-def test_a_new_run_keeps_the_last_checkpoint_of_the_one_before(tmp_path, undisturbed):
-    checkpoint.save_checkpoint(tmp_path / "ck" / "last.pt", undisturbed.state())
-    assert make(tmp_path, resume="none").run() == 0
-    assert checkpoint.load_checkpoint(tmp_path / "ck" / "last.old.pt")["run_id"] == undisturbed.run_id
+@pytest.mark.parametrize("resume", ["none", "ck/best.pt", "released.safetensors"])
+def test_a_new_run_keeps_the_checkpoints_that_it_finds(tmp_path, undisturbed, resume, capsys):
+    """Each of those before it, though their scores be higher, and whatever the new run begins with."""
+    found, short = {}, ("train.max_steps=4", "train.val_every_steps=1")
+    checkpoint.release(undisturbed.state(), tmp_path / "released.safetensors")
+    for number, run_id in ((1, "first"), (2, "second"), (3, "second")):
+        for name in ("last", "best"):
+            path = tmp_path / "ck" / f"{name}.pt"
+            state = undisturbed.state() | {"run_id": run_id, "step": number, "validated": number, "best_sdr": 99.0}
+            checkpoint.save_checkpoint(path, state)
+            found[f"{name}.{run_id}{'-2' if number == 3 else ''}.pt"] = path.read_bytes()
+        trainer = make(tmp_path, *short, resume=resume if resume == "none" else str(tmp_path / resume))
+        assert trainer.run() == 0 and trainer.best_sdr < 99
+        assert f"best.pt has held so far is kept as best.{run_id}" in capsys.readouterr().out
+        assert {name: (tmp_path / "ck" / name).read_bytes() for name in found} == found
+        for name in ("last.pt", "best.pt"):
+            assert checkpoint.load_checkpoint(tmp_path / "ck" / name)["run_id"] == trainer.run_id
+    assert len(list((tmp_path / "ck").iterdir())) == len(found) + 2
+
+
+def test_a_run_that_goes_on_keeps_its_best_checkpoint_where_it_is_unless_its_score_is_forgotten(tmp_path):
+    run(tmp_path, "train.max_steps=2")
+    best = tmp_path / "ck" / "best.pt"
+    before = best.read_bytes()
+    goes_on = make(tmp_path, "train.max_steps=3", "separation.batch_chunks=2", resume="auto")
+    assert goes_on.best_sdr > -math.inf, "how many chunks are computed at once is a matter of speed"
+    goes_on.best_sdr = 99.0  # so that it is not replaced
+    assert goes_on.run() == 0 and best.read_bytes() == before and len(list(best.parent.iterdir())) == 2
+    resumed = run(tmp_path, "train.max_steps=4", "train.val_seconds=0.7", resume="auto")
+    assert (best.parent / f"best.{resumed.run_id}.pt").read_bytes() == before
+    assert checkpoint.load_checkpoint(best)["step"] == 4
+
+
+def test_a_new_run_keeps_what_it_cannot_read(tmp_path):
+    (tmp_path / "ck").mkdir()
+    (tmp_path / "ck" / "best.pt").write_bytes(b"older")
+    run(tmp_path, "train.max_steps=1", resume="auto")
+    assert (tmp_path / "ck" / "best.old.pt").read_bytes() == b"older"
 
 
 def test_released_weights_are_the_mean_of_several_checkpoints(tmp_path, undisturbed):
