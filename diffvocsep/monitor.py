@@ -203,6 +203,8 @@ class Monitor:
             self.bar.close()
         self.epochs.close()
         self.writer.close()
+        if not self.history.write():
+            tqdm.write(f"{self.history.path} is open elsewhere: its last {len(self.history.pending)} rows are missing")
 
 
 def finite_mean(values: Tensor) -> float:

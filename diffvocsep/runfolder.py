@@ -77,6 +77,7 @@ class History:
 
     def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
         self.path, self.columns = path, ("step", "time", *columns)
+        self.pending: list[dict[str, object]] = []  # rows that are not on disk yet
         rows = [row for row in self._read() if int(row["step"]) <= step]
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
@@ -95,5 +96,15 @@ class History:
     def add(self, step: int, values: Mapping[str, float]) -> None:
         row = {"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
         row |= {name: f"{value:.6g}" for name, value in values.items()}
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        self.pending.append(row)
+        self.write()
+
+    def write(self) -> bool:
+        """Append what is pending. False where that must wait: on Windows, Excel lets no one else write to a file."""
+        try:
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerows(self.pending)
+        except PermissionError:
+            return False
+        self.pending = []
+        return True

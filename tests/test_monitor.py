@@ -113,6 +113,26 @@ def test_history_that_was_cut_or_went_too_far_goes_on_from_the_step(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_table_that_someone_looks_at_gets_its_rows_later(tmp_path, monkeypatch, capsys):
+    """On Windows a program that shows a file, like Excel, keeps others from writing to it: no reason to end a run."""
+    monitor = Monitor(tmp_path, tiny(tmp_path), CPU, 0, 6, -math.inf, "")
+
+    def locked(path: Path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for step in (1, 2, 3):
+        with monkeypatch.context() as patch:
+            if step < 3:
+                patch.setattr(runfolder, "open", locked, raising=False)
+            monitor.validated(step, step - 1, Validation([float(step)], [1.0]), 1.0)
+            assert len(rows(tmp_path)) == (3 if step == 3 else 0)
+    assert [(row["step"], row["sdr_median"]) for row in rows(tmp_path)] == [("1", "1"), ("2", "2"), ("3", "3")]
+    monkeypatch.setattr(runfolder, "open", locked, raising=False)
+    monitor.validated(4, 3, Validation([4.0], [1.0]), 1.0)
+    monitor.close()
+    assert "history.csv is open elsewhere: its last 1 rows are missing" in capsys.readouterr().out
+
+
 # ---- TensorBoard ---------------------------------------------------------------------------------------------------
 
 
