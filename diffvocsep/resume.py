@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import replace_file
-from .checkpoint import load_checkpoint, load_weights
-from .config import Config, differences, from_dict, is_fixed, require_same_network
+from .checkpoint import config_in, load_checkpoint, load_weights
+from .config import Config, differences, is_fixed, require_same_network
 from .errors import UserError
 from .strict_yaml import show
 
@@ -59,7 +59,7 @@ def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str],
         return {"step": 0, "weights": weights}
     state = load_checkpoint(path)
     state["changes"] = []
-    before = from_dict(state["config"])
+    before = config_in(path, state["config"])
     if state["step"] == 0:  # nothing is learnt, so nothing binds; but its weights may be those of a released file
         changed = differences(before, config)
         return state if any(map(is_fixed, changed)) or "train.seed" in changed else state | {"weights": state["model"]}

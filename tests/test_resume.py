@@ -373,3 +373,17 @@ def test_a_bad_checkpoint_is_named(tmp_path, undisturbed, damage):
         make(tmp_path, resume=str(path))
     assert "bad.pt" in str(error.value) and "\n" not in str(error.value)
     assert re.search(r"damaged|no checkpoint|not a checkpoint", str(error.value))
+    assert "--model_path" not in str(error.value), "train.py has none"
+    assert damage not in ("foreign", "older") or "train.py --resume none" in str(error.value)
+
+
+def test_a_checkpoint_with_a_setting_that_is_gone_is_named(tmp_path, undisturbed):
+    path, state = tmp_path / "older.pt", undisturbed.state()
+    state["config"]["data"]["mono"] = True
+    checkpoint.save_checkpoint(path, state)
+    checkpoint.release(state, tmp_path / "older.safetensors")
+    for old in (path, tmp_path / "older.safetensors"):
+        with pytest.raises(UserError, match=r"the config in '.*older\..*': unknown key data\.mono"):
+            make(tmp_path, resume=str(old))
+        with pytest.raises(UserError, match=r"the config in '.*older\..*': unknown key data\.mono"):
+            checkpoint.load_model(old)
