@@ -66,14 +66,16 @@ class Monitor:
     ) -> None:  # fmt: skip
         self.report = report
         self.config, self.device, self.total, self.best = config, device, total, best
-        self.history = History(folder / "history.csv", tuple(CURVES), step)
+        table = folder / "history.csv"
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
         self.settings = {f"{s}.{key}": value for s, keys in to_dict(config).items() for key, value in keys.items()}
         self.writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in self.settings.items()), step)
         self.writer.add_text("run", "\n".join(f"    {line}" for line in about.splitlines()), step)
         experiment, start, self.end = self._hparams()
-        if step == 0:
+        if not table.exists():  # the run begins, be it at a step that another one has come to
             self._add(experiment, start)
+            self.flush()
+        self.history = History(table, tuple(CURVES), step)
         self.per_epoch = config.train.steps_per_epoch
         epochs, done = math.ceil(total / self.per_epoch), step // self.per_epoch
         self.epochs = tqdm(total=epochs, initial=done, desc="Epochs", unit="epoch")

@@ -250,6 +250,14 @@ def test_hparams_stand_beside_the_final_score(log):
     assert "dev/sdr_median" in metrics and set(metrics) <= set(log.Tags()["scalars"])
 
 
+def test_a_run_that_begins_with_another_s_checkpoint_has_its_row_of_hparams(tmp_path):
+    for step in (500, 510):  # begins, and goes on
+        Monitor(tmp_path, tiny(tmp_path), CPU, step, 600, -math.inf, "").close()
+    log = EventAccumulator(str(tmp_path), **ALL).Reload()
+    assert log.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert len(log.Tensors("_hparams_/session_start_info")) == 1
+
+
 # ---- bars ----------------------------------------------------------------------------------------------------------
 
 
