@@ -47,6 +47,7 @@ CURVES = {
     "sdr_median_one_step": "dev/sdr_median_one_step",
     "sdr_best": "dev/sdr_best",
 }
+SCORES = ("sdr_median", "sdr_median_one_step", "sdr_best")
 
 
 class Monitor:
@@ -55,6 +56,7 @@ class Monitor:
     Args:
         folder: of the run; a run that goes on writes into the same folder, from `step` on.
         step, total: steps already done, and steps of the whole run.
+        scored: whether a validation at `step`, if one is due there, is done; else it will be done (again).
         best: the highest dev score so far, dB.
         about: what was started, as text.
         report: asked for more values of the curves, whenever a point is drawn.
@@ -62,12 +64,12 @@ class Monitor:
 
     def __init__(
         self, folder: Path, config: Config, device: torch.device, step: int, total: int, best: float, about: str,
-        report: Callable[[], dict[str, float]] = dict,
+        report: Callable[[], dict[str, float]] = dict, scored: bool = True,
     ) -> None:  # fmt: skip
         self.report = report
         self.config, self.device, self.total, self.best = config, device, total, best
         table = folder / "history.csv"
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+        self.writer = SummaryWriter(str(folder), purge_step=step + scored)
         self.settings = {f"{s}.{key}": value for s, keys in to_dict(config).items() for key, value in keys.items()}
         self.writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in self.settings.items()), step)
         self.writer.add_text("run", "\n".join(f"    {line}" for line in about.splitlines()), step)
@@ -75,7 +77,10 @@ class Monitor:
         if not table.exists():  # the run begins, be it at a step that another one has come to
             self._add(experiment, start)
             self.flush()
-        self.history = History(table, tuple(CURVES), step)
+        self.history = History(table, tuple(CURVES), step, redone=() if scored else SCORES)
+        if not scored:  # with the scores at `step`, the writer has purged what stays
+            for name, value in self.history.values_at(step):
+                self.writer.add_scalar(CURVES[name], value, step)
         self.per_epoch = config.train.steps_per_epoch
         epochs, done = math.ceil(total / self.per_epoch), step // self.per_epoch
         self.epochs = tqdm(total=epochs, initial=done, desc="Epochs", unit="epoch")
@@ -185,7 +190,7 @@ class Monitor:
             f"{s}.{key}": value for s, keys in to_dict(self.config).items() if s != "log" for key, value in keys.items()
         }
         plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()}
-        metrics = {CURVES[name]: 0.0 for name in ("sdr_median", "sdr_median_one_step", "sdr_best")}
+        metrics = {CURVES[name]: 0.0 for name in SCORES}
         return hparams(plain, metrics)
 
     def _add(self, *summaries: Summary) -> None:

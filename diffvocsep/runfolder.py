@@ -72,13 +72,14 @@ def _installed(package: str) -> str | None:
 
 
 class History:
-    """`history.csv`: a row now and then, each on disk at once. A run that goes on from `step` drops later rows: it will
-    write them anew."""
+    """`history.csv`: a row now and then, each on disk at once. A run that goes on from `step` drops later rows, and at
+    `step` those with values in the columns `redone`: it will write them anew."""
 
-    def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], step: int, redone: Sequence[str] = ()) -> None:
         self.path, self.columns = path, ("step", "time", *columns)
         self.pending: list[dict[str, object]] = []  # rows that are not on disk yet
         rows = [row for row in self._read() if int(row["step"]) <= step]
+        rows = [row for row in rows if int(row["step"]) < step or not any(row.get(name) for name in redone)]
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -92,6 +93,11 @@ class History:
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         return [row for row in csv.DictReader(whole) if (row.get("step") or "").isdecimal()]
+
+    def values_at(self, step: int) -> list[tuple[str, float]]:
+        """What is there of a step, by column."""
+        rows = [row for row in self._read() if int(row["step"]) == step]
+        return [(name, float(row[name])) for row in rows for name in self.columns[2:] if row[name]]
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         row = {"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S")}

@@ -191,7 +191,7 @@ class Trainer:
             f"{len(self.clips)} dev clips, {self.total_steps} steps; config, versions and history in {folder}"
         )
         return Monitor(folder, self.config, self.backend.host, self.step, self.total_steps, self.best_sdr, about,
-                       self.backend.report)  # fmt: skip
+                       self.backend.report, self.validated == self.step)  # fmt: skip
 
     def _say(self, text: str) -> None:
         if self.backend.main:

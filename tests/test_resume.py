@@ -22,7 +22,7 @@ from diffvocsep import checkpoint, cli
 from diffvocsep.atomic import remove_leftovers
 from diffvocsep.config import save_config
 from diffvocsep.errors import UserError
-from diffvocsep.trainer import learning_rate
+from diffvocsep.trainer import Trainer, learning_rate
 
 
 def last(folder: Path) -> dict:
@@ -154,6 +154,25 @@ def test_ctrl_c_ends_a_validation_and_it_is_made_up_for(tmp_path, monkeypatch, u
         assert make(tmp_path).run() == 130
     assert len(calls) == 3 and last(tmp_path)["step"] == 3 and last(tmp_path)["validated"] == 2
     assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+
+
+def test_a_validation_that_was_made_up_for_but_not_saved_is_seen_once(tmp_path, monkeypatch, undisturbed):
+    """Ctrl-C at a step with a validation, then the power is cut when that has been made up for."""
+
+    def power_cut(*_):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        assert make(tmp_path).run() == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            make(tmp_path, resume="auto").run()
+    assert [row[0] for row in curves(tmp_path)] == ["1", "2", "2", "3", "3"] and last(tmp_path)["validated"] == 2
+    assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+    assert curves(tmp_path) == curves(undisturbed.folder.parent)
+    assert_one_curve(tmp_path, [2, 3, 4, 6])
 
 
 def test_ctrl_c_after_the_last_step_leaves_only_the_validation(tmp_path, monkeypatch, undisturbed):
