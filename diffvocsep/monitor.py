@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import psutil
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from .config import Config, to_dict
 from .plot import draw_separation
 from .runfolder import History
-from .validation import Validation
+from .validation import Validation, median_sdr
 
 EXAMPLES = 3  # dev clips that are drawn and can be listened to
 PICTURES = 10  # times a run that they are, about
@@ -153,7 +152,7 @@ class Monitor:
             best: the highest median so far, dB.
         """
         self.best = best
-        one_step, several = median(result.one_step), median(result.scores)
+        one_step, several = median_sdr(result.one_step), median_sdr(result.scores)
         values = {"sdr_median": several, "sdr_median_one_step": one_step, "sdr_best": best}
         self._write(step, {name: value for name, value in values.items() if math.isfinite(value)})
         steps = self.config.diffusion.ddim_steps

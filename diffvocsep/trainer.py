@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from .resume import find_checkpoint, keep_aside, load_state
 from .runfolder import describe_run
 from .separator import Separator, first_timestep
 from .unet import UNet
-from .validation import dev_clips, validate
+from .validation import dev_clips, median_sdr, validate
 
 BAD_STEPS = 20  # so many non-finite steps in a row end a run
 SAVE_SECONDS = 600.0  # last.pt is at most so old, or one validation
@@ -345,9 +344,9 @@ class Trainer:
             raise
         if result is None:
             return
-        median = statistics.median(s if math.isfinite(s) else -math.inf for s in result.scores)
+        median = median_sdr(result.scores)
         better = median > self.best_sdr
-        self.best_sdr = median if better else self.best_sdr
+        self.best_sdr = max(median, self.best_sdr)
         previous, self.validated = self.validated, self.step
         monitor.validated(self.step, previous, result, self.best_sdr)
         monitor.flush()
