@@ -170,7 +170,8 @@ class Trainer:
                 elif monitor:
                     monitor.flush()
                     self._save("last.pt")
-                self.backend.wait()
+                with self._together():
+                    self.backend.wait()
         finally:
             if monitor:
                 monitor.close()
@@ -258,7 +259,8 @@ class Trainer:
             self._average()
             self.backend.finish_step()
         else:
-            indices = self.backend.gather(torch.cat([batch["index"] for batch in batches]))
+            with self._together():
+                indices = self.backend.gather(torch.cat([batch["index"] for batch in batches]))
             self._skip(terms["loss"], terms["per_item"], indices.tolist())
         self.scaler.update()
         return terms
