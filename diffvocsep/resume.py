@@ -15,7 +15,8 @@ from .errors import UserError
 from .strict_yaml import show
 
 # Under other values of these, dev scores cannot be compared.
-DECISIVE = """data.dataset data.dev_root data.synthetic_seconds train.seed train.val_batches train.val_seconds
+DECISIVE = """data.dataset data.dev_root data.musdb_root data.musdbhq_root data.synthetic_seconds
+    train.seed train.val_batches train.val_seconds
     diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.start diffusion.start_step
     separation.subtract separation.chunk_seconds separation.margin_seconds"""
 

@@ -280,6 +280,20 @@ def test_another_architecture_or_representation_is_refused_in_one_sentence(undis
     assert (undisturbed.folder / "last.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "means_nothing",
+    ["diffusion.beta_start=0.001", "audio.log1p_scale=3", "model.attention_heads=2", "diffusion.start_step=7"],
+)
+def test_what_means_nothing_may_change_and_is_not_mentioned(tmp_path, undisturbed, capsys, means_nothing):
+    checkpoint.save_checkpoint(tmp_path / "ck" / "last.pt", undisturbed.state())
+    resumed = make(tmp_path, means_nothing, resume="auto")
+    assert resumed.step == 6 and resumed.best_sdr == undisturbed.best_sdr and "changed" not in capsys.readouterr().out
+    schedule = [means_nothing, "diffusion.beta_schedule=linear"]
+    if "beta" in means_nothing:  # it means something to one of the two
+        with pytest.raises(UserError, match=r"diffusion\.beta_start = 0\.0001"):
+            make(tmp_path, *schedule, resume="auto")
+
+
 def test_only_the_run_s_own_last_checkpoint_goes_on_with_its_curves(tmp_path, undisturbed):
     """From any other checkpoint another run begins, which must not write over the curves of the first."""
     for name in ("ck/last.pt", "ck/best.pt", "elsewhere/last.pt"):
