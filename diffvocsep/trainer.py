@@ -294,7 +294,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip or math.inf)
         names = [name for name in TERMS if name in parts[0]]
         means = [torch.stack([part[name] for part in parts]).mean() for name in names]
-        *means, stop = self.backend.mean(torch.stack([*means, means[0].new_tensor(float(self.interruption.asked))]))
+        *means, stop = self.backend.mean(torch.stack([*means, torch.full_like(means[0], float(self.interruption.asked))]))
         items = {name: self.backend.gather(torch.cat([part[name] for part in parts])) for name in ("per_item", "t")}
         return {**dict(zip(names, means, strict=True)), "gradient_norm": norm.to(stop.device), **items}, stop
 

@@ -123,6 +123,21 @@ def test_gradients_are_clipped_to_a_norm_and_reported_as_they_were(tmp_path):
     assert norms["0.001"][1] == pytest.approx(0.001, rel=1e-3)
 
 
+def test_a_step_moves_no_tables_or_windows(tmp_path, monkeypatch):
+    """A copy from the computer's memory to a GPU waits for all that was asked of it: once, not at every step."""
+    trainer = make(tmp_path, "diffusion.loss_weighting=min_snr", "diffusion.prediction_type=v")
+    stream, moved = trainer._steps(), []
+    first, second = next(stream), next(stream)
+    original = torch.Tensor.to
+    for batches in (first, second):
+        moved.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "to", lambda self, *a, **k: (moved.append(self.shape), original(self, *a, **k))[1])
+            trainer._gradients(batches)
+        tables = [shape for shape in moved if len(shape) == 1]  # `(T,)` of the schedule, `(n_fft,)` of the windows
+        assert bool(tables) == (batches is first), "the test cannot see them" if batches is first else tables
+
+
 # ---- when the loss is not finite -----------------------------------------------------------------------------------
 
 
