@@ -41,7 +41,7 @@ def describe_run(folder: Path, config: Config, step: int, device: str, changes: 
     start = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "step": step,
-        "command": shlex.join(sys.orig_argv),
+        "command": shlex.join([sys.executable, *sys.argv]),  # as typed, in spawned processes too
         "commit": commit(),
         "device": device,
         "versions": versions() | {name: installed for name in PACKAGES if (installed := _installed(name))},

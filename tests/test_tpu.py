@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -128,6 +129,9 @@ def test_train_tpu_py_in_bf16_hears_ctrl_c_and_train_py_goes_on(tmp_path):
     os.killpg(tpu.pid, signal.SIGINT)
     out, error = tpu.communicate(timeout=300)
     assert tpu.returncode == 130 and "stopped at step" in out, error
+    (started,) = tmp_path.glob("tb/*/run.json")
+    (start,) = json.loads(started.read_text(encoding="utf-8"))
+    assert "train_tpu.py --config tiny.yaml train.amp=auto" in start["command"], "not that of a spawned process"
     step = checkpoint.load_checkpoint(tmp_path / "ck" / "last.pt")["step"]
     cpu = process(tmp_path, "train.py", "--device", "cpu", f"train.max_steps={step + 1}")
     out, error = cpu.communicate(timeout=300)
@@ -166,6 +170,14 @@ def test_two_replicas_are_one_process_with_twice_the_batch(tmp_path):
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     counts = [int(float(row["compilations"])) for row in rows if row["compilations"]]
     assert len(counts) == 6 and len(set(counts[2:])) == 1, counts
+
+
+def test_what_only_the_first_replica_meets_ends_all(tmp_path):
+    """The other one would wait for its next sum for ever."""
+    (tmp_path / "ck").write_text("no folder", encoding="utf-8")
+    replicas = process(tmp_path, "train_tpu.py", CPU_NUM_DEVICES="2")
+    _, error = replicas.communicate(timeout=300)
+    assert replicas.returncode == 1 and "error: [Errno" in error and "Traceback" not in error, error
 
 
 def test_without_a_tpu_nothing_is_trained_unless_asked_for():
