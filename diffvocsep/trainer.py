@@ -25,6 +25,7 @@ from .errors import UserError
 from .interrupt import Interruption
 from .monitor import EXAMPLES, Monitor
 from .objective import Objective
+from .rates import ema_decay, learning_rate
 from .resume import find_checkpoint, keep_aside, load_state
 from .runfolder import describe_run
 from .separator import Separator, first_timestep
@@ -294,7 +295,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip or math.inf)
         names = [name for name in TERMS if name in parts[0]]
         means = [torch.stack([part[name] for part in parts]).mean() for name in names]
-        *means, stop = self.backend.mean(torch.stack([*means, torch.full_like(means[0], float(self.interruption.asked))]))
+        asked = torch.full_like(means[0], float(self.interruption.asked))
+        *means, stop = self.backend.mean(torch.stack([*means, asked]))
         items = {name: self.backend.gather(torch.cat([part[name] for part in parts])) for name in ("per_item", "t")}
         return {**dict(zip(names, means, strict=True)), "gradient_norm": norm.to(stop.device), **items}, stop
 
@@ -319,8 +321,8 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """EMA of the weights, with a warm-up so that it forgets the first ones: min(decay, (1 + n) / (10 + n))."""
-        decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
+        """EMA of the weights."""
+        decay = ema_decay(self.step, self.config.train.ema_decay)
         for name, tensor in self.model.state_dict().items():
             self.ema[name].lerp_(tensor, 1 - decay)
 
@@ -359,10 +361,3 @@ class Trainer:
 
 def _title(singer: Track, band: Track) -> str:
     return f"'{singer.name}'" if singer is band else f"'{singer.name}' over '{band.name}'"
-
-
-def learning_rate(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up, then half a cosine to zero, as a share of the peak."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, total - warmup))

@@ -15,7 +15,8 @@ from trainers import assert_same_run, at_step, flat, make, run, start
 
 from diffvocsep import checkpoint
 from diffvocsep.errors import UserError
-from diffvocsep.trainer import BAD_STEPS, Trainer, learning_rate
+from diffvocsep.rates import learning_rate
+from diffvocsep.trainer import BAD_STEPS, Trainer
 
 # ---- a real process ------------------------------------------------------------------------------------------------
 
@@ -129,10 +130,15 @@ def test_a_step_moves_no_tables_or_windows(tmp_path, monkeypatch):
     stream, moved = trainer._steps(), []
     first, second = next(stream), next(stream)
     original = torch.Tensor.to
+
+    def to(self: torch.Tensor, *args, **options) -> torch.Tensor:
+        moved.append(self.shape)
+        return original(self, *args, **options)
+
     for batches in (first, second):
         moved.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(torch.Tensor, "to", lambda self, *a, **k: (moved.append(self.shape), original(self, *a, **k))[1])
+            patch.setattr(torch.Tensor, "to", to)
             trainer._gradients(batches)
         tables = [shape for shape in moved if len(shape) == 1]  # `(T,)` of the schedule, `(n_fft,)` of the windows
         assert bool(tables) == (batches is first), "the test cannot see them" if batches is first else tables
