@@ -50,8 +50,9 @@ def assert_one_curve(folder: Path, steps: list[int]) -> None:
 
 
 def killed_at_random(folder: Path, rng: np.random.Generator, most: int, *arguments: str) -> None:
-    """Start train.py and kill it up to half a second after one of its first `most` validations."""
-    process = start(folder, *arguments, script=ROOT / "tests" / "killed.py")
+    """Start train.py and kill it up to half a second after one of its first `most` validations. A step takes half a
+    second, so that steps are left to be killed on any machine."""
+    process = start(folder, *arguments, script=ROOT / "tests" / "killed.py", SLOW_STEPS="0.5")
     validations = int(rng.integers(1, most + 1))
     for line in process.stdout:
         validations -= line.startswith("step ")
