@@ -20,7 +20,9 @@ from .data.loading import ahead
 from .device import choose_device, place
 from .errors import UserError
 
-TIMEOUT = timedelta(minutes=10)  # of a step of another process; gloo notices at once that one is gone, NCCL after this
+# Of a step of another process. When one is gone, gloo notices at once; NCCL would after this, but torchrun ends all of
+# them 30 s after the first.
+TIMEOUT = timedelta(minutes=10)
 PATIENCE = timedelta(days=7)  # while the first process downloads, decodes or validates
 
 
