@@ -48,7 +48,7 @@ def end_all(error: Exception) -> None:
     told = f"error: {error}" if isinstance(error, UserError | OSError) else traceback.format_exc()
     print(told, file=sys.stderr, flush=True)
     for other in psutil.Process(os.getppid()).children():
-        if other.pid != os.getpid():
+        if other.pid != os.getpid() and "--multiprocessing-fork" in other.cmdline():  # not multiprocessing's own helper
             other.kill()
     os._exit(1)
 
