@@ -209,7 +209,8 @@ class Monitor:
             self.bar.close()
         self.epochs.close()
         self.writer.close()
-        if not self.history.write():
+        self.history.write()
+        if self.history.pending:
             tqdm.write(f"{self.history.path} is open elsewhere: its last {len(self.history.pending)} rows are missing")
 
 

@@ -105,12 +105,11 @@ class History:
         self.pending.append(row)
         self.write()
 
-    def write(self) -> bool:
-        """Append what is pending. False where that must wait: on Windows, Excel lets no one else write to a file."""
+    def write(self) -> None:
+        """Append what is pending, or leave it for the next time: on Windows, Excel lets no one else write to a file."""
         try:
             with open(self.path, "a", encoding="utf-8", newline="") as file:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerows(self.pending)
         except PermissionError:
-            return False
+            return
         self.pending = []
-        return True
