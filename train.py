@@ -23,8 +23,10 @@ def run(argv: list[str] | None = None) -> int:
     from diffvocsep.trainer import Trainer
 
     config = load_config(args.config, args.overrides)
-    warn_ignored(config)
-    return Trainer(config, find_backend(args.device), args.resume).run()
+    backend = find_backend(args.device)
+    if backend.main:
+        warn_ignored(config)
+    return Trainer(config, backend, args.resume).run()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ Checkpoints are those of train.py: either goes on with what the other saved.
 from __future__ import annotations
 
 import os
+import sys
+import traceback
+from concurrent.futures.process import BrokenProcessPool
 
 from diffvocsep.cli import main, training_arguments, warn_ignored
 from diffvocsep.config import Config, load_config
@@ -25,8 +28,29 @@ def process(index: int, config: Config, resume: str) -> None:
     from diffvocsep.trainer import Trainer
     from diffvocsep.xla import XLA
 
-    if Trainer(config, XLA(config.train), resume).run():
+    try:
+        code = Trainer(config, XLA(config.train), resume).run()
+    except Exception as error:
+        end_all(error)
+        raise
+    if code:
         raise KeyboardInterrupt
+
+
+def end_all(error: Exception) -> None:
+    """End all processes of this run, for those that are not in trouble would wait for this one's next sum for ever; and
+    torch_xla.launch, for them. Alone, do nothing: the error is heard of by the one that launched it."""
+    import psutil
+    import torch_xla.runtime as runtime
+
+    if runtime.world_size() == 1:
+        return
+    told = f"error: {error}" if isinstance(error, UserError | OSError) else traceback.format_exc()
+    print(told, file=sys.stderr, flush=True)
+    for other in psutil.Process(os.getppid()).children():
+        if other.pid != os.getpid() and "--multiprocessing-fork" in other.cmdline():  # not multiprocessing's own helper
+            other.kill()
+    os._exit(1)
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -46,7 +70,11 @@ def run(argv: list[str] | None = None) -> int:
         raise UserError(
             "no TPU was found; use train.py here, or set PJRT_DEVICE=CPU to run this on the CPU all the same"
         )
-    torch_xla.launch(process, args=(config, args.resume))
+    try:
+        torch_xla.launch(process, args=(config, args.resume))
+    except BrokenProcessPool:
+        print("training has ended, for one of its processes has; above stands what it said", file=sys.stderr)
+        return 1
     return 0
 
 

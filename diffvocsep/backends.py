@@ -20,7 +20,9 @@ from .data.loading import ahead
 from .device import choose_device, place
 from .errors import UserError
 
-TIMEOUT = timedelta(minutes=10)  # of a step of another process; gloo notices at once that one is gone, NCCL after this
+# Of a step of another process. When one is gone, gloo notices at once; NCCL would after this, but torchrun ends all of
+# them 30 s after the first.
+TIMEOUT = timedelta(minutes=10)
 PATIENCE = timedelta(days=7)  # while the first process downloads, decodes or validates
 
 
@@ -58,10 +60,15 @@ class Backend:
     def batches(self, made: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """Batches on `host`, each made while the one before it is used; `index` stays where it is."""
         return ahead(
-            {name: values if name == "index" else values.to(self.host, non_blocking=True)
-             for name, values in batch.items()}
+            {name: values if name == "index" else self._to_host(values) for name, values in batch.items()}
             for batch in made
-        )  # fmt: skip
+        )
+
+    def _to_host(self, values: Tensor) -> Tensor:
+        """On `host`; from pinned memory, for only from there a copy to a GPU waits for nothing."""
+        if self.host.type == "cuda" and values.device.type == "cpu":
+            values = values.pin_memory()
+        return values.to(self.host, non_blocking=True)
 
     def accumulating(self, network: nn.Module, last: bool) -> AbstractContextManager:
         """Around the forward and backward pass of one of several batches of a step."""

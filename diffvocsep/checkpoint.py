@@ -22,6 +22,7 @@ from .atomic import write_atomic
 from .cli import main
 from .config import Config, from_dict, require_same_network
 from .errors import UserError
+from .strict_yaml import blame
 from .unet import UNet
 
 FORMAT = 2
@@ -51,7 +52,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: missing, damaged, or not a checkpoint of this program and format.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint '{path}'; train one with train.py or name one with --model_path")
+        raise UserError(f"there is no checkpoint '{path}'; name one that is there, or train one with train.py")
     if not zipfile.is_zipfile(path):  # what torch.save writes
         raise UserError(f"'{path}' is no checkpoint, or only a part of one; name another file")
     try:
@@ -60,8 +61,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         reason = (str(error) or type(error).__name__).splitlines()[0][:80]
         raise UserError(f"'{path}' cannot be read as a checkpoint ({reason}); it may be damaged") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT or "ema" not in state:
-        raise UserError(f"'{path}' is not a checkpoint of this version of Diff-VocSep; train again or use another file")
+        raise UserError(
+            f"'{path}' is not a checkpoint of this version of Diff-VocSep; use another file, or train anew with "
+            "train.py --resume none"
+        )
     return state
+
+
+def config_in(path: Path, mapping: dict[str, Any]) -> Config:
+    """The config saved in `path`; raises UserError that names the file, for one that this version cannot have."""
+    with blame(f"the config in '{path}'"):
+        return from_dict(mapping)
 
 
 def release(state: dict[str, Any], path: Path) -> None:
@@ -84,7 +94,7 @@ def mean_state(paths: Sequence[Path]) -> dict[str, Any]:
     """
     states = [load_checkpoint(path) for path in paths]
     for path, state in zip(paths, states, strict=True):
-        require_same_network(from_dict(state["config"]), from_dict(states[-1]["config"]), f"'{path}'")
+        require_same_network(config_in(path, state["config"]), config_in(paths[-1], states[-1]["config"]), f"'{path}'")
     ema = {name: torch.stack([state["ema"][name] for state in states]).mean(0) for name in states[-1]["ema"]}
     return states[-1] | {"ema": ema}
 
@@ -93,7 +103,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
     """EMA weights and config of a `.pt` or `.safetensors` file."""
     if path.suffix != ".safetensors":
         state = load_checkpoint(path)
-        return state["ema"], from_dict(state["config"])
+        return state["ema"], config_in(path, state["config"])
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -103,8 +113,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
             metadata = file.metadata()
             if metadata["format"] != str(FORMAT):
                 raise UserError(f"'{path}' is not a model of this version of Diff-VocSep; use the one that is shipped")
-            config = json.loads(metadata["config"])
-            return {name: file.get_tensor(name) for name in file.keys()}, from_dict(config)  # noqa: SIM118
+            config = config_in(path, json.loads(metadata["config"]))
+            return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"'{path}' is not a released model of Diff-VocSep ({error})") from None
 

@@ -341,9 +341,12 @@ def save_config(config: Config, path: str | Path) -> None:
 
 
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two configurations differ, each with its two values."""
+    """The keys in which two configurations differ, each with its two values, but for those that have no effect in
+    either."""
     keys = [f"{section}.{key}" for section, keys in to_dict(before).items() for key in keys]
-    return {key: (_value(before, key), _value(after, key)) for key in keys if _value(before, key) != _value(after, key)}
+    ignored = ignored_keys(before).keys() & ignored_keys(after).keys()
+    changed = [key for key in keys if _value(before, key) != _value(after, key) and key not in ignored]
+    return {key: (_value(before, key), _value(after, key)) for key in changed}
 
 
 def key_of(override: str) -> str:

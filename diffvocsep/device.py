@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .errors import UserError
 
@@ -117,6 +118,20 @@ def channels_last(wanted: bool | None, device: torch.device, dtype: torch.dtype 
     if device.type == "xla":
         return False
     return wanted if wanted is not None else device.type == "cuda" or (device.type == "cpu" and dtype is not None)
+
+
+class Table:
+    """A constant tensor, kept once for every device and dtype that asks: to copy it anew is to wait for the GPU."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        if (device, dtype) not in self.copies:
+            # Cast before moving: some devices have no float64.
+            self.copies[device, dtype] = self.values.to(dtype).to(device)
+        return self.copies[device, dtype]
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:

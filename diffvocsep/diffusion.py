@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .config import DiffusionConfig
+from .device import Table
 from .errors import UserError
 
 BetaSchedule = Literal["linear", "cosine"]
@@ -102,9 +103,10 @@ class Diffusion:
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         if zero_terminal_snr:
             self.alphas_cumprod = rescale_zero_terminal_snr(self.alphas_cumprod)
-        self._signal = self.alphas_cumprod.sqrt()
-        self._sigma = (1 - self.alphas_cumprod).sqrt()
-        self._weights = self._make_weights(loss_weighting, min_snr_gamma)
+        signal, sigma = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
+        self._signal, self._sigma = Table(signal), Table(sigma)
+        self._over_signal, self._over_sigma = Table(_reciprocal(signal)), Table(_reciprocal(sigma))
+        self._weights = Table(self._make_weights(loss_weighting, min_snr_gamma))
 
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> Diffusion:
@@ -135,14 +137,14 @@ class Diffusion:
         With epsilon prediction, x_0 is undefined where alphas_cumprod is 0; it is set to 0 there.
         """
         if self.prediction_type == "epsilon":
-            return (x_t - _at(self._sigma, t, x_t) * output) * _at(_reciprocal(self._signal), t, x_t)
+            return (x_t - _at(self._sigma, t, x_t) * output) * _at(self._over_signal, t, x_t)
         if self.prediction_type == "v":
             return _at(self._signal, t, x_t) * x_t - _at(self._sigma, t, x_t) * output
         return output if self.prediction_type == "x_0" else mixture - output
 
     def predict_noise(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The noise that takes `x_start` to `x_t`; set to 0 where alphas_cumprod is 1 and there is none."""
-        return (x_t - _at(self._signal, t, x_t) * x_start) * _at(_reciprocal(self._sigma), t, x_t)
+        return (x_t - _at(self._signal, t, x_t) * x_start) * _at(self._over_sigma, t, x_t)
 
     def sample_timesteps(self, uniform: Tensor) -> Tensor:
         """Training timesteps `(B,)` from one uniform number in [0, 1) per item.
@@ -164,7 +166,7 @@ class Diffusion:
         That weight is about 0 at T - 1 for all types but epsilon. A `terminal_share` above 0 asks for T - 1 to be
         learned, so it then has weight 1 (for the few items drawn there evenly as well).
         """
-        return self._weights.float().to(t.device)[t]
+        return self._weights.on(t.device, torch.float32)[t]
 
     def check(self, start: int) -> None:
         """Refuse to sample from timestep `start` (T - 1 for pure noise) if x_0 cannot be told there.
@@ -198,10 +200,9 @@ class Diffusion:
         return weights
 
 
-def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+def _at(table: Table, t: Tensor, like: Tensor) -> Tensor:
     """Entries `(B, 1, 1, 1)` of a table `(T,)` in the dtype and on the device of `like`."""
-    # Cast before moving: some devices have no float64.
-    return table.to(like.dtype).to(like.device)[t].view(-1, *[1] * (like.ndim - 1))
+    return table.on(like.device, like.dtype)[t].view(-1, *[1] * (like.ndim - 1))
 
 
 def _reciprocal(table: Tensor) -> Tensor:

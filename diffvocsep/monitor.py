@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import psutil
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from .config import Config, to_dict
 from .plot import draw_separation
 from .runfolder import History
-from .validation import Validation
+from .validation import Validation, median_sdr
 
 EXAMPLES = 3  # dev clips that are drawn and can be listened to
 PICTURES = 10  # times a run that they are, about
@@ -47,6 +46,7 @@ CURVES = {
     "sdr_median_one_step": "dev/sdr_median_one_step",
     "sdr_best": "dev/sdr_best",
 }
+SCORES = ("sdr_median", "sdr_median_one_step", "sdr_best")
 
 
 class Monitor:
@@ -55,6 +55,7 @@ class Monitor:
     Args:
         folder: of the run; a run that goes on writes into the same folder, from `step` on.
         step, total: steps already done, and steps of the whole run.
+        scored: whether a validation at `step`, if one is due there, is done; else it will be done (again).
         best: the highest dev score so far, dB.
         about: what was started, as text.
         report: asked for more values of the curves, whenever a point is drawn.
@@ -62,18 +63,23 @@ class Monitor:
 
     def __init__(
         self, folder: Path, config: Config, device: torch.device, step: int, total: int, best: float, about: str,
-        report: Callable[[], dict[str, float]] = dict,
+        report: Callable[[], dict[str, float]] = dict, scored: bool = True,
     ) -> None:  # fmt: skip
         self.report = report
         self.config, self.device, self.total, self.best = config, device, total, best
-        self.history = History(folder / "history.csv", tuple(CURVES), step)
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+        table = folder / "history.csv"
+        self.writer = SummaryWriter(str(folder), purge_step=step + scored)
         self.settings = {f"{s}.{key}": value for s, keys in to_dict(config).items() for key, value in keys.items()}
         self.writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in self.settings.items()), step)
         self.writer.add_text("run", "\n".join(f"    {line}" for line in about.splitlines()), step)
         experiment, start, self.end = self._hparams()
-        if step == 0:
+        if not table.exists():  # the run begins, be it at a step that another one has come to
             self._add(experiment, start)
+            self.flush()
+        self.history = History(table, tuple(CURVES), step, redone=() if scored else SCORES)
+        if not scored:  # with the scores at `step`, the writer has purged what stays
+            for name, value in self.history.values_at(step):
+                self.writer.add_scalar(CURVES[name], value, step)
         self.per_epoch = config.train.steps_per_epoch
         epochs, done = math.ceil(total / self.per_epoch), step // self.per_epoch
         self.epochs = tqdm(total=epochs, initial=done, desc="Epochs", unit="epoch")
@@ -146,7 +152,7 @@ class Monitor:
             best: the highest median so far, dB.
         """
         self.best = best
-        one_step, several = median(result.one_step), median(result.scores)
+        one_step, several = median_sdr(result.one_step), median_sdr(result.scores)
         values = {"sdr_median": several, "sdr_median_one_step": one_step, "sdr_best": best}
         self._write(step, {name: value for name, value in values.items() if math.isfinite(value)})
         steps = self.config.diffusion.ddim_steps
@@ -183,7 +189,7 @@ class Monitor:
             f"{s}.{key}": value for s, keys in to_dict(self.config).items() if s != "log" for key, value in keys.items()
         }
         plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()}
-        metrics = {CURVES[name]: 0.0 for name in ("sdr_median", "sdr_median_one_step", "sdr_best")}
+        metrics = {CURVES[name]: 0.0 for name in SCORES}
         return hparams(plain, metrics)
 
     def _add(self, *summaries: Summary) -> None:
@@ -203,6 +209,9 @@ class Monitor:
             self.bar.close()
         self.epochs.close()
         self.writer.close()
+        self.history.write()
+        if self.history.pending:
+            tqdm.write(f"{self.history.path} is open elsewhere: its last {len(self.history.pending)} rows are missing")
 
 
 def finite_mean(values: Tensor) -> float:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import load_checkpoint, load_weights
-from .config import Config, differences, from_dict, is_fixed, require_same_network
+from .atomic import replace_file
+from .checkpoint import config_in, load_checkpoint, load_weights
+from .config import Config, differences, is_fixed, require_same_network
 from .errors import UserError
 from .strict_yaml import show
 
-# Under other values of these (and of `separation.*`), dev scores cannot be compared.
-DECISIVE = """data.dataset data.dev_root data.synthetic_seconds train.seed train.val_batches train.val_seconds
-    diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.start diffusion.start_step"""
+# Under other values of these, dev scores cannot be compared.
+DECISIVE = """data.dataset data.dev_root data.musdb_root data.musdbhq_root data.synthetic_seconds
+    train.seed train.val_batches train.val_seconds
+    diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.start diffusion.start_step
+    separation.subtract separation.chunk_seconds separation.margin_seconds"""
 
 
 def find_checkpoint(resume: str, last: Path) -> Path | None:
@@ -22,6 +26,20 @@ def find_checkpoint(resume: str, last: Path) -> Path | None:
     if resume == "none" or (resume == "auto" and not last.exists()):
         return None
     return last if resume == "auto" else Path(resume)
+
+
+def keep_aside(path: Path, say: Callable[[str], None]) -> None:
+    """Give a checkpoint, if it is there, a name of its own, `last.<its run>.pt`: no other run replaces it."""
+    if not path.exists():
+        return
+    try:
+        run = load_checkpoint(path).get("run_id", "old")
+    except UserError:  # damaged, or of another version
+        run = "old"
+    names = (path.with_name(f"{path.stem}.{run}{number}.pt") for number in chain([""], map("-{}".format, count(2))))
+    kept = next(name for name in names if not name.exists())
+    replace_file(path, kept)
+    say(f"what {path} has held so far is kept as {kept.name}")
 
 
 def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str], None]) -> dict[str, Any]:
@@ -42,7 +60,7 @@ def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str],
         return {"step": 0, "weights": weights}
     state = load_checkpoint(path)
     state["changes"] = []
-    before = from_dict(state["config"])
+    before = config_in(path, state["config"])
     if state["step"] == 0:  # nothing is learnt, so nothing binds; but its weights may be those of a released file
         changed = differences(before, config)
         return state if any(map(is_fixed, changed)) or "train.seed" in changed else state | {"weights": state["model"]}
@@ -63,7 +81,7 @@ def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str],
     state.setdefault("validated", state["step"])
     state.setdefault("skipped", 0)
     state.setdefault("samples", state["step"] * before.train.accumulate * before.train.batch_size)
-    decisive = [key for key in changed if key in DECISIVE.split() or key.startswith("separation.")]
+    decisive = [key for key in changed if key in DECISIVE.split()]
     if decisive:
         say(f"{', '.join(decisive)} changed what is validated: the best SDR so far is forgotten")
         state["best_sdr"] = -math.inf

@@ -41,7 +41,7 @@ def describe_run(folder: Path, config: Config, step: int, device: str, changes: 
     start = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "step": step,
-        "command": shlex.join(sys.orig_argv),
+        "command": shlex.join([sys.executable, *sys.argv]),  # as typed, in spawned processes too
         "commit": commit(),
         "device": device,
         "versions": versions() | {name: installed for name in PACKAGES if (installed := _installed(name))},
@@ -72,12 +72,14 @@ def _installed(package: str) -> str | None:
 
 
 class History:
-    """`history.csv`: a row now and then, each on disk at once. A run that goes on from `step` drops later rows: it will
-    write them anew."""
+    """`history.csv`: a row now and then, each on disk at once. A run that goes on from `step` drops later rows, and at
+    `step` those with values in the columns `redone`: it will write them anew."""
 
-    def __init__(self, path: Path, columns: Sequence[str], step: int) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], step: int, redone: Sequence[str] = ()) -> None:
         self.path, self.columns = path, ("step", "time", *columns)
+        self.pending: list[dict[str, object]] = []  # rows that are not on disk yet
         rows = [row for row in self._read() if int(row["step"]) <= step]
+        rows = [row for row in rows if int(row["step"]) < step or not any(row.get(name) for name in redone)]
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -92,8 +94,22 @@ class History:
         whole = [line for line in lines if line.endswith("\n")]
         return [row for row in csv.DictReader(whole) if (row.get("step") or "").isdecimal()]
 
+    def values_at(self, step: int) -> list[tuple[str, float]]:
+        """What is there of a step, by column."""
+        rows = [row for row in self._read() if int(row["step"]) == step]
+        return [(name, float(row[name])) for row in rows for name in self.columns[2:] if row[name]]
+
     def add(self, step: int, values: Mapping[str, float]) -> None:
         row = {"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
         row |= {name: f"{value:.6g}" for name, value in values.items()}
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        self.pending.append(row)
+        self.write()
+
+    def write(self) -> None:
+        """Append what is pending, or leave it for the next time: on Windows, Excel lets no one else write to a file."""
+        try:
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerows(self.pending)
+        except PermissionError:
+            return
+        self.pending = []

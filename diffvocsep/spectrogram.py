@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import AudioConfig
+from .device import Table
 
 TRUSTED = 0.45  # share of a recording's sample rate below which its content is real
 
@@ -28,7 +29,7 @@ class STFT:
         window = torch.hann_window(win_length, dtype=torch.float64)
         left = (n_fft - win_length) // 2
         window = F.pad(window, (left, n_fft - win_length - left))
-        self.window = (window / window.square().sum().sqrt()).float()
+        self.window = Table((window / window.square().sum().sqrt()).float())
 
     def __call__(self, waveform: Tensor, center: bool = True) -> Tensor:
         """Waveform `(B, C, N)` -> complex `(B, C, F, T)`, T = ceil(N / hop) + 1 frames.
@@ -42,7 +43,7 @@ class STFT:
         batch = waveform.shape[:-1]
         spectrum = torch.stft(
             waveform.reshape(-1, waveform.shape[-1]), self.n_fft, self.hop_length,
-            window=self.window.to(waveform), center=False, return_complex=True,
+            window=self.window.on(waveform.device, waveform.dtype), center=False, return_complex=True,
         )  # fmt: skip
         return spectrum.reshape(*batch, *spectrum.shape[-2:])
 
@@ -51,7 +52,7 @@ class STFT:
         N = (T - 1) * hop + n_fft. Their quotient is the least-squares inverse (Griffin & Lim 1984, eq. 6)."""
         *batch, _, frames = spectrum.shape
         length = (frames - 1) * self.hop_length + self.n_fft
-        window = self.window.to(spectrum.real)
+        window = self.window.on(spectrum.device, spectrum.real.dtype)
         pieces = torch.fft.irfft(spectrum, n=self.n_fft, dim=-2) * window[:, None]
         return (
             self._fold(pieces.reshape(-1, self.n_fft, frames), length).reshape(*batch, length),

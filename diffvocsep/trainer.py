@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .atomic import remove_leftovers, replace_file
+from .atomic import remove_leftovers
 from .backends import Backend
 from .checkpoint import is_finite, save_checkpoint
 from .config import Config, to_dict
@@ -27,11 +26,12 @@ from .errors import UserError
 from .interrupt import Interruption
 from .monitor import EXAMPLES, Monitor
 from .objective import Objective
-from .resume import find_checkpoint, load_state
+from .rates import ema_decay, learning_rate
+from .resume import find_checkpoint, keep_aside, load_state
 from .runfolder import describe_run
 from .separator import Separator, first_timestep
 from .unet import UNet
-from .validation import dev_clips, validate
+from .validation import dev_clips, median_sdr, validate
 
 BAD_STEPS = 20  # so many non-finite steps in a row end a run
 SAVE_SECONDS = 600.0  # last.pt is at most so old, or one validation
@@ -69,7 +69,8 @@ class Trainer:
         self.optimizer = self.backend.optimizer(self.model.parameters(), train.lr, train.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step, self.validated, self.skipped, self.bad_steps = 0, 0, 0, 0
-        self.anew = resume != "auto"  # whatever lies in the folder
+        self.anew = True  # no run of this folder goes on
+        self.without = ", without --resume," if resume != "auto" else ""  # the same command goes on
         self.samples = 0  # segments drawn, by all processes
         self.best_sdr = -math.inf
         self.run_id = time.strftime("%Y%m%d-%H%M%S")
@@ -110,7 +111,7 @@ class Trainer:
         """Take the state of a checkpoint; raises UserError as `load_state` does."""
         state = load_state(path, self.config, automatic, self._say)
         if path.resolve() == (self.folder / "last.pt").resolve():  # else it is another run, whose curves stay its own
-            self.run_id = state["run_id"]
+            self.anew, self.run_id, self.best_sdr = False, state["run_id"], state["best_sdr"]
         if state["step"] == 0:
             if "weights" in state:
                 self.model.load_state_dict(state["weights"])
@@ -125,7 +126,7 @@ class Trainer:
         if state["scaler"]:  # empty where it was not in use
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.samples = state["step"], state["samples"]
-        self.validated, self.skipped, self.best_sdr = state["validated"], state["skipped"], state["best_sdr"]
+        self.validated, self.skipped = state["validated"], state["skipped"]
 
     def _save(self, name: str) -> None:
         """Write a checkpoint, unless there is something in it that is not finite.
@@ -158,11 +159,12 @@ class Trainer:
             return 0
         monitor = self._monitor() if self.backend.main else None
         try:
-            if self.step == 0:
-                if monitor and self.anew and last.exists():
-                    replace_file(last, last.with_name("last.old.pt"))
-                    self._say(f"{last} of another run is now last.old.pt")
+            if self.anew:
+                if monitor:
+                    keep_aside(last, self._say)
                 self._save("last.pt")  # so that a run that is killed before its first validation keeps its folder
+            if monitor and self.best_sdr == -math.inf:  # there is none yet that this run's can be compared with
+                keep_aside(self.folder / "best.pt", self._say)
             with self.interruption:
                 self._train(monitor)
                 finished = self.step >= self.total_steps and self.validated == self.step
@@ -171,14 +173,14 @@ class Trainer:
                 elif monitor:
                     monitor.flush()
                     self._save("last.pt")
-                self.backend.wait()
+                with self._together():
+                    self.backend.wait()
         finally:
             if monitor:
                 monitor.close()
         if finished:
             return 0
-        without = ", without --resume," if self.anew else ""
-        self._say(f"stopped at step {self.step}; the same command{without} goes on from {last}")
+        self._say(f"stopped at step {self.step}; the same command{self.without} goes on from {last}")
         return 130
 
     def _monitor(self) -> Monitor:
@@ -192,7 +194,7 @@ class Trainer:
             f"{len(self.clips)} dev clips, {self.total_steps} steps; config, versions and history in {folder}"
         )
         return Monitor(folder, self.config, self.backend.host, self.step, self.total_steps, self.best_sdr, about,
-                       self.backend.report)  # fmt: skip
+                       self.backend.report, self.validated == self.step)  # fmt: skip
 
     def _say(self, text: str) -> None:
         if self.backend.main:
@@ -260,7 +262,8 @@ class Trainer:
             self._average()
             self.backend.finish_step()
         else:
-            indices = self.backend.gather(torch.cat([batch["index"] for batch in batches]))
+            with self._together():
+                indices = self.backend.gather(torch.cat([batch["index"] for batch in batches]))
             self._skip(terms["loss"], terms["per_item"], indices.tolist())
         self.scaler.update()
         return terms
@@ -294,7 +297,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip or math.inf)
         names = [name for name in TERMS if name in parts[0]]
         means = [torch.stack([part[name] for part in parts]).mean() for name in names]
-        *means, stop = self.backend.mean(torch.stack([*means, means[0].new_tensor(float(self.interruption.asked))]))
+        asked = torch.full_like(means[0], float(self.interruption.asked))
+        *means, stop = self.backend.mean(torch.stack([*means, asked]))
         items = {name: self.backend.gather(torch.cat([part[name] for part in parts])) for name in ("per_item", "t")}
         return {**dict(zip(names, means, strict=True)), "gradient_norm": norm.to(stop.device), **items}, stop
 
@@ -319,8 +323,8 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """EMA of the weights, with a warm-up so that it forgets the first ones: min(decay, (1 + n) / (10 + n))."""
-        decay = min(self.config.train.ema_decay, (1 + self.step) / (10 + self.step))
+        """EMA of the weights."""
+        decay = ema_decay(self.step, self.config.train.ema_decay)
         for name, tensor in self.model.state_dict().items():
             self.ema[name].lerp_(tensor, 1 - decay)
 
@@ -346,9 +350,9 @@ class Trainer:
             raise
         if result is None:
             return
-        median = statistics.median(s if math.isfinite(s) else -math.inf for s in result.scores)
+        median = median_sdr(result.scores)
         better = median > self.best_sdr
-        self.best_sdr = median if better else self.best_sdr
+        self.best_sdr = max(median, self.best_sdr)
         previous, self.validated = self.validated, self.step
         monitor.validated(self.step, previous, result, self.best_sdr)
         monitor.flush()
@@ -359,10 +363,3 @@ class Trainer:
 
 def _title(singer: Track, band: Track) -> str:
     return f"'{singer.name}'" if singer is band else f"'{singer.name}' over '{band.name}'"
-
-
-def learning_rate(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up, then half a cosine to zero, as a share of the peak."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, total - warmup))

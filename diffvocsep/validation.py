@@ -6,7 +6,8 @@ the place in the song.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -30,6 +31,11 @@ class Validation:
     scores: list[float] = field(default_factory=list)
     one_step: list[float] = field(default_factory=list)
     examples: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+
+def median_sdr(scores: Sequence[float]) -> float:
+    """The median in dB; a score that is no number is the worst, wherever it stands."""
+    return median(-math.inf if math.isnan(score) else score for score in scores)
 
 
 def dev_clips(tracks: list[Track], config: Config) -> list[tuple[Tensor, Tensor]]:
@@ -81,5 +87,5 @@ def validate(
                 result.one_step.append(sdr(vocals, separator.separate(mixture, rate, steps=1)[0]))
             if len(result.examples) < examples:
                 result.examples.append((mixture, estimate, vocals))
-            bar.set_postfix(sdr=f"{median(result.scores):.2f} dB")
+            bar.set_postfix(sdr=f"{median_sdr(result.scores):.2f} dB")
     return result

@@ -111,7 +111,7 @@ def render(score: bytes, soundfont: Path, target: Path) -> None:
         source, wav = Path(folder) / "a.mid", Path(folder) / "a.wav"
         source.write_bytes(score)
         command = ["fluidsynth", "-ni", "-r", str(RATE), "-g", "0.5", "-F", str(wav), str(soundfont), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
         if done.returncode or not wav.exists():
             raise UserError(f"fluidsynth failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
         samples, _ = soundfile.read(wav, always_2d=True, dtype="float32")

@@ -1,4 +1,5 @@
-"""train.py for the tests of going on: kills itself (kill -9) halfway through its n-th checkpoint, or spawns loaders."""
+"""train.py for the tests of going on: kills itself (kill -9) halfway through its n-th checkpoint, takes its time, or
+spawns loaders."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import io
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,11 +35,25 @@ def kill_in_save(number: int) -> None:
     torch.save = half
 
 
+def slow_steps(seconds: float) -> None:
+    from diffvocsep.trainer import Trainer
+
+    optimize = Trainer._optimize
+
+    def slowly(self: Trainer, batches: list) -> dict:
+        time.sleep(seconds)
+        return optimize(self, batches)
+
+    Trainer._optimize = slowly
+
+
 if __name__ == "__main__":
     import train
 
     if "KILL_IN_SAVE" in os.environ:
         kill_in_save(int(os.environ["KILL_IN_SAVE"]))
+    if "SLOW_STEPS" in os.environ:
+        slow_steps(float(os.environ["SLOW_STEPS"]))
     if "START_METHOD" in os.environ:
         multiprocessing.set_start_method(os.environ["START_METHOD"])
     sys.exit(train.run())

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shlex
 import sys
 import wave
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def test_the_folder_says_what_was_run(trained, folder):
     (start,) = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert start["step"] == 0 and start["device"] == "cpu" and start["changes"] == []
     assert start["versions"]["torch"] == str(torch.__version__) and start["versions"]["tensorboard"]
-    assert Path(sys.orig_argv[0]).name in start["command"]
+    assert start["command"] == shlex.join([sys.executable, *sys.argv])
     if (ROOT / ".git").exists():
         assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", start["commit"])
 
@@ -111,6 +112,26 @@ def test_history_that_was_cut_or_went_too_far_goes_on_from_the_step(tmp_path):
     assert [(row["step"], row["loss"], row["sdr"], row["new"]) for row in table] == [
         ("1", "0.333333", "", ""), ("2", "0.666667", "", ""), ("3", "", "7", ""),
     ]  # fmt: skip
+
+
+def test_a_table_that_someone_looks_at_gets_its_rows_later(tmp_path, monkeypatch, capsys):
+    """On Windows a program that shows a file, like Excel, keeps others from writing to it: no reason to end a run."""
+    monitor = Monitor(tmp_path, tiny(tmp_path), CPU, 0, 6, -math.inf, "")
+
+    def locked(path: Path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for step in (1, 2, 3):
+        with monkeypatch.context() as patch:
+            if step < 3:
+                patch.setattr(runfolder, "open", locked, raising=False)
+            monitor.validated(step, step - 1, Validation([float(step)], [1.0]), 1.0)
+            assert len(rows(tmp_path)) == (3 if step == 3 else 0)
+    assert [(row["step"], row["sdr_median"]) for row in rows(tmp_path)] == [("1", "1"), ("2", "2"), ("3", "3")]
+    monkeypatch.setattr(runfolder, "open", locked, raising=False)
+    monitor.validated(4, 3, Validation([4.0], [1.0]), 1.0)
+    monitor.close()
+    assert "history.csv is open elsewhere: its last 1 rows are missing" in capsys.readouterr().out
 
 
 # ---- TensorBoard ---------------------------------------------------------------------------------------------------
@@ -228,6 +249,15 @@ def test_hparams_stand_beside_the_final_score(log):
     assert settings["data.dataset"].string_value == "synthetic" and not any(key.startswith("log.") for key in settings)
     metrics = [info.name.tag for info in found["experiment"].experiment.metric_infos]
     assert "dev/sdr_median" in metrics and set(metrics) <= set(log.Tags()["scalars"])
+
+
+def test_a_run_that_begins_with_another_s_checkpoint_has_its_row_of_hparams(tmp_path):
+    for step in (500, 510):  # begins, and goes on
+        Monitor(tmp_path, tiny(tmp_path), CPU, step, 600, -math.inf, "").close()
+    log = EventAccumulator(str(tmp_path), **ALL).Reload()
+    assert log.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    written = b"".join(path.read_bytes() for path in tmp_path.glob("events.*"))
+    assert written.count(b"_hparams_/session_start_info") == 1
 
 
 # ---- bars ----------------------------------------------------------------------------------------------------------

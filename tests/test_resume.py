@@ -22,7 +22,8 @@ from diffvocsep import checkpoint, cli
 from diffvocsep.atomic import remove_leftovers
 from diffvocsep.config import save_config
 from diffvocsep.errors import UserError
-from diffvocsep.trainer import learning_rate
+from diffvocsep.rates import learning_rate
+from diffvocsep.trainer import Trainer
 
 
 def last(folder: Path) -> dict:
@@ -49,8 +50,9 @@ def assert_one_curve(folder: Path, steps: list[int]) -> None:
 
 
 def killed_at_random(folder: Path, rng: np.random.Generator, most: int, *arguments: str) -> None:
-    """Start train.py and kill it up to half a second after one of its first `most` validations."""
-    process = start(folder, *arguments, script=ROOT / "tests" / "killed.py")
+    """Start train.py and kill it up to half a second after one of its first `most` validations. A step takes half a
+    second, so that steps are left to be killed on any machine."""
+    process = start(folder, *arguments, script=ROOT / "tests" / "killed.py", SLOW_STEPS="0.5")
     validations = int(rng.integers(1, most + 1))
     for line in process.stdout:
         validations -= line.startswith("step ")
@@ -154,6 +156,25 @@ def test_ctrl_c_ends_a_validation_and_it_is_made_up_for(tmp_path, monkeypatch, u
         assert make(tmp_path).run() == 130
     assert len(calls) == 3 and last(tmp_path)["step"] == 3 and last(tmp_path)["validated"] == 2
     assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+
+
+def test_a_validation_that_was_made_up_for_but_not_saved_is_seen_once(tmp_path, monkeypatch, undisturbed):
+    """Ctrl-C at a step with a validation, then the power is cut when that has been made up for."""
+
+    def power_cut(*_):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        assert make(tmp_path).run() == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            make(tmp_path, resume="auto").run()
+    assert [row[0] for row in curves(tmp_path)] == ["1", "2", "2", "3", "3"] and last(tmp_path)["validated"] == 2
+    assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+    assert curves(tmp_path) == curves(undisturbed.folder.parent)
+    assert_one_curve(tmp_path, [2, 3, 4, 6])
 
 
 def test_ctrl_c_after_the_last_step_leaves_only_the_validation(tmp_path, monkeypatch, undisturbed):
@@ -261,6 +282,21 @@ def test_another_architecture_or_representation_is_refused_in_one_sentence(undis
     assert (undisturbed.folder / "last.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "means_nothing",
+    ["diffusion.beta_start=0.001", "audio.log1p_scale=3", "model.attention_heads=2", "diffusion.start_step=7"],
+)
+def test_what_means_nothing_may_change_and_is_not_mentioned(tmp_path, undisturbed, capsys, means_nothing):
+    checkpoint.save_checkpoint(tmp_path / "ck" / "last.pt", undisturbed.state())
+    resumed = make(tmp_path, means_nothing, resume="auto")
+    said = capsys.readouterr().out
+    assert resumed.step == 6 and resumed.best_sdr == undisturbed.best_sdr
+    assert "log.tb_log_dir: " in said and means_nothing.split("=")[0] not in said
+    if "beta" in means_nothing:
+        with pytest.raises(UserError, match=r"diffusion\.beta_start = 0\.0001"):  # it means something to one of the two
+            make(tmp_path, means_nothing, "diffusion.beta_schedule=linear", resume="auto")
+
+
 def test_only_the_run_s_own_last_checkpoint_goes_on_with_its_curves(tmp_path, undisturbed):
     """From any other checkpoint another run begins, which must not write over the curves of the first."""
     for name in ("ck/last.pt", "ck/best.pt", "elsewhere/last.pt"):
@@ -286,10 +322,44 @@ def test_a_released_file_gives_its_weights_to_a_new_run(tmp_path, undisturbed, c
         make(tmp_path, "model.base_channels=8", resume=str(released))
 
 
-def test_a_new_run_keeps_the_last_checkpoint_of_the_one_before(tmp_path, undisturbed):
-    checkpoint.save_checkpoint(tmp_path / "ck" / "last.pt", undisturbed.state())
-    assert make(tmp_path, resume="none").run() == 0
-    assert checkpoint.load_checkpoint(tmp_path / "ck" / "last.old.pt")["run_id"] == undisturbed.run_id
+@pytest.mark.parametrize("resume", ["none", "ck/best.pt", "released.safetensors"])
+def test_a_new_run_keeps_the_checkpoints_that_it_finds(tmp_path, undisturbed, resume, capsys):
+    """Each of those before it, though their scores be higher, and whatever the new run begins with."""
+    found, short = {}, ("train.max_steps=4", "train.val_every_steps=1")
+    checkpoint.release(undisturbed.state(), tmp_path / "released.safetensors")
+    for number, run_id in ((1, "first"), (2, "second"), (3, "second")):
+        for name in ("last", "best"):
+            path = tmp_path / "ck" / f"{name}.pt"
+            state = undisturbed.state() | {"run_id": run_id, "step": number, "validated": number, "best_sdr": 99.0}
+            checkpoint.save_checkpoint(path, state)
+            found[f"{name}.{run_id}{'-2' if number == 3 else ''}.pt"] = path.read_bytes()
+        trainer = make(tmp_path, *short, resume=resume if resume == "none" else str(tmp_path / resume))
+        assert trainer.run() == 0 and trainer.best_sdr < 99
+        assert f"best.pt has held so far is kept as best.{run_id}" in capsys.readouterr().out
+        assert {name: (tmp_path / "ck" / name).read_bytes() for name in found} == found
+        for name in ("last.pt", "best.pt"):
+            assert checkpoint.load_checkpoint(tmp_path / "ck" / name)["run_id"] == trainer.run_id
+    assert len(list((tmp_path / "ck").iterdir())) == len(found) + 2
+
+
+def test_a_run_that_goes_on_keeps_its_best_checkpoint_where_it_is_unless_its_score_is_forgotten(tmp_path):
+    run(tmp_path, "train.max_steps=2")
+    best = tmp_path / "ck" / "best.pt"
+    before = best.read_bytes()
+    goes_on = make(tmp_path, "train.max_steps=3", "separation.batch_chunks=2", resume="auto")
+    assert goes_on.best_sdr > -math.inf, "how many chunks are computed at once is a matter of speed"
+    goes_on.best_sdr = 99.0  # so that it is not replaced
+    assert goes_on.run() == 0 and best.read_bytes() == before and len(list(best.parent.iterdir())) == 2
+    resumed = run(tmp_path, "train.max_steps=4", "train.val_seconds=0.7", resume="auto")
+    assert (best.parent / f"best.{resumed.run_id}.pt").read_bytes() == before
+    assert checkpoint.load_checkpoint(best)["step"] == 4
+
+
+def test_a_new_run_keeps_what_it_cannot_read(tmp_path):
+    (tmp_path / "ck").mkdir()
+    (tmp_path / "ck" / "best.pt").write_bytes(b"older")
+    run(tmp_path, "train.max_steps=1", resume="auto")
+    assert (tmp_path / "ck" / "best.old.pt").read_bytes() == b"older"
 
 
 def test_released_weights_are_the_mean_of_several_checkpoints(tmp_path, undisturbed):
@@ -339,3 +409,17 @@ def test_a_bad_checkpoint_is_named(tmp_path, undisturbed, damage):
         make(tmp_path, resume=str(path))
     assert "bad.pt" in str(error.value) and "\n" not in str(error.value)
     assert re.search(r"damaged|no checkpoint|not a checkpoint", str(error.value))
+    assert "--model_path" not in str(error.value), "train.py has none"
+    assert damage not in ("foreign", "older") or "train.py --resume none" in str(error.value)
+
+
+def test_a_checkpoint_with_a_setting_that_is_gone_is_named(tmp_path, undisturbed):
+    path, state = tmp_path / "older.pt", undisturbed.state()
+    state["config"]["data"]["mono"] = True
+    checkpoint.save_checkpoint(path, state)
+    checkpoint.release(state, tmp_path / "older.safetensors")
+    for old in (path, tmp_path / "older.safetensors"):
+        with pytest.raises(UserError, match=r"the config in '.*older\..*': unknown key data\.mono"):
+            make(tmp_path, resume=str(old))
+        with pytest.raises(UserError, match=r"the config in '.*older\..*': unknown key data\.mono"):
+            checkpoint.load_model(old)

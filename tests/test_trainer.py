@@ -15,7 +15,8 @@ from trainers import assert_same_run, at_step, flat, make, run, start
 
 from diffvocsep import checkpoint
 from diffvocsep.errors import UserError
-from diffvocsep.trainer import BAD_STEPS, Trainer, learning_rate
+from diffvocsep.rates import learning_rate
+from diffvocsep.trainer import BAD_STEPS, Trainer
 
 # ---- a real process ------------------------------------------------------------------------------------------------
 
@@ -123,6 +124,26 @@ def test_gradients_are_clipped_to_a_norm_and_reported_as_they_were(tmp_path):
     assert norms["0.001"][1] == pytest.approx(0.001, rel=1e-3)
 
 
+def test_a_step_moves_no_tables_or_windows(tmp_path, monkeypatch):
+    """A copy from the computer's memory to a GPU waits for all that was asked of it: once, not at every step."""
+    trainer = make(tmp_path, "diffusion.loss_weighting=min_snr", "diffusion.prediction_type=v")
+    stream, moved = trainer._steps(), []
+    first, second = next(stream), next(stream)
+    original = torch.Tensor.to
+
+    def to(self: torch.Tensor, *args, **options) -> torch.Tensor:
+        moved.append(self.shape)
+        return original(self, *args, **options)
+
+    for batches in (first, second):
+        moved.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "to", to)
+            trainer._gradients(batches)
+        tables = [shape for shape in moved if len(shape) == 1]  # `(T,)` of the schedule, `(n_fft,)` of the windows
+        assert bool(tables) == (batches is first), "the test cannot see them" if batches is first else tables
+
+
 # ---- when the loss is not finite -----------------------------------------------------------------------------------
 
 
@@ -205,6 +226,26 @@ def test_the_songs_named_are_those_that_are_heard(tmp_path):
             assert not item["vocals"].any()
         assert item["accompaniment"].any() == (band is not segments.tracks[1])
     assert {segments.songs(index)[0] is segments.songs(index)[1] for index in range(24)} == {True, False}
+
+
+@pytest.mark.parametrize("call", ["gather", "wait"])
+def test_a_lost_process_is_named_in_a_bad_step_and_at_the_end_too(tmp_path, monkeypatch, call):
+    trainer, calls = make(tmp_path, "train.max_steps=2"), []
+    monkeypatch.setattr(trainer, "_validate_alone", lambda monitor: None)  # it is the end's wait that is looked at
+    monkeypatch.setattr(trainer.backend, "lost", lambda error: "closed by peer" in str(error))
+    spoil(monkeypatch, trainer, range(1, 2))
+
+    def gone(values: torch.Tensor | None = None) -> torch.Tensor:
+        calls.append(call)
+        if call == "wait" or len(calls) == 5:  # `per_item` and `t` of two steps, then the songs of the bad one
+            raise RuntimeError("connection closed by peer")
+        return values
+
+    monkeypatch.setattr(trainer.backend, call, gone)
+    with pytest.raises(ConnectionError, match="another process of this run was lost after step 2 .connection closed"):
+        trainer.run()
+    assert len(calls) == (1 if call == "wait" else 5)
+    assert checkpoint.load_checkpoint(tmp_path / "ck" / "last.pt")["step"] == 2
 
 
 def test_twenty_bad_steps_end_the_run_and_spoil_no_checkpoint(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import random
 import re
@@ -38,6 +39,11 @@ def test_best_is_replaced_by_better_only(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "save_checkpoint", saved)
     run(tmp_path, "train.val_every_steps=1", "train.max_steps=8")
     assert steps == [(1, 1.0), (2, 4.0), (5, 4.5), (7, 4.6)]  # the median of the clips
+    (path,) = tmp_path.glob("tb/*/history.csv")
+    table = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    drawn = [(row["sdr_median"], row["sdr_best"]) for row in table if row["sdr_best"]]
+    expected = [("1", 1), ("4", 4), ("2", 4), ("", 4), ("4.5", 4.5), ("4.4", 4.5), ("4.6", 4.6), ("", 4.6)]
+    assert [(median, float(best)) for median, best in drawn] == expected, "what is drawn is what decides"
 
 
 def test_validation_is_the_sdr_of_the_averaged_network_s_separation(tmp_path, capsys):
