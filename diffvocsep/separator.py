@@ -266,7 +266,8 @@ class Separator:
                 x_t = start_from(x_mixture, x_t, alphas_cumprod, start)
             fresh = partial(noise, k)
             x_0 = sample(settings.sampler, denoise, x_t, alphas_cumprod, schedule, fresh, settings.eta)
-            part = subtract(config.separation.subtract, modelled, x_mixture, x_0, statistics, self.representation)
+            how, contrast = config.separation.subtract, config.separation.contrast
+            part = subtract(how, modelled, x_mixture, x_0, statistics, self.representation, contrast)
             step = part - vocals
             vocals = vocals + step / (k + 1)  # Welford 1962
             scatter += (step * (part - vocals).conj()).real

@@ -240,6 +240,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "diffusion.start": ("mixture", (), separation),
     "diffusion.start_step": (200, ("diffusion.start=mixture",), separation),
     "separation.subtract": ("mask", (), separation),
+    "separation.contrast": (1.5, (), separation),
     "separation.chunk_seconds": (0.5, (), separation),
     "separation.margin_seconds": (0.5, (), separation),
     "separation.batch_chunks": (2, CHUNKS, separation),
