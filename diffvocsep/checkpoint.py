@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .atomic import write_atomic
 from .cli import main
-from .config import Config, from_dict, require_same_network
+from .config import Config, from_dict, load_config, require_same_network, to_dict
 from .errors import UserError
 from .strict_yaml import blame
 from .unet import UNet
@@ -84,26 +84,25 @@ def release(state: dict[str, Any], path: Path) -> None:
 
 
 def mean_state(paths: Sequence[Path]) -> dict[str, Any]:
-    """The state in the last of `paths`, with the mean of the EMA weights of all.
+    """The state in the last of `paths`, with the mean of the averaged weights of all; one named twice counts twice.
 
     Along one run, the mean lies in a flatter place than its parts and serves unheard songs better (Izmailov et al.
     2018).
 
     Raises:
-        UserError: no checkpoints, or of different networks.
+        UserError: no models, or different networks.
     """
-    states = [load_checkpoint(path) for path in paths]
+    states = [load_any(path) for path in paths]
     for path, state in zip(paths, states, strict=True):
         require_same_network(config_in(path, state["config"]), config_in(paths[-1], states[-1]["config"]), f"'{path}'")
     ema = {name: torch.stack([state["ema"][name] for state in states]).mean(0) for name in states[-1]["ema"]}
     return states[-1] | {"ema": ema}
 
 
-def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
-    """EMA weights and config of a `.pt` or `.safetensors` file."""
+def load_any(path: Path) -> dict[str, Any]:
+    """At least `ema`, `config` and `step` of a `.pt` or `.safetensors` file; raises UserError as `load_checkpoint`."""
     if path.suffix != ".safetensors":
-        state = load_checkpoint(path)
-        return state["ema"], config_in(path, state["config"])
+        return load_checkpoint(path)
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -113,10 +112,16 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
             metadata = file.metadata()
             if metadata["format"] != str(FORMAT):
                 raise UserError(f"'{path}' is not a model of this version of Diff-VocSep; use the one that is shipped")
-            config = config_in(path, json.loads(metadata["config"]))
-            return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {"ema": weights, "config": json.loads(metadata["config"]), "step": int(metadata.get("step", 0))}
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{path}' is not a released model of Diff-VocSep ({error})") from None
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
+    """EMA weights and config of a `.pt` or `.safetensors` file."""
+    state = load_any(path)
+    return state["ema"], config_in(path, state["config"])
 
 
 def load_model(path: Path) -> tuple[UNet, Config]:
@@ -135,11 +140,16 @@ def load_model(path: Path) -> tuple[UNet, Config]:
 def run(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make a small file for others from a training checkpoint.")
     parser.add_argument("checkpoint", type=Path, nargs="+", help="last.pt or best.pt of a run; the mean of several")
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="a setting to ship")
     parser.add_argument("released", type=Path, help="the .safetensors to write: averaged weights and config, no more")
     args = parser.parse_args(argv)
     if args.released.suffix != ".safetensors":
         raise UserError(f"'{args.released}' must end in .safetensors")
     state = mean_state(args.checkpoint)
+    trained = config_in(args.checkpoint[-1], state["config"])
+    config = load_config(None, args.set, base=trained)
+    require_same_network(trained, config, f"'{args.checkpoint[-1]}'")
+    state |= {"config": to_dict(config)}
     release(state, args.released)
     print(f"{args.released}: step {state['step']}, {args.released.stat().st_size / 2**20:.1f} MiB")
     return 0

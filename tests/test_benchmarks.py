@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ import torch
 import yaml
 
 from benchmarks import ablation, inference
+from diffvocsep import checkpoint
 from diffvocsep.checkpoint import release
 from diffvocsep.config import load_config, to_dict
+from diffvocsep.errors import UserError
 from diffvocsep.unet import UNet
-from tests.tiny import tiny_config
+from tests.tiny import random_unet, tiny_config
 
 
 def test_the_table_calls_a_difference_only_what_lies_outside_the_interval():
@@ -68,6 +71,25 @@ def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys)
 def test_a_peer_that_is_not_there_is_named(capfd):
     assert inference.measure(sys.executable, "no_such_system", None) is None
     assert "no_such_system: not measured" in capfd.readouterr().err
+
+
+def test_the_mean_of_models_is_released_with_a_setting(tmp_path):
+    """A released file counts like a checkpoint, and one that is named twice counts twice."""
+    config, files = tiny_config(), [tmp_path / "a.pt", tmp_path / "b.safetensors"]
+    states = [
+        {"ema": random_unet(config, seed).state_dict(), "config": to_dict(config), "step": seed} for seed in (3, 4)
+    ]
+    checkpoint.save_checkpoint(files[0], states[0])
+    checkpoint.release(states[1], files[1])
+    target = tmp_path / "mean.safetensors"
+    assert checkpoint.run([*map(str, [files[1], files[0], files[0], target]), "--set", "separation.contrast=1.5"]) == 0
+    weights, shipped = checkpoint.load_weights(target)
+    for name, tensor in weights.items():
+        expected = (2 * states[0]["ema"][name] + states[1]["ema"][name]) / 3
+        torch.testing.assert_close(tensor, expected)
+    assert shipped == replace(config, separation=replace(config.separation, contrast=1.5))
+    with pytest.raises(UserError, match="model.blocks = 1"):
+        checkpoint.run([str(files[0]), str(target), "--set", "model.blocks=2"])
 
 
 def test_weights_are_released_by_a_command_and_readable_by_all(tmp_path):
