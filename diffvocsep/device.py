@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import UserError
 
-INSTALL = "pip install torch==2.11.* torchaudio==2.11.* --index-url https://download.pytorch.org/whl/cu126"
+INSTALL = 'pip install "torch==2.11.*" "torchaudio==2.11.*" --index-url https://download.pytorch.org/whl/cu126'
 
 
 class Place(NamedTuple):

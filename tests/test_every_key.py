@@ -270,6 +270,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
 
 # Settings under which a key is ignored, where BASE itself is not such a setting.
 IGNORING: dict[str, tuple[str, ...]] = {
+    "separation.contrast": ("separation.subtract=normalized",),
     "audio.compression": MAGNITUDE,
     "data.synthetic_songs": STEMS,
     "data.synthetic_seconds": STEMS,
