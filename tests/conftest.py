@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from diffvocsep.trainer import Trainer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,3 +36,18 @@ def undisturbed(tmp_path_factory) -> Trainer:
     from trainers import run
 
     return run(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that are saved."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        figures.append(self)
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures

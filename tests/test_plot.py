@@ -6,26 +6,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from diffvocsep.audio import write
 from diffvocsep.errors import UserError
 from diffvocsep.plot import plot_separation, require_picture, run, spectrogram_db
 
 RATE = 16000
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> list[Figure]:
-    """The figures that are saved."""
-    figures, save = [], Figure.savefig
-
-    def savefig(self, *args, **kwargs):
-        figures.append(self)
-        return save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
 
 
 def tone(frequency: float, seconds: float = 2.0) -> torch.Tensor:

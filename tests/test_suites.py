@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from matplotlib.figure import Figure
 from test_evaluate import RATE, TINY, arguments, stereo, tables
 from test_evaluate import model as model  # fixtures
 from test_evaluate import songs as songs
@@ -319,19 +318,6 @@ def test_a_bar_in_a_name_does_not_break_the_table():
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> list[Figure]:
-    """The figures that are saved."""
-    figures, save = [], Figure.savefig
-
-    def savefig(self, *args, **kwargs):
-        figures.append(self)
-        return save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
 
 
 def test_long_names_and_the_title_stay_inside_the_picture(tmp_path, drawn):
