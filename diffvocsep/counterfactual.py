@@ -34,11 +34,12 @@ def subtract(
     if how == "normalized":
         return representation.decode_difference(x_mixture, x_0, statistics, mixture)
     accompaniment = representation.decode(x_0, statistics, mixture)
-    ratio = accompaniment.abs() / mixture.abs().clamp_min(1e-20)
-    gain = ratio.clamp(1e-6, 1) ** (contrast - 1)
+    if contrast != 1:  # in training it is
+        ratio = accompaniment.abs() / mixture.abs().clamp_min(1e-20)
+        accompaniment = accompaniment * ratio.clamp(1e-6, 1) ** (contrast - 1)
     if how == "complex":
-        return mixture - accompaniment * gain
-    ratio = ratio * gain
+        return mixture - accompaniment
+    ratio = accompaniment.abs() / mixture.abs().clamp_min(1e-20)
     return mixture * (1 - (ratio if how == "magnitude" else ratio.square())).clamp(0, 1)
 
 
