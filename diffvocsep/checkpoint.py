@@ -106,7 +106,7 @@ def load_any(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise UserError(f"there is no model '{path}'; name another one with --model_path")
+        raise UserError(f"there is no model '{path}'; name one that is there")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()

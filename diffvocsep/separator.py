@@ -30,9 +30,9 @@ from .uncertainty import Spread, require_samples
 
 BLOCK_SECONDS = 4.0  # how much audio is read at a time
 
-# What a separation reads of the settings that weights leave open.
+# What a separation reads, beside `separation.*`, of the settings that weights leave open.
 USED = """diffusion.sampler diffusion.use_ddim diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.start
-diffusion.start_step separation.* train.seed train.amp"""
+diffusion.start_step train.seed train.amp"""
 
 
 class Separator:
