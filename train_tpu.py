@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from concurrent.futures.process import BrokenProcessPool
 
 from diffvocsep.cli import main, training_arguments, warn_ignored
@@ -26,7 +25,7 @@ if __name__ == "__mp_main__":  # torch_xla runs `process` in a thread of a child
 def process(index: int, config: Config, resume: str) -> None:
     """What each device does."""
     from diffvocsep.trainer import Trainer
-    from diffvocsep.xla import XLA
+    from diffvocsep.xla import XLA, end_all
 
     try:
         code = Trainer(config, XLA(config.train), resume).run()
@@ -35,22 +34,6 @@ def process(index: int, config: Config, resume: str) -> None:
         raise
     if code:
         raise KeyboardInterrupt
-
-
-def end_all(error: Exception) -> None:
-    """End all processes of this run, for those that are not in trouble would wait for this one's next sum for ever; and
-    torch_xla.launch, for them. Alone, do nothing: the error is heard of by the one that launched it."""
-    import psutil
-    import torch_xla.runtime as runtime
-
-    if runtime.world_size() == 1:
-        return
-    told = f"error: {error}" if isinstance(error, UserError | OSError) else traceback.format_exc()
-    print(told, file=sys.stderr, flush=True)
-    for other in psutil.Process(os.getppid()).children():
-        if other.pid != os.getpid() and "--multiprocessing-fork" in other.cmdline():  # not multiprocessing's own helper
-            other.kill()
-    os._exit(1)
 
 
 def run(argv: list[str] | None = None) -> int:

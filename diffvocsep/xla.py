@@ -6,9 +6,13 @@ neither an FFT of its own nor gradients through complex numbers.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+import traceback
 from typing import Any
 
+import psutil
 import torch
 import torch_xla
 import torch_xla.core.xla_model as xm
@@ -122,3 +126,16 @@ def compilations() -> int:
     """How many graphs XLA has compiled in this process."""
     data = metrics.metric_data("CompileTime")
     return data[0] if data else 0
+
+
+def end_all(error: Exception) -> None:
+    """End all processes of this run, for those that are not in trouble would wait for this one's next sum for ever; and
+    torch_xla.launch, for them. Alone, do nothing: the error is heard of by the one that launched it."""
+    if runtime.world_size() == 1:
+        return
+    told = f"error: {error}" if isinstance(error, UserError | OSError) else traceback.format_exc()
+    print(told, file=sys.stderr, flush=True)
+    for other in psutil.Process(os.getppid()).children():
+        if other.pid != os.getpid() and "--multiprocessing-fork" in other.cmdline():  # not multiprocessing's own helper
+            other.kill()
+    os._exit(1)

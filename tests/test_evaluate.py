@@ -26,10 +26,11 @@ import evaluate
 from diffvocsep import cli
 from diffvocsep.checkpoint import save_checkpoint
 from diffvocsep.config import load_config, to_dict
+from diffvocsep.data import songs as songs_module
 from diffvocsep.data import synthetic_tracks
 from diffvocsep.data.synthetic import make_song
 from diffvocsep.errors import UserError
-from diffvocsep.evaluation import bsseval, clips, modes, parallel, scores, systems
+from diffvocsep.evaluation import bsseval, modes, parallel, scores, systems
 from diffvocsep.evaluation.clips import find_excerpts
 from diffvocsep.evaluation.parallel import progress
 from diffvocsep.separator import Separator
@@ -369,7 +370,7 @@ def test_a_damaged_stem_file_is_one_sentence_and_each_process_looks_once(tmp_pat
     with pytest.raises(UserError, match=r"A - B, cannot be decoded \(.*replace it"):
         excerpts[0].read()
     damaged.write_bytes(b"no music")
-    clips._musdb.cache_clear()
+    songs_module._musdb.cache_clear()
     with pytest.raises(UserError, match=r"cannot be decoded \(.*replace it"):
         find_excerpts("musdb", tmp_path)
 

@@ -127,7 +127,7 @@ def splits(config: Config) -> Iterable[tuple[str, Sequence[Track]]]:
     yield "train", train_tracks(config)
     yield "dev", dev_tracks(config)
     if config.data.dataset in ("musdb", "musdbhq"):
-        from ..evaluation.clips import find_songs
+        from .songs import find_songs
 
         root = config.data.musdb_root if config.data.dataset == "musdb" else config.data.musdbhq_root
         try:

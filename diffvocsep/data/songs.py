@@ -1,0 +1,104 @@
+"""Songs to score: the test or validation songs of a dataset, as they are, and any folder of stems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..errors import UserError
+from .mixing import Track
+from .musdbhq import musdbhq_tracks
+from .stems import find_tracks
+from .synthetic_tracks import synthetic_tracks
+
+
+def find_songs(dataset: str, root: Path | None, split: str = "test") -> Sequence[Track]:
+    """Tracks with both vocals and accompaniment.
+
+    `split` is `test` or `valid`: of MUSDB18 its test half or the 14 songs that the `musdb` package names for
+    validation, of the synthesizer other seeds. A folder of stems is taken whole.
+
+    Raises:
+        UserError: no such folder, nothing usable in it, or a package or program that is missing.
+    """
+    if dataset == "synthetic":
+        return synthetic_tracks(Config(), "test" if split == "test" else "dev")
+    if root is None:
+        raise UserError(f"--dataset {dataset} needs --root DIR, a folder of tracks")
+    if dataset == "musdb":
+        subset, part = ("test", None) if split == "test" else ("train", "valid")
+        if not any((root / subset).glob("*.stem.mp4")):
+            raise UserError(f"there is no {subset}/*.stem.mp4 in '{root}'; give the folder of MUSDB18")
+        tracks = enumerate(_musdb(root, subset, part).tracks)
+        return [MusdbTrack(root, subset, part, index, track) for index, track in tracks]
+    if dataset == "musdbhq":
+        return musdbhq_tracks(root, "dev" if split == "valid" else split, None)
+    both = [track for track in find_tracks(root, None) if {"vocals", "accompaniment"} <= set(track.stems)]
+    if not both:
+        raise UserError(f"no track in '{root}' has both vocals and accompaniment")
+    return both
+
+
+class MusdbTrack:
+    """A track of the `musdb` package (`*.stem.mp4`), decoded by it when read; see `Track` for the attributes."""
+
+    group = "musdb"
+
+    def __init__(self, root: Path, subset: str, split: str | None, index: int, track: Any) -> None:
+        self._address = (root, subset, split, index)
+        self.name, self.seconds, self.source_rate = track.name, float(track.duration), int(track.rate)
+        self.stems = {side: [Path(track.path)] for side in ("vocals", "accompaniment", "mixture")}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_multitrack"}  # it holds its own audio
+
+    @cached_property
+    def _multitrack(self) -> Any:
+        root, subset, split, index = self._address
+        return _musdb(root, subset, split).tracks[index]
+
+    def read(self, side: str, start: float, seconds: float, sample_rate: int) -> Tensor:
+        """Waveform `(2, round(seconds * sample_rate))`, as the package decodes it; `sample_rate` is the file's."""
+        import ffmpeg  # comes with musdb
+
+        track = self._multitrack
+        whole = start == 0 and seconds >= self.seconds
+        track.chunk_start, track.chunk_duration = (0, None) if whole else (start, seconds)
+        try:
+            samples = track.audio if side == "mixture" else track.targets[side].audio
+        except (ffmpeg.Error, Warning) as error:
+            raise _damaged(self.name, error) from None
+        waveform = torch.from_numpy(samples.T.copy()).float()
+        return waveform if whole else waveform[:, : round(seconds * sample_rate)]
+
+    def loudness(self, side: str, sample_rate: int) -> float:
+        return float(self.read(side, 0, self.seconds, sample_rate).square().mean()) ** 0.5
+
+
+@lru_cache(maxsize=2)
+def _musdb(root: Path, subset: str, split: str | None) -> Any:
+    """The package's view of a half of MUSDB18, once in every process: it looks into each file."""
+    try:
+        import ffmpeg
+        import musdb
+    except ImportError:
+        raise UserError("--dataset musdb needs the package musdb; install it with: pip install musdb") from None
+    except RuntimeError:  # from stempeg
+        raise UserError("--dataset musdb needs the programs ffmpeg and ffprobe; install ffmpeg") from None
+    try:
+        return musdb.DB(root=str(root), subsets=subset, split=split)
+    except (ffmpeg.Error, Warning) as error:
+        raise _damaged(f"one in {root / subset}", error) from None
+
+
+def _damaged(song: str, error: Exception) -> UserError:
+    """The sentence for an `ffmpeg.Error`, or the `Warning` that stempeg makes of one."""
+    said = error.stderr.decode(errors="replace") if getattr(error, "stderr", None) else str(error)
+    reason = said.strip().splitlines()[-1]
+    return UserError(f"a song of MUSDB18, {song}, cannot be decoded ({reason}); replace it by a whole copy")
