@@ -32,6 +32,7 @@ from diffvocsep.device import resolve_device
 from diffvocsep.trainer import Trainer
 
 SONGS = ("A - One", "B - Two", "Leaf - Summerghost")  # the last one is of the validation set
+CROPS = 20  # that the comparison with the musdb package draws, at least
 
 
 def make_songs(root: Path, repeats: int) -> None:
@@ -83,11 +84,12 @@ def cpu_time() -> float:
     return sum(os.times()[:4])
 
 
-def rate(draw: Callable[[], int], seconds: float, clock: Callable[[], float]) -> float:
-    """Items per second of `draw`, which returns how many it made; the first call does not count."""
+def rate(draw: Callable[[], int], seconds: float, clock: Callable[[], float], least: int = 0) -> float:
+    """Items per second of `draw`, which returns how many it made: over at least `seconds` and `least` items. The first
+    call does not count."""
     draw()
     began, made = clock(), 0
-    while clock() - began < seconds:
+    while clock() - began < seconds or made < least:
         made += draw()
     return made / (clock() - began)
 
@@ -100,7 +102,7 @@ def on(device: torch.device, batch: dict[str, Tensor]) -> int:
 
 
 def waiting(trainer: Trainer, stream: Iterator[dict[str, Tensor]], steps: int) -> tuple[float, float]:
-    """Seconds of a step, and the share of them spent waiting for the batch; medians, after two steps of warm-up."""
+    """Mean seconds of a step, and the share of all seconds spent waiting for batches; after two steps of warm-up."""
     times, waits = [], []
     stream = trainer.backend.batches(with_noise(stream, trainer.objective.shape(), trainer.config.train.seed))
     for _ in range(steps + 2):
@@ -110,11 +112,12 @@ def waiting(trainer: Trainer, stream: Iterator[dict[str, Tensor]], steps: int) -
         trainer._optimize([batch])
         on(trainer.device, batch)
         times.append(time.perf_counter() - began)
-    return statistics.median(times[2:]), statistics.median(waits[2:]) / statistics.median(times[2:])
+    return statistics.mean(times[2:]), sum(waits[2:]) / sum(times[2:])
 
 
 def compare(root: Path, seconds: float, clock: Callable[[], float]) -> tuple[float, dict[str, float]]:
-    """Crops (vocals and accompaniment, 3 s, unaltered) per second: by the musdb package, and by each cache."""
+    """Crops (vocals and accompaniment, 3 s, unaltered) per second, from `CROPS` of them at least: by the musdb package,
+    and by each cache."""
     import musdb
 
     songs = musdb.DB(root=str(root / "musdb"), subsets="train", split="train").tracks
@@ -140,8 +143,8 @@ def compare(root: Path, seconds: float, clock: Callable[[], float]) -> tuple[flo
                 assert track.read(side, start, length, 44100).shape == (2, length * 44100)
             return 1
 
-        ours[cache] = rate(read, seconds, clock)
-    return rate(theirs, seconds, clock), ours
+        ours[cache] = rate(read, seconds, clock, CROPS)
+    return rate(theirs, seconds, clock, CROPS), ours
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -178,7 +181,7 @@ def run(argv: list[str] | None = None) -> int:
                     stream = load_segments(segments, 0, device)
                     speed = rate(lambda stream=stream: on(device, next(stream)), args.seconds, clock)
                     trained = " | "
-                    if dataset == "musdbhq" and args.steps:  # the others are the same, once they are decoded
+                    if args.steps:
                         step, wait = waiting(trainer, stream, args.steps)
                         trained = f"{step:.3f} | {100 * wait:.1f} %"
                     print(f"| {dataset} | {cache} | {workers} | {speed:.1f} | {trained} |", flush=True)
