@@ -48,7 +48,7 @@ class DataConfig:
     download: bool = True
     download_source: Literal["gdrive", "zenodo"] = "gdrive"
     download_id: str = ""
-    synthetic_songs: int = 600
+    synthetic_songs: int = 1200
     synthetic_seconds: float = 4.0
     held_out_voices: tuple[str, ...] = ()
     held_out_families: tuple[str, ...] = ()
