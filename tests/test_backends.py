@@ -18,7 +18,7 @@ from diffvocsep import device as device_module
 from diffvocsep.backends import Backend, Ranks, find_backend
 from diffvocsep.checkpoint import load_checkpoint
 from diffvocsep.data.loading import ahead
-from diffvocsep.device import channels_last, choose_device, resolve_device
+from diffvocsep.device import amp_dtype, channels_last, choose_device, resolve_device
 from diffvocsep.errors import UserError
 from diffvocsep.trainer import Trainer
 
@@ -152,6 +152,21 @@ def test_memory_layout_and_optimizer_follow_the_device(monkeypatch):
         assert asked["fused"] is True and torch.get_float32_matmul_precision() == "high", "TF32"
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def test_auto_is_bf16_where_the_hardware_has_it_and_fp16_on_other_gpus(monkeypatch):
+    asked = []
+    for kind, name, computed, otherwise in (
+        ("cuda", "torch.cuda.is_bf16_supported", torch.bfloat16, torch.float16),
+        ("cpu", "torch.cpu._is_avx512_bf16_supported", torch.bfloat16, None),
+    ):
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+        for there, expected in ((True, computed), (False, otherwise)):
+            monkeypatch.setattr(name, lambda there=there, **options: asked.append(options) or there)
+            assert amp_dtype("auto", torch.device(kind)) == expected
+    assert asked[0] == {"including_emulation": False}, "emulated, it is slower than float32"
+    assert amp_dtype("auto", torch.device("mps")) is None
+    assert amp_dtype("none", torch.device("cuda")) is None and amp_dtype("bf16", CPU) == torch.bfloat16
 
 
 def test_a_checkpoint_from_a_gpu_goes_on_with_this_device_s_optimizer(tmp_path):
