@@ -154,6 +154,18 @@ def test_a_step_moves_no_tables_or_windows(tmp_path, monkeypatch):
         assert bool(tables) == (batches is first), "the test cannot see them" if batches is first else tables
 
 
+@pytest.mark.slow
+def test_the_compiled_network_is_one_graph_and_trains_alike(tmp_path, monkeypatch):
+    """Traced by torch.compile, forward and backward, but left to torch's own kernels: those take minutes to build."""
+    plain, compile_ = make(tmp_path), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="aot_eager", fullgraph=True))
+    compiled = make(tmp_path, "train.compile=true")
+    for _, one, other in zip(range(2), plain._steps(), compiled._steps(), strict=False):
+        terms = compiled._optimize(other)
+        for name, value in plain._optimize(one).items():
+            torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5)
+
+
 # ---- when the loss is not finite -----------------------------------------------------------------------------------
 
 
