@@ -83,6 +83,20 @@ def test_replicas_reduce_before_they_clip_and_one_writes(tmp_path):
             torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=1e-3, atol=2e-5)
 
 
+def test_where_the_first_process_refuses_the_others_have_no_traceback():
+    class Second(Backend):
+        rank, world_size, said, lost = 1, 2, "[gloo/pair.cc:547] Connection closed by peer", Ranks.lost
+
+        def wait(self) -> None:
+            raise RuntimeError(self.said)
+
+    with pytest.raises(ConnectionError, match="the first process of this run has ended"), Second(CPU).main_first():
+        pytest.fail("there is nothing to find")
+    Second.said = "a shape is wrong"
+    with pytest.raises(RuntimeError, match="a shape is wrong"), Second(CPU).main_first():
+        pytest.fail("there is nothing to find")
+
+
 def test_torchrun_is_seen_and_mps_is_not_shared(monkeypatch):
     assert type(find_backend("cpu")) is Backend
     monkeypatch.setenv("WORLD_SIZE", "2")
