@@ -98,9 +98,18 @@ class Backend:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """What the first process downloads or decodes in here, the others find done."""
+        """What the first process downloads or decodes in here, the others find done.
+
+        Raises:
+            ConnectionError: it has ended instead; why, it has said itself.
+        """
         if not self.main:
-            self.wait()
+            try:
+                self.wait()
+            except RuntimeError as error:
+                if not self.lost(error):
+                    raise
+                raise ConnectionError("the first process of this run has ended, and says why") from None
         yield
         if self.main:
             self.wait()

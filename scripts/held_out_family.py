@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -46,7 +47,11 @@ def train(folder: Path, steps: int, overrides: Sequence[str], config: Path, devi
 
 
 def choose_steps(args: argparse.Namespace) -> int:
-    """As many steps as fit into the minutes, twice. `steps.json` keeps them, with what they were chosen for."""
+    """As many steps as fit into the minutes, twice. `steps.json` keeps them, with what they were chosen for.
+
+    Raises:
+        UserError: the minutes are too few, or `steps.json` was made with other settings.
+    """
     kept, asked = args.output / "steps.json", [args.minutes, str(args.config), args.device, *args.overrides]
     if not kept.exists():
         began = time.monotonic()
@@ -54,8 +59,13 @@ def choose_steps(args: argparse.Namespace) -> int:
             train(args.output / f"probe {n}", n, args.overrides, args.config, args.device, "none") for n in PROBE
         )
         per_step = max(1e-3, (long - short) / (PROBE[1] - PROBE[0]))
-        left = 60 * args.minutes * SHARE - (time.monotonic() - began)
-        text = json.dumps({"asked": asked, "steps": max(1, int(left / 2 / per_step))})
+        around = max(0.0, short - PROBE[0] * per_step)  # to begin, to validate and to end, whatever the steps
+        taken = time.monotonic() - began + 2 * around
+        steps = int((60 * args.minutes * SHARE - taken) / 2 / per_step)
+        if steps < PROBE[0]:
+            least = math.ceil((taken + 2 * PROBE[0] * per_step) / SHARE / 60)
+            raise UserError(f"--minutes {args.minutes:g} leaves no time to train here; give at least {least}")
+        text = json.dumps({"asked": asked, "steps": steps})
         write_atomic(kept, lambda part: part.write_text(text, encoding="utf-8"))
         print(f"{per_step:.2f} s a step", file=sys.stderr)
     found = json.loads(kept.read_text(encoding="utf-8"))

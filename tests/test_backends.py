@@ -18,7 +18,7 @@ from diffvocsep import device as device_module
 from diffvocsep.backends import Backend, Ranks, find_backend
 from diffvocsep.checkpoint import load_checkpoint
 from diffvocsep.data.loading import ahead
-from diffvocsep.device import channels_last, choose_device, resolve_device
+from diffvocsep.device import amp_dtype, channels_last, choose_device, resolve_device
 from diffvocsep.errors import UserError
 from diffvocsep.trainer import Trainer
 
@@ -81,6 +81,20 @@ def test_replicas_reduce_before_they_clip_and_one_writes(tmp_path):
     for name, tensor in one.model.state_dict().items():
         for trainer in ended.values():
             torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_where_the_first_process_refuses_the_others_have_no_traceback():
+    class Second(Backend):
+        rank, world_size, said, lost = 1, 2, "[gloo/pair.cc:547] Connection closed by peer", Ranks.lost
+
+        def wait(self) -> None:
+            raise RuntimeError(self.said)
+
+    with pytest.raises(ConnectionError, match="the first process of this run has ended"), Second(CPU).main_first():
+        pytest.fail("there is nothing to find")
+    Second.said = "a shape is wrong"
+    with pytest.raises(RuntimeError, match="a shape is wrong"), Second(CPU).main_first():
+        pytest.fail("there is nothing to find")
 
 
 def test_torchrun_is_seen_and_mps_is_not_shared(monkeypatch):
@@ -152,6 +166,21 @@ def test_memory_layout_and_optimizer_follow_the_device(monkeypatch):
         assert asked["fused"] is True and torch.get_float32_matmul_precision() == "high", "TF32"
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def test_auto_is_bf16_where_the_hardware_has_it_and_fp16_on_other_gpus(monkeypatch):
+    asked = []
+    for kind, name, computed, otherwise in (
+        ("cuda", "torch.cuda.is_bf16_supported", torch.bfloat16, torch.float16),
+        ("cpu", "torch.cpu._is_avx512_bf16_supported", torch.bfloat16, None),
+    ):
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+        for there, expected in ((True, computed), (False, otherwise)):
+            monkeypatch.setattr(name, lambda there=there, **options: asked.append(options) or there)
+            assert amp_dtype("auto", torch.device(kind)) == expected
+    assert asked[0] == {"including_emulation": False}, "emulated, it is slower than float32"
+    assert amp_dtype("auto", torch.device("mps")) is None
+    assert amp_dtype("none", torch.device("cuda")) is None and amp_dtype("bf16", CPU) == torch.bfloat16
 
 
 def test_a_checkpoint_from_a_gpu_goes_on_with_this_device_s_optimizer(tmp_path):

@@ -639,6 +639,8 @@ IGNORED = [
     ("diffusion.beta_end=0.03", "diffusion.beta_schedule is cosine", "diffusion.beta_schedule=linear"),
     ("diffusion.min_snr_gamma=4", "diffusion.loss_weighting is none", "diffusion.loss_weighting=min_snr"),
     ("diffusion.start_step=9", "diffusion.start is noise", "diffusion.start=mixture"),
+    ("diffusion.sampler=dpmpp", "diffusion.ddim_steps is 1", "diffusion.ddim_steps=2"),
+    ("diffusion.eta=0.5", "diffusion.ddim_steps is 1", "diffusion.ddim_steps=2"),
 ]
 USED_BY_DEFAULT = [
     ("separation.contrast=1.5", "separation.subtract is normalized", "separation.subtract=normalized"),
@@ -650,8 +652,7 @@ USED_BY_DEFAULT = [
     ("data.workers=2", "data.cache is device", "data.cache=device"),
     ("data.channel_swap=0.1", "audio.channels is 1", "audio.channels=1"),
     ("data.turn=0.1", "audio.channels is 1", "audio.channels=1"),
-    ("diffusion.eta=0.5", "diffusion.sampler is dpmpp", "diffusion.sampler=dpmpp"),
-    ("diffusion.eta=0.5", "diffusion.sampler is ddpm", "diffusion.use_ddim=false"),
+    ("diffusion.loss_weighting=min_snr", "diffusion.terminal_share is 1.0", "diffusion.terminal_share=1"),
     ("train.epochs=9", "train.max_steps is 100", "train.max_steps=100"),
 ]
 
@@ -685,6 +686,9 @@ def test_settings_without_effect_under_a_choice(setting: str, reason: str, choic
 def test_a_key_with_two_conditions_needs_both() -> None:
     config = load_config(None, ["data.dataset=stems", "data.cache=none", "data.cache_dir=x"])
     assert ignored_settings(config) == ["data.cache_dir = x is ignored: data.cache is none"]
+    for choice, sampler in (("diffusion.sampler=dpmpp", "dpmpp"), ("diffusion.use_ddim=false", "ddpm")):
+        config = load_config(None, ["diffusion.ddim_steps=2", choice, "diffusion.eta=0.5"])
+        assert ignored_settings(config) == [f"diffusion.eta = 0.5 is ignored: diffusion.sampler is {sampler}"]
 
 
 def test_every_rule_of_the_table_is_tested() -> None:

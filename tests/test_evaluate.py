@@ -282,6 +282,7 @@ def test_without_museval_the_other_scores_remain(songs, model, monkeypatch, caps
     monkeypatch.setattr(bsseval, "find_spec", lambda name: None)
     assert evaluate.run(arguments(songs, model)) == 0
     out, err = capsys.readouterr()
+    assert out.startswith("device: cpu, as asked for\n")
     assert err.splitlines()[0] == f"note: {bsseval.MISSING}" and "pip install museval" in err
     assert next(iter(tables(out)[0].values())) == ["global SDR", "SI-SDR"]
 
@@ -467,7 +468,7 @@ def test_overrides_that_would_have_no_effect_are_refused(overrides, words, songs
 
 
 def test_overrides_that_others_make_useless_are_named(model, capsys):
-    overrides = ["diffusion.sampler=ddpm", "diffusion.eta=0.5", "diffusion.start=noise"]
+    overrides = ["diffusion.sampler=ddpm", "diffusion.ddim_steps=2", "diffusion.eta=0.5", "diffusion.start=noise"]
     modes._model(Namespace(model_path=model, device="cpu", overrides=overrides, sweep=False))
     assert capsys.readouterr().err == "note: diffusion.eta = 0.5 is ignored: diffusion.sampler is ddpm\n"
 

@@ -281,6 +281,7 @@ IGNORING: dict[str, tuple[str, ...]] = {
     "data.channel_swap": ("audio.channels=1",),
     "data.turn": ("audio.channels=1",),
     "diffusion.eta": ("diffusion.sampler=dpmpp", *STEPS),
+    "diffusion.loss_weighting": ("diffusion.terminal_share=1",),
 }
 USED_KEYS = sorted({key for _, _, keys in USED for key in keys.split()})
 

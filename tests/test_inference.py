@@ -212,8 +212,10 @@ def test_a_process_says_what_is_missing_in_one_sentence(process, folder):
 
 def test_an_option_without_effect_is_named_or_refused(call):
     arguments = ["--input", "song.wav", "--output", "v.wav"]
-    code, _, err = call(*arguments, "--sampler", "ddpm", "--eta", "0.5")
+    code, _, err = call(*arguments, "--sampler", "ddpm", "--steps", "2", "--eta", "0.5")
     assert (code, err) == (0, "note: diffusion.eta = 0.5 is ignored: diffusion.sampler is ddpm\n")
+    code, _, err = call(*arguments, "--sampler", "dpmpp")  # one step is the same by every sampler
+    assert (code, err) == (0, "note: diffusion.sampler = dpmpp is ignored: diffusion.ddim_steps is 1\n")
     assert_one_sentence(call(*arguments, "train.lr=0.1"), "train.lr has no effect")
 
 

@@ -234,7 +234,7 @@ def gaussian_flow(x_t: Tensor, ac_t: float, ac_s: float) -> Tensor:
 
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
-@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0)])
+@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("dpmpp", 0.0)])
 def test_samples_have_the_mean_and_std_of_a_gaussian(sampler, eta, zero_terminal_snr):
     diffusion = make_diffusion(zero_terminal_snr=zero_terminal_snr)
     noise = gaussian_noise(3, shape=(1, 1, 128, 128))  # standard errors 0.4 % of the mean and 0.6 % of the std

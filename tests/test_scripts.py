@@ -93,7 +93,7 @@ def test_a_soundfont_sounds(tmp_path):
 
 def test_the_steps_of_two_trainings_are_chosen_once(tmp_path, monkeypatch):
     """On a second start the probes would be finished, and take no time."""
-    trained, clock = [], iter([0.0, 30.0])
+    trained, clock = [], iter([0.0, 30.0, 0.0, 30.0])
 
     def train(folder: Path, steps: int, overrides: list[str], config: Path, device: str, resume: str) -> float:
         trained.append((steps, resume))
@@ -105,12 +105,16 @@ def test_the_steps_of_two_trainings_are_chosen_once(tmp_path, monkeypatch):
         output=tmp_path, minutes=10.0, config=Path("config.yaml"), device="cpu", overrides=["train.lr=0.1"]
     )
     steps = held_out_family.choose_steps(args)
-    assert steps == (0.8 * 600 - 30) / 2 / 0.5
+    assert steps == (0.8 * 600 - 30 - 2 * 5) / 2 / 0.5  # what a training takes beside its steps, it takes twice
     assert trained == [(10, "none"), (40, "none")]
     assert held_out_family.choose_steps(args) == steps and len(trained) == 2
     args.minutes = 20.0
     with pytest.raises(UserError, match="other settings"):
         held_out_family.choose_steps(args)
+    args.minutes, args.output = 1.0, tmp_path / "other"  # 48 s, of which 40 are taken, are 8 steps each
+    with pytest.raises(UserError, match="--minutes 1 leaves no time to train here; give at least 2$"):
+        held_out_family.choose_steps(args)
+    assert not args.output.exists()
 
 
 @pytest.mark.slow

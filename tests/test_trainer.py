@@ -11,11 +11,13 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from trainers import assert_same_run, at_step, flat, make, run, start
+from trainers import CPU, ROOT, assert_same_run, at_step, flat, make, run, start, tiny
 
 from diffvocsep import checkpoint
+from diffvocsep.config import load_config
 from diffvocsep.errors import UserError
 from diffvocsep.rates import learning_rate
+from diffvocsep.separator import Separator
 from diffvocsep.trainer import BAD_STEPS, Trainer
 
 # ---- a real process ------------------------------------------------------------------------------------------------
@@ -85,6 +87,14 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
         assert torch.allclose(got[name], gradient, rtol=1e-4, atol=1e-6 * float(whole["gradient_norm"])), name
 
 
+def test_epsilon_from_pure_noise_is_refused_before_anything_is_trained(tmp_path):
+    epsilon = "diffusion.prediction_type=epsilon"
+    with pytest.raises(UserError, match="epsilon .*pure noise"):
+        make(tmp_path, epsilon)
+    assert not (tmp_path / "ck").exists()
+    assert run(tmp_path, epsilon, "diffusion.beta_schedule=linear", "diffusion.zero_terminal_snr=false").step == 6
+
+
 # ---- one step ------------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +152,18 @@ def test_a_step_moves_no_tables_or_windows(tmp_path, monkeypatch):
             trainer._gradients(batches)
         tables = [shape for shape in moved if len(shape) == 1]  # `(T,)` of the schedule, `(n_fft,)` of the windows
         assert bool(tables) == (batches is first), "the test cannot see them" if batches is first else tables
+
+
+@pytest.mark.slow
+def test_the_compiled_network_is_one_graph_and_trains_alike(tmp_path, monkeypatch):
+    """Traced by torch.compile, forward and backward, but left to torch's own kernels: those take minutes to build."""
+    plain, compile_ = make(tmp_path), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="aot_eager", fullgraph=True))
+    compiled = make(tmp_path, "train.compile=true")
+    for _, one, other in zip(range(2), plain._steps(), compiled._steps(), strict=False):
+        terms = compiled._optimize(other)
+        for name, value in plain._optimize(one).items():
+            torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5)
 
 
 # ---- when the loss is not finite -----------------------------------------------------------------------------------
@@ -284,6 +306,22 @@ def test_it_learns_a_song(tmp_path):
     )  # fmt: skip
     losses = np.array([float(trainer._optimize(batches)["loss"]) for batches in trainer._steps()])
     assert losses[-20:].mean() < 0.7 * losses[:10].mean()
+
+
+def test_the_log1p_preset_trains_and_separates(tmp_path):
+    own = [f"log.checkpoint_dir='{(tmp_path / 'ck').as_posix()}'", "train.max_steps=3"]
+    config = load_config(ROOT / "configs" / "log1p.yaml", own, base=tiny(tmp_path))
+    trainer = Trainer(config, CPU, "none")
+    before = tensors_of({"model": trainer.model.state_dict()})
+    assert trainer.run() == 0 and math.isfinite(trainer.best_sdr)
+    assert all(
+        not torch.equal(tensor, before[f"/model/{name}"]) for name, tensor in trainer.ema.items() if "head" in name
+    )
+    separator = Separator.from_checkpoint(tmp_path / "ck" / "best.pt", "cpu")
+    assert (separator.config.audio.representation, separator.config.separation.subtract) == ("magnitude", "normalized")
+    mixture = sum(trainer.clips[0])
+    vocals, _ = separator.separate(mixture, 8000)
+    assert vocals.isfinite().all() and 0 < vocals.square().mean() < mixture.square().mean()
 
 
 def test_songs_on_the_device_give_the_same_batches_and_going_on_is_exact(tmp_path, monkeypatch):

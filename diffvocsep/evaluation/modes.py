@@ -11,6 +11,7 @@ import numpy as np
 
 from ..cli import warn_ignored
 from ..config import key_of
+from ..device import choose_device
 from ..errors import UserError
 from . import bsseval, systems
 from .clips import Excerpt, find_excerpts
@@ -27,6 +28,7 @@ def _model(args: Namespace) -> systems.Model:
     config = model.separator().config  # what is missing or impossible is said before any work
     if not args.sweep:  # it samples in ways of its own
         warn_ignored(config, list(map(key_of, args.overrides)))
+    choose_device(args.device)  # says which, and why
     return model
 
 
