@@ -28,7 +28,7 @@ from .monitor import EXAMPLES, Monitor
 from .objective import Objective
 from .rates import ema_decay, learning_rate
 from .resume import find_checkpoint, keep_aside, load_state
-from .runfolder import describe_run
+from .runfolder import describe_run, new_folder
 from .separator import Separator, first_timestep
 from .unet import UNet
 from .validation import dev_clips, median_sdr, validate
@@ -187,6 +187,9 @@ class Trainer:
         """Describe the run, in the terminal and in its folder."""
         remove_leftovers(self.folder)
         folder = Path(self.config.log.tb_log_dir) / self.run_id
+        if self.anew:
+            folder = new_folder(folder)
+            self.run_id = folder.name
         about = describe_run(folder, self.config, self.step, str(self.backend), self.changes)
         parameters = sum(p.numel() for p in self.model.parameters())
         self._say(
