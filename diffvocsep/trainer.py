@@ -332,10 +332,13 @@ class Trainer:
             self.ema[name].lerp_(tensor, 1 - decay)
 
     def _validate_alone(self, monitor: Monitor | None) -> None:
-        """The first process validates, and the others wait for it."""
+        """The first process validates, and the others wait for it. If Ctrl-C came meanwhile, all stop here: after one
+        more step, a validation that it ended would never be made up for."""
         self._validate(monitor)
+        asked = torch.full((1,), float(self.interruption.asked), device=self.backend.host)
         with self._together():
             self.backend.wait()
+            self.agreed = self.agreed or bool(self.backend.mean(asked) > 0)
 
     def _validate(self, monitor: Monitor | None) -> None:
         """Separate the dev clips with the EMA weights; keep the best. After Ctrl-C it is left for the next start."""

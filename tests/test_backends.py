@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from trainers import CPU, assert_same_run, at_step, make, run, tiny
 
+import diffvocsep.trainer as trainer_module
 from diffvocsep import device as device_module
 from diffvocsep.backends import Backend, Ranks, find_backend
 from diffvocsep.checkpoint import load_checkpoint
@@ -81,6 +82,25 @@ def test_replicas_reduce_before_they_clip_and_one_writes(tmp_path):
     for name, tensor in one.model.state_dict().items():
         for trainer in ended.values():
             torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_ctrl_c_in_the_validation_stops_all_where_it_can_be_made_up_for(tmp_path, monkeypatch):
+    """The first process alone hears it here: one more step, and nobody would know of the validation that is due."""
+    meeting, table, trainers, codes = threading.Barrier(2), {}, {}, {}
+    monkeypatch.setattr(trainer_module, "validate", lambda *_: setattr(trainers[0].interruption, "asked", True))
+
+    def train(rank: int) -> None:
+        trainers[rank] = Trainer(tiny(tmp_path), Replica(rank, 2, meeting, table), "none")
+        codes[rank] = trainers[rank].run()
+
+    threads = [threading.Thread(target=train, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    state = load_checkpoint(tmp_path / "ck" / "last.pt")
+    assert codes == {0: 130, 1: 130} and (state["step"], state["validated"]) == (2, 0)
+    assert trainers[1].step == 2
 
 
 def test_torchrun_is_seen_and_mps_is_not_shared(monkeypatch):
