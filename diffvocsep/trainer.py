@@ -232,16 +232,19 @@ class Trainer:
     def _steps(self) -> Iterator[list[dict[str, Tensor]]]:
         """Lists of `train.accumulate` batches, one list per optimizer step, from the current step on."""
         train, backend = self.config.train, self.backend
-        made = load_segments(self.segments, self.samples, backend.host, backend.rank, backend.world_size)
-        stream = iter(backend.batches(with_noise(made, self.objective.shape(), train.seed)))
-        while self.step < self.total_steps and not self.stopping:
-            self.asked = time.perf_counter()
-            try:
+        try:
+            made = load_segments(self.segments, self.samples, backend.host, backend.rank, backend.world_size)
+            stream = iter(backend.batches(with_noise(made, self.objective.shape(), train.seed)))
+            while self.step < self.total_steps and not self.stopping:
+                self.asked = time.perf_counter()
                 batches = [next(stream) for _ in range(train.accumulate)]
-            except UserError as error:  # from a worker it comes with a traceback, the sentence last
-                raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[-1]) from None
-            self.waited = time.perf_counter() - self.asked
-            yield batches
+                self.waited = time.perf_counter() - self.asked
+                yield batches
+        except UserError as error:  # from a worker it comes with a traceback, the sentence last
+            raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[-1]) from None
+        except (RuntimeError, OSError):  # Ctrl-C ends spawned loaders that have not come to ignore it yet
+            if not self.stopping:
+                raise
 
     def _optimize(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One optimizer step over accumulated batches.
