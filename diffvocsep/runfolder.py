@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, count
 from pathlib import Path
 
 from .atomic import write_atomic
@@ -24,6 +26,16 @@ from .config import Config, save_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torchaudio", "pyyaml", "tqdm", "tensorboard", "soundfile", "safetensors", "matplotlib", "psutil")
+
+
+def new_folder(wanted: Path) -> Path:
+    """Make the folder of a run that begins: `wanted`, or, if another run began in the same second, `wanted-2`, ..."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    for number in chain([""], map("-{}".format, count(2))):
+        folder = wanted.with_name(f"{wanted.name}{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
 
 
 def describe_run(folder: Path, config: Config, step: int, device: str, changes: Sequence[str]) -> str:

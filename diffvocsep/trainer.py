@@ -28,7 +28,7 @@ from .monitor import EXAMPLES, Monitor
 from .objective import Objective
 from .rates import ema_decay, learning_rate
 from .resume import find_checkpoint, keep_aside, load_state
-from .runfolder import describe_run
+from .runfolder import describe_run, new_folder
 from .separator import Separator, first_timestep
 from .unet import UNet
 from .validation import dev_clips, median_sdr, validate
@@ -187,6 +187,9 @@ class Trainer:
         """Describe the run, in the terminal and in its folder."""
         remove_leftovers(self.folder)
         folder = Path(self.config.log.tb_log_dir) / self.run_id
+        if self.anew:
+            folder = new_folder(folder)
+            self.run_id = folder.name
         about = describe_run(folder, self.config, self.step, str(self.backend), self.changes)
         parameters = sum(p.numel() for p in self.model.parameters())
         self._say(
@@ -229,16 +232,19 @@ class Trainer:
     def _steps(self) -> Iterator[list[dict[str, Tensor]]]:
         """Lists of `train.accumulate` batches, one list per optimizer step, from the current step on."""
         train, backend = self.config.train, self.backend
-        made = load_segments(self.segments, self.samples, backend.host, backend.rank, backend.world_size)
-        stream = iter(backend.batches(with_noise(made, self.objective.shape(), train.seed)))
-        while self.step < self.total_steps and not self.stopping:
-            self.asked = time.perf_counter()
-            try:
+        try:
+            made = load_segments(self.segments, self.samples, backend.host, backend.rank, backend.world_size)
+            stream = iter(backend.batches(with_noise(made, self.objective.shape(), train.seed)))
+            while self.step < self.total_steps and not self.stopping:
+                self.asked = time.perf_counter()
                 batches = [next(stream) for _ in range(train.accumulate)]
-            except UserError as error:  # from a worker it comes with a traceback, the sentence last
-                raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[-1]) from None
-            self.waited = time.perf_counter() - self.asked
-            yield batches
+                self.waited = time.perf_counter() - self.asked
+                yield batches
+        except UserError as error:  # from a worker it comes with a traceback, the sentence last
+            raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[-1]) from None
+        except (RuntimeError, OSError):  # Ctrl-C ends spawned loaders that have not come to ignore it yet
+            if not self.stopping:
+                raise
 
     def _optimize(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One optimizer step over accumulated batches.
@@ -329,10 +335,13 @@ class Trainer:
             self.ema[name].lerp_(tensor, 1 - decay)
 
     def _validate_alone(self, monitor: Monitor | None) -> None:
-        """The first process validates, and the others wait for it."""
+        """The first process validates, and the others wait for it. If Ctrl-C came meanwhile, all stop here: after one
+        more step, a validation that it ended would never be made up for."""
         self._validate(monitor)
+        asked = torch.full((1,), float(self.interruption.asked), device=self.backend.host)
         with self._together():
             self.backend.wait()
+            self.agreed = self.agreed or bool(self.backend.mean(asked) > 0)
 
     def _validate(self, monitor: Monitor | None) -> None:
         """Separate the dev clips with the EMA weights; keep the best. After Ctrl-C it is left for the next start."""

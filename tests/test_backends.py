@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from trainers import CPU, assert_same_run, at_step, make, run, tiny
 
+import diffvocsep.trainer as trainer_module
 from diffvocsep import device as device_module
 from diffvocsep.backends import Backend, Ranks, find_backend
 from diffvocsep.checkpoint import load_checkpoint
@@ -95,6 +96,25 @@ def test_where_the_first_process_refuses_the_others_have_no_traceback():
     Second.said = "a shape is wrong"
     with pytest.raises(RuntimeError, match="a shape is wrong"), Second(CPU).main_first():
         pytest.fail("there is nothing to find")
+
+
+def test_ctrl_c_in_the_validation_stops_all_where_it_can_be_made_up_for(tmp_path, monkeypatch):
+    """The first process alone hears it here: one more step, and nobody would know of the validation that is due."""
+    meeting, table, trainers, codes = threading.Barrier(2), {}, {}, {}
+    monkeypatch.setattr(trainer_module, "validate", lambda *_: setattr(trainers[0].interruption, "asked", True))
+
+    def train(rank: int) -> None:
+        trainers[rank] = Trainer(tiny(tmp_path), Replica(rank, 2, meeting, table), "none")
+        codes[rank] = trainers[rank].run()
+
+    threads = [threading.Thread(target=train, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    state = load_checkpoint(tmp_path / "ck" / "last.pt")
+    assert codes == {0: 130, 1: 130} and (state["step"], state["validated"]) == (2, 0)
+    assert trainers[1].step == 2
 
 
 def test_torchrun_is_seen_and_mps_is_not_shared(monkeypatch):

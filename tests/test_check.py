@@ -87,6 +87,14 @@ def test_what_is_loud_or_lossy_is_not_bad(tmp_path, capsys):
     assert len(lines(tmp_path, capsys)) == 3
 
 
+@pytest.mark.parametrize("level, named", [(-14, 1), (-16, 0)])
+def test_more_than_15_db_below_the_mixture_may_be_missing(tmp_path, capsys, level, named):
+    noise = np.random.default_rng(5).normal(0, 1, (SECONDS * RATE, 2))
+    make(tmp_path, "A - B", mixture=lambda x: x + 10 ** (level / 20) * x.std() * noise)
+    make(tmp_path, "Leaf - Summerghost")
+    assert len(lines(tmp_path, capsys)) == 3 + named
+
+
 def test_several_problems_are_one_line_and_the_reader_is_told_what_ends_early(tmp_path, capsys):
     make(tmp_path, "A - B", bass=lambda x: x + 0.5, drums=put(7, 1, np.inf))
     make(tmp_path, "Leaf - Summerghost")

@@ -22,7 +22,7 @@ import soundfile
 from tracks import message
 
 from diffvocsep.config import Config, load_config
-from diffvocsep.data import download, train_tracks
+from diffvocsep.data import check, download, train_tracks
 from diffvocsep.data.download import Source, fetch_http, provide
 
 
@@ -138,6 +138,13 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, server):
 def test_it_may_be_forbidden(tmp_path, server):
     text = message(train_tracks, config(tmp_path / "nothing", "data.download=false"))
     assert "data.download is false" in text and "nothing" in text
+    assert server.requests == [] and not (tmp_path / "nothing").exists()
+
+
+def test_a_check_fetches_nothing_and_says_what_does(tmp_path, server):
+    root = f"data.musdbhq_root='{(tmp_path / 'nothing').as_posix()}'"
+    text = message(check.run, ["data.dataset=musdbhq", "data.download=true", "data.download_source=zenodo", root])
+    assert "this is a check" in text and "start train.py with data.download=true" in text
     assert server.requests == [] and not (tmp_path / "nothing").exists()
 
 

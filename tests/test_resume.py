@@ -49,16 +49,17 @@ def assert_one_curve(folder: Path, steps: list[int]) -> None:
 # ---- kill -9 -------------------------------------------------------------------------------------------------------
 
 
-def killed_at_random(folder: Path, rng: np.random.Generator, most: int, *arguments: str) -> None:
-    """Start train.py and kill it up to half a second after one of its first `most` validations. A step takes half a
-    second, so that steps are left to be killed on any machine."""
+def killed_at_random(folder: Path, rng: np.random.Generator, validations: int, *arguments: str) -> None:
+    """Start train.py and kill it up to half a second after so many validations; after none, in its first ten seconds:
+    while it starts, goes on, trains or saves. A step takes half a second, so that steps are left to be killed on any
+    machine."""
     process = start(folder, *arguments, script=ROOT / "tests" / "killed.py", SLOW_STEPS="0.5")
-    validations = int(rng.integers(1, most + 1))
-    for line in process.stdout:
+    seconds = rng.uniform(0, 0.5 if validations else 10)
+    while validations:
+        line = process.stdout.readline()
+        assert line, process.communicate()
         validations -= line.startswith("step ")
-        if not validations:
-            break
-    time.sleep(rng.uniform(0, 0.5))
+    time.sleep(seconds)
     process.kill()
     _, error = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL, error
@@ -104,7 +105,7 @@ def test_ten_kills_change_nothing(tmp_path, workers):
     (tmp_path / "killed").mkdir()
     rng, steps = np.random.default_rng(), []
     for _ in range(10):
-        killed_at_random(tmp_path / "killed", rng, 2, *arguments)
+        killed_at_random(tmp_path / "killed", rng, int(rng.integers(0, 3)), *arguments)
         saved = (tmp_path / "killed" / "ck" / "last.pt").exists()  # a kill may come before the first checkpoint
         steps.append(last(tmp_path / "killed")["step"] if saved else 0)
     assert steps == sorted(steps) and steps[-1] < 90, "there was nothing left to kill"

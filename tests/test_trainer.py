@@ -6,9 +6,11 @@ import math
 import os
 import re
 import signal
+import time
 from itertools import islice
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from trainers import CPU, ROOT, assert_same_run, at_step, flat, make, run, start, tiny
@@ -52,6 +54,22 @@ def test_ctrl_c_stops_train_py_and_its_loaders_with_everything_saved(tmp_path):
     assert step >= 2
     assert f"stopped at step {step}; the same command goes on from" in out
     assert (out + err).count("stopping after this step") == 1 and "Traceback" not in err
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="POSIX signals")
+def test_ctrl_c_while_loaders_start_is_no_error(tmp_path):
+    """Spawned ones, as on Windows and macOS, take seconds to start, and until they ignore Ctrl-C it ends them."""
+    process = start(tmp_path, "data.workers=2", script=ROOT / "tests" / "killed.py", START_METHOD="spawn")
+    main = psutil.Process(process.pid)
+    while sum("spawn_main" in " ".join(child.cmdline()) for child in main.children()) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    time.sleep(0.5)  # now the main process waits for their first batch
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 130, err
+    assert "stopped at step 0; the same command goes on from" in out
+    assert checkpoint.load_checkpoint(tmp_path / "ck" / "last.pt")["step"] == 0
 
 
 # ---- the same draws, however they are made -------------------------------------------------------------------------

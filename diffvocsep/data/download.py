@@ -65,8 +65,8 @@ def provide(data: DataConfig) -> None:
         return
     if not data.download:
         raise UserError(
-            f"there is no dataset in '{root}' and data.download is false; set data.musdbhq_root to the folder of "
-            "MUSDB18-HQ, or data.download to true"
+            f"there is no dataset in '{root}' and nothing is fetched (data.download is false, or this is a check); set "
+            "data.musdbhq_root to the folder of MUSDB18-HQ, or start train.py with data.download=true"
         )
     work = root / WORK
     work.mkdir(parents=True, exist_ok=True)

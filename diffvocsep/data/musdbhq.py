@@ -12,6 +12,7 @@ from pathlib import Path
 
 import soundfile
 
+from ..device import place
 from ..errors import UserError
 from .musdb_songs import DEV_SONGS, TEST_SONGS
 from .stems import EXTENSIONS, StemTrack, read_part
@@ -54,7 +55,7 @@ def musdbhq_tracks(
         )
     wanted = [song for song in songs if split == "test" or (song.name.lower() in DEV_SONGS) == (split == "dev")]
     for song in wanted:
-        if song in bad:
+        if song in bad and place().rank == 0:
             print(f"note: the song '{song.name}' is left out: {bad[song]}", file=sys.stderr)
     good = [song for song in wanted if song not in bad]
     if not good:
