@@ -125,7 +125,7 @@ class TrainConfig:
     batch_size: int = 4
     accumulate: int = 1
     epochs: int = 4
-    steps_per_epoch: int = 105
+    steps_per_epoch: int = 90
     max_steps: int = 0
     lr: float = 2e-3
     weight_decay: float = 1e-2
