@@ -218,7 +218,7 @@ def test_musdb_is_decoded_once_and_exactly(tmp_path, stem_file, monkeypatch):
     assert np.abs(rest - streams[1:4].sum(0).T).max() < 1e-6
     assert np.abs(rest).max() > 0.1
 
-    monkeypatch.setattr(musdb, "_open", lambda root: pytest.fail("decoded twice"))
+    monkeypatch.setattr(musdb, "open_musdb", lambda *what: pytest.fail("decoded twice"))
     assert names(train_tracks(mus(tmp_path))) == ["A - B"]
 
 
@@ -320,4 +320,4 @@ def test_without_ffmpeg_one_sentence_says_so(tmp_path, preview):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PATH": ""}, text=True,
                           capture_output=True, cwd=Path(__file__).parents[1], encoding="utf-8")  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: data.dataset musdb needs the programs ffmpeg and ffprobe; install ffmpeg"
+    assert done.stderr.strip() == "error: MUSDB18's stem files need the programs ffmpeg and ffprobe; install ffmpeg"

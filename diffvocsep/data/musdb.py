@@ -44,7 +44,7 @@ def decoded(root: str | Path) -> dict[str, Path]:
     folders = {song: root / "decoded" / song for song in files}
     missing = {song for song in files if not _is_current(folders[song], files[song])}
     if missing:
-        tracks = [track for track in _open(root) if track.name in missing]
+        tracks = [track for track in open_musdb(root, "train") if track.name in missing]
         for track in tqdm(tracks, "Decoding MUSDB18", unit="song"):
             if not _is_current(folders[track.name], files[track.name]):  # another process may have been faster
                 _decode(track, folders[track.name], stamp(files[track.name]))
@@ -63,19 +63,30 @@ def _is_current(folder: Path, source: Path) -> bool:
         return False
 
 
-def _open(root: Path) -> DB:
+def open_musdb(root: Path, subset: str, split: str | None = None) -> DB:
+    """The package's view of a half of MUSDB18: it looks into each file.
+
+    Raises:
+        UserError: the package or a program is missing, or a file is damaged.
+    """
     try:
         import ffmpeg
         import musdb
     except ImportError:
-        raise UserError("data.dataset musdb needs the package musdb; install it with: pip install musdb") from None
+        raise UserError("MUSDB18's stem files need the package musdb; install it with: pip install musdb") from None
     except RuntimeError:  # from stempeg
-        raise UserError("data.dataset musdb needs the programs ffmpeg and ffprobe; install ffmpeg") from None
+        raise UserError("MUSDB18's stem files need the programs ffmpeg and ffprobe; install ffmpeg") from None
     try:
-        return musdb.DB(root=str(root), subsets="train")
-    except ffmpeg.Error as error:
-        reason = error.stderr.decode(errors="replace").strip().splitlines()[-1]
-        raise UserError(f"a song of MUSDB18 cannot be decoded ({reason}); replace it by a whole copy") from None
+        return musdb.DB(root=str(root), subsets=subset, split=split)
+    except (ffmpeg.Error, Warning) as error:
+        raise damaged(f"one in {root / subset}", error) from None
+
+
+def damaged(song: str, error: Exception) -> UserError:
+    """The sentence for an `ffmpeg.Error`, or the `Warning` that stempeg makes of one."""
+    said = error.stderr.decode(errors="replace") if getattr(error, "stderr", None) else str(error)
+    reason = said.strip().splitlines()[-1]
+    return UserError(f"a song of MUSDB18, {song}, cannot be decoded ({reason}); replace it by a whole copy")
 
 
 def _decode(track: MultiTrack, folder: Path, source: str) -> None:

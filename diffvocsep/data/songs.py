@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import Config
 from ..errors import UserError
 from .mixing import Track
+from .musdb import damaged, open_musdb
 from .musdbhq import musdbhq_tracks
 from .stems import find_tracks
 from .synthetic_tracks import synthetic_tracks
@@ -73,7 +74,7 @@ class MusdbTrack:
         try:
             samples = track.audio if side == "mixture" else track.targets[side].audio
         except (ffmpeg.Error, Warning) as error:
-            raise _damaged(self.name, error) from None
+            raise damaged(self.name, error) from None
         waveform = torch.from_numpy(samples.T.copy()).float()
         return waveform if whole else waveform[:, : round(seconds * sample_rate)]
 
@@ -83,22 +84,5 @@ class MusdbTrack:
 
 @lru_cache(maxsize=2)
 def _musdb(root: Path, subset: str, split: str | None) -> Any:
-    """The package's view of a half of MUSDB18, once in every process: it looks into each file."""
-    try:
-        import ffmpeg
-        import musdb
-    except ImportError:
-        raise UserError("--dataset musdb needs the package musdb; install it with: pip install musdb") from None
-    except RuntimeError:  # from stempeg
-        raise UserError("--dataset musdb needs the programs ffmpeg and ffprobe; install ffmpeg") from None
-    try:
-        return musdb.DB(root=str(root), subsets=subset, split=split)
-    except (ffmpeg.Error, Warning) as error:
-        raise _damaged(f"one in {root / subset}", error) from None
-
-
-def _damaged(song: str, error: Exception) -> UserError:
-    """The sentence for an `ffmpeg.Error`, or the `Warning` that stempeg makes of one."""
-    said = error.stderr.decode(errors="replace") if getattr(error, "stderr", None) else str(error)
-    reason = said.strip().splitlines()[-1]
-    return UserError(f"a song of MUSDB18, {song}, cannot be decoded ({reason}); replace it by a whole copy")
+    """Opened once in every process."""
+    return open_musdb(root, subset, split)
