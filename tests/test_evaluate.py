@@ -173,7 +173,7 @@ def test_what_is_known_without_computing(model, results):
     assert next(iter(vocals)) == "vocals, dB, 2 clips" and next(iter(accompaniment)) == "accompaniment, dB, 3 clips"
     assert vocals["silence"][0] == "0.00 (0.00 .. 0.00)" and set(vocals["silence"][1:]) == {"-"}
     assert vocals["untrained network"][0].startswith(("0.00", "-0.00"))  # it changes nothing: no vocals
-    assert "1 of 3 clips have silent vocals" in printed and "in 3 of 6 seconds" in printed
+    assert "1 of 3 clips have silent vocals" in printed and "museval leaves out 3 of 6 seconds" in printed
     found = rows(folder)
     assert ("a", "true accompaniment", "vocals") not in found  # exact, where the mixture is a sum
     lossy = found["b", "true accompaniment", "vocals"]

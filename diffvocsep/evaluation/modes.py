@@ -66,8 +66,10 @@ def scores(args: Namespace) -> None:
         print()
     missing = sum(one.silent_frames for one in own)
     seconds = sum(one.frames for one in own)
-    print(f"{silent} of {len(own)} clips have silent vocals and no scores of them; in {missing} of {seconds} seconds "
-          "vocals, accompaniment or an estimate are silent, and museval gives no scores")  # fmt: skip
+    if silent:
+        print(f"{silent} of {len(own)} clips have silent vocals: there are no scores of those")
+    if missing:
+        print(f"museval leaves out {missing} of {seconds} seconds, for something is silent there")
     if args.output:
         write_csv(args.output / "results.csv", lines(found))
         ceilings = [name for name in (systems.MIXTURE, *systems.CEILINGS) if name in rows]
