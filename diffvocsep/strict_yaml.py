@@ -131,8 +131,9 @@ def _unknown_key(section: str, key: str, sections: Mapping[str, Mapping[str, Any
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The most similar of the valid names, however different it is."""
-    return difflib.get_close_matches(name.lower(), list(valid), n=1, cutoff=0.0)[0]
+    """The most similar of the valid names, however different it is; `lr` for `learning_rate`, whose initials it is."""
+    names, initials = list(valid), "".join(re.findall(r"(?<![a-z])[a-z]", name.lower()))
+    return initials if initials in names else difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.0)[0]
 
 
 def _typed_value(name: str, hint: Any, value: Any) -> Any:

@@ -477,6 +477,7 @@ def test_an_override_can_complete_what_the_file_leaves_impossible(tmp_path: Path
         ("trian.lr=3", ["trian.lr=3", "nearest valid section is train"]),
         ("trian.foo=3", ["trian", "nearest valid section is train"]),
         ("train.lrr=3", ["train.lrr", "nearest valid key is train.lr"]),
+        ("train.learning_rate=3", ["train.learning_rate", "nearest valid key is train.lr"]),
         ("train.=3", ["train.", "nearest valid key is train."]),
         ("train.lr.x=3", ["train.lr.x", "nearest valid key is train.lr"]),
         ("model.patch=[1, 2", ["model.patch=[1, 2", "not valid YAML"]),
