@@ -110,7 +110,7 @@ def run(argv: list[str] | None = None) -> int:
         found = gap(values, [args.family])
         print(f"{name}: other families minus {args.family}: {found.value:.2f} dB ({found.low:.2f} .. {found.high:.2f})")
     print(f"{steps} steps each, {(time.monotonic() - began) / 60:.0f} minutes in all")
-    lines = [[family, i, seen[family][i], unseen[family][i]] for family in FAMILIES for i in range(args.songs)]
+    lines = [[family, i, seen[family][i], unseen[family][i]] for family in FAMILIES for i in range(len(seen[family]))]
     write_csv(args.output / "held_out.csv", [["family", "song", *scores], *lines])
     return 0
 
