@@ -1,11 +1,13 @@
 """One change at a time, the same seconds of training each: which designs separate better?
 
-    python -m benchmarks.ablation --root TRAIN --dev_root DEV --seconds 150 --output logs/ablation
+    python -m benchmarks.ablation --root TRAIN --dev_root DEV --seconds 90 --output logs/ablation
 
 Every variant of `benchmarks/ablation.yaml` trains for the same wall time here: its steps are timed first, so
 that the learning rate falls to zero at the end of it. It is scored on 5 s segments of the dev songs (global SDR of
-the vocals, EMA weights), and compared with `base` segment by segment: mean difference with a 95 % bootstrap interval.
-What lies inside the interval is a tie. Finished variants are kept: an interrupted comparison goes on where it stopped.
+the vocals, EMA weights), and compared with `base` segment by segment: mean difference with a 95 % bootstrap interval,
+for each set of songs. Where the interval holds zero it is a tie. How far two trainings of one design lie apart no
+interval over segments knows; `base_again` tells. Finished variants are kept: an interrupted comparison goes on where
+it stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import argparse
 import json
 import time
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import torch
@@ -37,17 +38,17 @@ VARIANTS = Path(__file__).with_name("ablation.yaml")
 PRESET = Path(__file__).parents[1] / "configs" / "stems.yaml"
 SEGMENT = 5.0  # s of a dev segment
 LONG, EVERY = 60.0, 4  # of songs longer than this (s), every fourth segment is scored
-TIMED = 12  # steps that tell how long a step takes; the first three warm up
+WARM, TIMED = 3, 6  # steps that warm up, and steps that tell how long one takes
 
 
 def step_seconds(config: Config) -> float:
     """How long a training step of `config` takes here, data included."""
     trainer = Trainer(config, torch.device("cpu"), "none")
     began = 0.0
-    for i, batches in zip(range(TIMED), trainer._steps(), strict=False):
+    for i, batches in zip(range(WARM + TIMED), trainer._steps(), strict=False):
         trainer._optimize(batches)
-        began = time.monotonic() if i == 3 else began
-    return (time.monotonic() - began) / (TIMED - 4)
+        began = time.monotonic() if i == WARM - 1 else began
+    return (time.monotonic() - began) / TIMED
 
 
 def run_variant(overrides: list[str], seconds: float, folder: Path, clips: list) -> dict:
@@ -68,26 +69,30 @@ def run_variant(overrides: list[str], seconds: float, folder: Path, clips: list)
 
 
 def compare(results: dict[str, dict]) -> str:
-    """One line a variant: the mean of each set of songs, and all segments compared with the first variant's."""
+    """One line a variant: the mean over each set of songs, and how far it lies from the first variant's."""
     first = next(iter(results.values()))["scores"]
     base, sets = np.array(list(first.values())), np.array([name.rpartition("/")[0] for name in first])
     columns = sorted(set(sets))
     rows = {}
     for name, result in results.items():
-        scores = np.array(list(result["scores"].values()))
-        low, high = interval((scores - base)[None], lambda differences: float(differences.mean()))
-        verdict = "" if low <= 0 <= high else (", better" if low > 0 else ", worse")
-        against = f"{mean(scores - base):+.2f} ({low:+.2f} .. {high:+.2f}){verdict}" if rows else "-"
-        size, steps = f"{result['parameters'] / 1e6:.2f} M", str(result["steps"])
-        rows[name] = (size, steps, *(f"{mean(scores[sets == one]):.2f}" for one in columns), against)
-    return table("variant, mean dB", ("parameters", "steps", *columns, "against base (95 %)"), rows)
+        scores = np.array([result["scores"][clip] for clip in first])
+        cells = [f"{result['parameters'] / 1e6:.2f} M", str(result["steps"])]
+        for one in columns:
+            differences = (scores - base)[sets == one]
+            low, high = interval(differences[None], lambda values: float(values.mean()))
+            verdict = "tie" if low <= 0 <= high else ("better" if low > 0 else "worse")
+            against = f"{differences.mean():+.2f} ({low:+.2f} .. {high:+.2f}), {verdict}" if rows else "-"
+            cells += [f"{scores[sets == one].mean():.2f}", against]
+        rows[name] = tuple(cells)
+    heads = [head for one in columns for head in (one, "against base (95 %)")]
+    return table("variant, mean dB", ("parameters", "steps", *heads), rows)
 
 
 def run(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="training songs")
     parser.add_argument("--dev_root", required=True, type=Path, help="songs that decide")
-    parser.add_argument("--seconds", type=float, default=150.0, help="training time of every variant")
+    parser.add_argument("--seconds", type=float, default=90.0, help="training time of every variant")
     parser.add_argument("--variants", type=Path, default=VARIANTS, help="YAML: name -> list of overrides")
     parser.add_argument("--output", type=Path, default=Path("logs/ablation"), metavar="DIR")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all variants")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from .atomic import replace_file
+from .atomic import numbered, replace_file
 from .checkpoint import config_in, load_checkpoint, load_weights
 from .config import Config, differences, is_fixed, require_same_network
 from .errors import UserError
@@ -36,7 +35,7 @@ def keep_aside(path: Path, say: Callable[[str], None]) -> None:
         run = load_checkpoint(path).get("run_id", "old")
     except UserError:  # damaged, or of another version
         run = "old"
-    names = (path.with_name(f"{path.stem}.{run}{number}.pt") for number in chain([""], map("-{}".format, count(2))))
+    names = (path.with_name(f"{name}.pt") for name in numbered(f"{path.stem}.{run}"))
     kept = next(name for name in names if not name.exists())
     replace_file(path, kept)
     say(f"what {path} has held so far is kept as {kept.name}")

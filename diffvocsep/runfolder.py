@@ -17,10 +17,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain, count
 from pathlib import Path
 
-from .atomic import write_atomic
+from .atomic import numbered, write_atomic
 from .checkpoint import versions
 from .config import Config, save_config
 
@@ -31,10 +30,9 @@ PACKAGES = ("torchaudio", "pyyaml", "tqdm", "tensorboard", "soundfile", "safeten
 def new_folder(wanted: Path) -> Path:
     """Make the folder of a run that begins: `wanted`, or, if another run began in the same second, `wanted-2`, ..."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    for number in chain([""], map("-{}".format, count(2))):
-        folder = wanted.with_name(f"{wanted.name}{number}")
+    for name in numbered(wanted.name):
         with suppress(FileExistsError):
-            folder.mkdir()
+            (folder := wanted.with_name(name)).mkdir()
             return folder
 
 

@@ -18,6 +18,8 @@ from .musdbhq import musdbhq_tracks
 from .stems import find_tracks
 from .synthetic_tracks import synthetic_tracks
 
+_musdb = lru_cache(maxsize=2)(open_musdb)  # each half of MUSDB18 is opened once in every process
+
 
 def find_songs(dataset: str, root: Path | None, split: str = "test") -> Sequence[Track]:
     """Tracks with both vocals and accompaniment.
@@ -80,9 +82,3 @@ class MusdbTrack:
 
     def loudness(self, side: str, sample_rate: int) -> float:
         return float(self.read(side, 0, self.seconds, sample_rate).square().mean()) ** 0.5
-
-
-@lru_cache(maxsize=2)
-def _musdb(root: Path, subset: str, split: str | None) -> Any:
-    """Opened once in every process."""
-    return open_musdb(root, subset, split)
