@@ -7,7 +7,7 @@ that the learning rate falls to zero at the end of it. It is scored on 5 s segme
 the vocals, EMA weights), and compared with `base` segment by segment: mean difference with a 95 % bootstrap interval,
 for each set of songs. Where the interval holds zero it is a tie. How far two trainings of one design lie apart no
 interval over segments knows; `base_again` tells. Finished variants are kept: an interrupted comparison goes on where
-it stopped.
+it stopped. `diffusers_unet` has the UNet of the package `diffusers` in the place of ours.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -33,7 +34,11 @@ from diffvocsep.evaluation.report import interval, table
 from diffvocsep.metrics import sdr
 from diffvocsep.separator import Separator
 from diffvocsep.trainer import Trainer
+from diffvocsep.unet import UNet
 
+from .diffusers_unet import DiffusersUNet
+
+NETWORKS = {"diffusers_unet": DiffusersUNet}  # variant -> network, where it is not ours
 VARIANTS = Path(__file__).with_name("ablation.yaml")
 PRESET = Path(__file__).parents[1] / "configs" / "stems.yaml"
 SEGMENT = 5.0  # s of a dev segment
@@ -107,7 +112,9 @@ def run(argv: list[str] | None = None) -> int:
         kept, asked = args.output / f"{name}.json", [*settings, f"{args.seconds:g} s", *overrides]
         if not kept.exists():
             tqdm.write(f"{name}: {' '.join(overrides)}")
-            result = run_variant([*settings, *overrides], args.seconds, args.output / name, clips)
+            network = NETWORKS.get(name, UNet)
+            with patch("diffvocsep.trainer.UNet", network), patch("diffvocsep.checkpoint.UNet", network):
+                result = run_variant([*settings, *overrides], args.seconds, args.output / name, clips)
             text = json.dumps({"asked": asked, **result}, indent=1)
             write_atomic(kept, lambda part, text=text: part.write_text(text, encoding="utf-8"))
         results[name] = json.loads(kept.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from benchmarks import ablation, inference
+from benchmarks.diffusers_unet import DiffusersUNet
 from diffvocsep import checkpoint
 from diffvocsep.checkpoint import release
 from diffvocsep.config import load_config, to_dict
@@ -41,8 +42,18 @@ def test_the_table_calls_a_difference_only_what_lies_outside_the_interval():
 def test_every_variant_is_a_possible_config():
     variants = yaml.safe_load(ablation.VARIANTS.read_text(encoding="utf-8"))
     assert next(iter(variants.items())) == ("base", [])
+    assert not any(variants.pop(name) for name in ablation.NETWORKS)
     configs = {name: load_config(ablation.PRESET, overrides) for name, overrides in variants.items()}
     assert len(set(map(repr, configs.values()))) == len(configs)  # each differs from the defaults, and from the others
+
+
+def test_another_network_takes_the_same_spectrograms():
+    config = tiny_config()
+    model = DiffusersUNet(config)
+    x_t, mixture = torch.randn(2, 2, 4, 37, 21)
+    x_t, mixture = x_t[:, :, : model.bins], mixture[:, :, : model.bins]
+    output = model(x_t, mixture, torch.tensor([3, 900]))
+    assert output.shape == x_t.shape and not torch.equal(output, model(x_t, -mixture, torch.tensor([3, 900])))
 
 
 def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):

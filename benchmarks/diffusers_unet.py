@@ -1,0 +1,39 @@
+"""The UNet of the package `diffusers` in the place of ours: same channels, blocks, input and patches."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from diffvocsep.config import Config
+from diffvocsep.spectrogram import make_representation, modelled_bins
+
+
+class DiffusersUNet(nn.Module):
+    """`forward(x_t, mixture, t)` as in `diffvocsep.unet.UNet`; patches of the spectrogram are folded into channels."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model, channels = config.model, config.audio.channels * make_representation(config.audio).parts
+        widths = [model.base_channels * factor for factor in model.channels_mult]
+        self.patch, scale = model.patch, 2 ** (len(widths) - 1)
+        self.bins, self.time_stride = modelled_bins(config.audio), self.patch[1] * scale
+        self.strides = (self.patch[0] * scale, self.time_stride)
+        fold = channels * self.patch[0] * self.patch[1]
+        self.unet = UNet2DModel(
+            in_channels=2 * fold, out_channels=fold, layers_per_block=model.blocks, block_out_channels=widths,
+            down_block_types=["DownBlock2D"] * len(widths), up_block_types=["UpBlock2D"] * len(widths),
+            add_attention=False, norm_num_groups=8,
+        )  # fmt: skip
+
+    def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
+        bins, frames = x_t.shape[-2:]
+        x = torch.cat([x_t, mixture], dim=1)
+        missing = [-size % stride for size, stride in zip((bins, frames), self.strides, strict=True)]
+        x = nn.functional.pad(x, (0, missing[1], 0, missing[0]))
+        (pf, pt), (batch, channels, rows, columns) = self.patch, x.shape
+        x = x.reshape(batch, channels, rows // pf, pf, columns // pt, pt).permute(0, 1, 3, 5, 4, 2)
+        x = self.unet(x.reshape(batch, channels * pf * pt, columns // pt, rows // pf), t).sample
+        x = x.reshape(batch, -1, pf, pt, columns // pt, rows // pf).permute(0, 1, 5, 2, 4, 3)
+        return x.reshape(batch, channels // 2, rows, columns)[:, :, :bins, :frames]
