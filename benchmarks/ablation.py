@@ -1,6 +1,6 @@
 """One change at a time, the same seconds of training each: which designs separate better?
 
-    python -m benchmarks.ablation --root TRAIN --dev_root DEV --seconds 90 --output logs/ablation
+    python -m benchmarks.ablation --root TRAIN --dev_root DEV --seconds 120 --output logs/ablation
 
 Every variant of `benchmarks/ablation.yaml` trains for the same wall time here: its steps are timed first, so
 that the learning rate falls to zero at the end of it. It is scored on 5 s segments of the dev songs (global SDR of
@@ -42,7 +42,7 @@ NETWORKS = {"diffusers_unet": DiffusersUNet}  # variant -> network, where it is 
 VARIANTS = Path(__file__).with_name("ablation.yaml")
 PRESET = Path(__file__).parents[1] / "configs" / "stems.yaml"
 SEGMENT = 5.0  # s of a dev segment
-LONG, EVERY = 60.0, 4  # of songs longer than this (s), every fourth segment is scored
+LONG, EVERY = 60.0, 6  # of songs longer than this (s), every sixth segment is scored
 WARM, TIMED = 3, 6  # steps that warm up, and steps that tell how long one takes
 
 
@@ -97,7 +97,7 @@ def run(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="training songs")
     parser.add_argument("--dev_root", required=True, type=Path, help="songs that decide")
-    parser.add_argument("--seconds", type=float, default=90.0, help="training time of every variant")
+    parser.add_argument("--seconds", type=float, default=120.0, help="training time of every variant")
     parser.add_argument("--variants", type=Path, default=VARIANTS, help="YAML: name -> list of overrides")
     parser.add_argument("--output", type=Path, default=Path("logs/ablation"), metavar="DIR")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all variants")
