@@ -11,6 +11,7 @@ from torch import nn
 from trainers import CPU, TINY
 
 from benchmarks import data, step_changes, step_parts, train_step
+from diffvocsep.backends import Backend
 from diffvocsep.config import load_config
 from diffvocsep.unet import UNet
 
@@ -111,14 +112,14 @@ def small(monkeypatch):
 
 
 def test_it_prints_a_table_of_ours_and_of_diffusers(small, capsys):
-    assert train_step.run([*SMALL, "--only", "float32"]) == 0
+    assert train_step.run([*SMALL, "--only", "float32", "--layout", "channels_last"]) == 0
     head, _, convolution, product, *lines = printed(capsys)
     assert head == ["batch of 2 x 0.5 s, 1 rounds", *train_step.COLUMNS]
     assert convolution[0] == "limit, a 3x3 convolution: float32" and convolution[6] == product[7] == "100%"
     whos = ("ours, network alone", "diffusers, network alone", "ours, training step without data")
-    ways = ("float32", "float32, compile", "float32, channels_last", "float32, channels_last, compile")
+    ways = ("float32, channels_last", "float32, channels_last, compile")
     assert [line[0] for line in lines] == [f"{who}: {way}" for way in ways for who in whos]
-    assert sorted(small) == ["Diffusers"] * 2 + ["UNet"] * 2
+    assert sorted(small) == ["Diffusers", "UNet"]
     for line in lines:
         step, audio, gflop, rate = float(line[1]), float(line[2].split()[0]), float(line[4]), float(line[5])
         assert audio == pytest.approx(step, abs=0.1)  # 1 s of audio
@@ -129,17 +130,24 @@ def test_it_prints_a_table_of_ours_and_of_diffusers(small, capsys):
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_bf16_is_measured_where_the_hardware_has_it_or_where_asked_for(fast, small, monkeypatch, capsys):
+def test_what_is_measured_is_what_the_hardware_has_or_what_was_asked_for(fast, monkeypatch, capsys):
+    seen = []
     monkeypatch.setattr(train_step, "fast_bf16", lambda device: fast)
-    options = [*SMALL, "--no-compile", "--layout", "channels_last"]
-    assert train_step.run(options) == 0
-    names = [line[0] for line in printed(capsys)]
-    assert ("ours, network alone: float32, channels_last" in names) and not small
-    assert ("ours, network alone: bf16, channels_last" in names) == fast
-    if not fast:
-        assert train_step.run([*options, "--only", "bf16"]) == 0
-        names = [line[0] for line in printed(capsys)][4:]
-        assert len(names) == 3 and all(name.endswith(": bf16, channels_last") for name in names)
+    monkeypatch.setattr(train_step, "measure", lambda _, __, name, ways, *rest: seen.append((name, ways)) or {})
+    every = [("contiguous", False), ("contiguous", True), ("channels_last", False), ("channels_last", True)]
+    assert train_step.run(SMALL) == 0
+    assert seen == [(name, every) for name in (["float32", "bf16"] if fast else ["float32"])]
+    assert train_step.run([*SMALL, "--only", "bf16", "--layout", "channels_last", "--no-compile"]) == 0
+    assert seen[-1] == ("bf16", [("channels_last", False)])
+
+
+def test_rows_of_bf16_are_computed_in_bf16(small, monkeypatch, capsys):
+    seen, autocast = set(), train_step.autocast
+    monkeypatch.setattr(train_step, "autocast", lambda device, dtype: seen.add(dtype) or autocast(device, dtype))
+    assert train_step.run([*SMALL, "--only", "bf16", "--layout", "contiguous", "--no-compile"]) == 0
+    names = [line[0] for line in printed(capsys)][4:]
+    assert len(names) == 3 and all(name.endswith(": bf16") for name in names)
+    assert seen == {torch.bfloat16} and not small
 
 
 @pytest.mark.parametrize(
@@ -220,3 +228,11 @@ def test_changes_are_compared_with_the_network_as_it_is(small, monkeypatch, caps
     assert all(count[name] == float(first[3]) for name in same)
     assert count["width of 48"] > 2 * count["patch of 2 x 2"] > 2 * float(first[3])
     assert count["no linear layers along frequency"] <= float(first[3])
+
+
+@pytest.mark.parametrize(("name", "tuned"), [("cpu", False), ("cuda", True)])
+def test_cudnn_looks_for_its_fastest_algorithm_on_gpus(name, tuned, monkeypatch):
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda how: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    Backend(torch.device(name))
+    assert torch.backends.cudnn.benchmark == tuned
