@@ -96,8 +96,8 @@ def rate(draw: Callable[[], int], seconds: float, clock: Callable[[], float], le
 
 def on(device: torch.device, batch: dict[str, Tensor]) -> int:
     """Wait until a batch is ready; how many segments it has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return len(batch["index"])
 
 

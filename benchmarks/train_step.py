@@ -2,9 +2,11 @@
 
     python -m benchmarks.train_step
 
-The limit is the best rate of a 3x3 convolution, forward, among several shapes, in the same number format, in the same
-run. Beside the default network stands `diffusers.UNet2DModel` with the same channels, blocks and input (the same
-patches of the spectrogram, folded into channels). Prints Markdown.
+Beside the default network stands `diffusers.UNet2DModel` with the same channels, blocks and input (the same patches of
+the spectrogram, folded into channels). The limits are the fastest 3x3 convolution, forward, and the fastest matrix
+product among several shapes. All of one number format takes turns, round after round: a busy machine slows all of it
+alike. A cell is the median over the rounds, with quartiles in brackets; ratios and shares are taken within each round.
+Prints Markdown. What the step consists of, and what could be changed: `step_parts.py`, `step_changes.py`.
 """
 
 from __future__ import annotations
@@ -12,39 +14,69 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffvocsep.backends import Backend
 from diffvocsep.cli import main
 from diffvocsep.config import Config, load_config
-from diffvocsep.device import autocast, describe, resolve_device
-from diffvocsep.evaluation.report import table
+from diffvocsep.device import autocast, describe, fast_bf16, resolve_device
+from diffvocsep.evaluation.report import spread, table
 from diffvocsep.trainer import Trainer
 
 FORMATS = {"float32": None, "bf16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-COLUMNS = ("ms a step", "ms per s of audio", "GFLOP a step", "GFLOP/s", "of the limit", "memory, GiB")
+COLUMNS = ("ms a step", "ms per s of audio", "times our network", "GFLOP a step", "GFLOP/s",
+           "of a convolution's", "of a matrix product's", "memory, GiB")  # fmt: skip
 SHAPES = ((64, 128, 128), (128, 64, 64), (256, 32, 64), (512, 32, 32))  # channels, frames, bins
+BATCH, SIZES, CALLS = 4, (512, 1024), 1  # items a convolution, rows of a square matrix, calls before the clock is read
+FASTER = 64, (4096, 8192), 20  # the same on accelerators, where a call must be long and launching it must not count
+WARM_UP = 2  # rounds that do not count
 
 
-def seconds(step: Callable[[], object], device: torch.device, budget: float) -> float:
-    """Median time of `step`, over about `budget` s and at least three times; the first two do not count."""
-    times: list[float] = []
-    while len(times) < 5 or sum(times[2:]) < budget:
-        began = time.perf_counter()
+class Work(NamedTuple):
+    step: Callable[[], object]
+    flop: float  # of one call: convolutions and matrix products
+    memory: float | None = None  # GiB
+
+
+def sizes(device: torch.device) -> tuple[int, tuple[int, ...], int]:
+    return (BATCH, SIZES, CALLS) if device.type == "cpu" else FASTER
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def seconds(step: Callable[[], object], device: torch.device) -> float:
+    """Of one call."""
+    *_, calls = sizes(device)
+    synchronize(device)
+    began = time.perf_counter()
+    for _ in range(calls):
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[2:])
+    synchronize(device)
+    return (time.perf_counter() - began) / calls
+
+
+def in_turn(steps: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of one call of each step, `(rounds,)`: in every round each has its turn."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(WARM_UP + rounds):
+        for name, step in steps.items():
+            times[name].append(seconds(step, device))
+    return {name: np.array(column[WARM_UP:]) for name, column in times.items()}
 
 
 def flops(step: Callable[[], object]) -> int:
@@ -55,11 +87,14 @@ def flops(step: Callable[[], object]) -> int:
 
 
 def memory(step: Callable[[], object], device: torch.device) -> float:
-    """GiB: on a GPU the most that tensors take at a time, on a CPU what is kept for the backward pass."""
+    """GiB: on an NVIDIA GPU the most that a step takes beside what lies there between two steps (weights, gradients,
+    the optimizer's state), elsewhere what is kept for the backward pass."""
     if device.type == "cuda":
+        step()  # after which everything is compiled, tuned and in its place
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         step()
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
     kept = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -72,16 +107,34 @@ def memory(step: Callable[[], object], device: torch.device) -> float:
     return sum(size for size, _ in kept.values()) / 2**30
 
 
-def best_convolution(device: torch.device, dtype: torch.dtype | None, budget: float) -> float:
-    """FLOP/s."""
-    rates = []
-    for (channels, frames, bins), layout in product(SHAPES, LAYOUTS.values()):
-        convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype)
-        convolution = convolution.to(memory_format=layout)
-        x = torch.randn(4, channels, frames, bins, device=device, dtype=dtype).to(memory_format=layout)
-        with torch.no_grad():
-            rates.append(2 * 9 * channels * x.numel() / seconds(lambda c=convolution, x=x: c(x), device, budget))
-    return max(rates)
+def convolution(shape: tuple[int, int, int], layout: torch.memory_format, device: torch.device,
+                dtype: torch.dtype | None) -> Work:  # fmt: skip
+    """3x3, forward, as many channels out as in."""
+    channels, frames, bins = shape
+    layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype).requires_grad_(False)
+    layer = layer.to(memory_format=layout)
+    x = torch.randn(sizes(device)[0], channels, frames, bins, device=device, dtype=dtype).to(memory_format=layout)
+    return Work(lambda: layer(x), 2 * 9 * channels * x.numel())
+
+
+def matrix_product(size: int, device: torch.device, dtype: torch.dtype | None) -> Work:
+    x = torch.randn(size, size, device=device, dtype=dtype)
+    return Work(lambda: x @ x, 2 * size**3)
+
+
+def fastest(candidates: Iterable[Work], device: torch.device) -> Work:
+    """The one of the highest rate."""
+    works = {str(i): work for i, work in enumerate(candidates)}
+    times = in_turn({name: work.step for name, work in works.items()}, device, 3)
+    return max(works.items(), key=lambda item: item[1].flop / np.median(times[item[0]]))[1]
+
+
+def limits(device: torch.device, dtype: torch.dtype | None) -> dict[str, Work]:
+    return {
+        "a 3x3 convolution": fastest((convolution(*how, device, dtype) for how in product(SHAPES, LAYOUTS.values())),
+                                     device),
+        "a matrix product": fastest((matrix_product(size, device, dtype) for size in sizes(device)[1]), device),
+    }  # fmt: skip
 
 
 class Diffusers(nn.Module):
@@ -109,9 +162,16 @@ class Diffusers(nn.Module):
         return self.unet(x.reshape(batch, channels * pf * pt, frames // pt, bins // pf), t).sample
 
 
-def network_step(model: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype | None) -> Callable[[], None]:
-    """Forward, backward and AdamW, without data and spectrograms."""
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-6)
+def network_inputs(config: Config, shape: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise for x_t and the mixture, `(B, C, F, T)` each, and the last timestep, `(B,)`."""
+    x_t, mixture = torch.randn(2, config.train.batch_size, *shape, device=device)
+    return x_t, mixture, torch.full((len(x_t),), config.diffusion.timesteps - 1, device=device)
+
+
+def network_step(model: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype | None,
+                 backend: Backend) -> Callable[[], None]:  # fmt: skip
+    """Forward, backward and the optimizer of training, without data and spectrograms."""
+    optimizer = backend.optimizer(model.parameters(), 1e-6, 0.0)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -123,66 +183,115 @@ def network_step(model: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtyp
     return step
 
 
-def cells(step: Callable[[], object], count: int, audio: float, limit: float, memory_: float | None,
-          device: torch.device, budget: float) -> list[str]:  # fmt: skip
-    """A row of the table."""
-    took = seconds(step, device, budget)
-    rate = count / took
-    kept = "-" if memory_ is None else f"{memory_:.2f}"
-    return [f"{1e3 * took:.0f}", f"{1e3 * took / audio:.1f}", f"{count / 1e9:.0f}", f"{rate / 1e9:.0f}",
-            f"{rate / limit:.0%}", kept]  # fmt: skip
+def steps(config: Config, backend: Backend, dtype: torch.dtype | None) -> dict[str, Callable[[], object]]:
+    """What is compared, for the layout and the number format of `config`, compiled if it says so."""
+    trainer = Trainer(config, backend, "none")
+    batches = next(trainer._steps())
+    inputs = network_inputs(config, trainer.objective.shape(), backend.device)
+    theirs = Diffusers(inputs[0].shape[1], config).to(backend.device)
+    if config.train.channels_last:
+        theirs = theirs.to(memory_format=torch.channels_last)
+    theirs = torch.compile(theirs) if config.train.compile else theirs
+    return {
+        "ours, network alone": network_step(trainer.network, inputs, dtype, backend),
+        "diffusers, network alone": network_step(theirs, inputs, dtype, backend),
+        "ours, training step without data": lambda: trainer._optimize(batches),
+    }
+
+
+def cells(work: Work, times: np.ndarray, audio: float, ours: np.ndarray, best: Sequence[np.ndarray]) -> list[str]:
+    """A row of the table.
+
+    Args:
+        times: s of a step in every round.
+        audio: s of audio in a step.
+        ours: s of a step of our network, in the same rounds.
+        best: the limits, FLOP/s in the same rounds.
+    """
+    rate = work.flop / times
+    kept = "-" if work.memory is None else f"{work.memory:.2f}"
+    return [f"{1e3 * np.median(times):.1f}", spread(1e3 * times / audio), spread(times / ours),
+            f"{work.flop / 1e9:.1f}", f"{np.median(rate) / 1e9:.1f}",
+            *(f"{np.median(rate / limit):.0%}" for limit in best), kept]  # fmt: skip
+
+
+def measure(config: Config, backend: Backend, name: str, ways: Iterable[tuple[str, bool]], rounds: int,
+            counts: dict[str, int]) -> dict[str, list[str]]:  # fmt: skip
+    """Rows of the number format `name`, for each way: a layout, and whether it is compiled. `counts` are the FLOP of
+    each kind of step, the same in all formats and ways; those that are missing are counted."""
+    device, dtype = backend.device, FORMATS[name]
+    bounds = limits(device, dtype)
+    works: dict[tuple[str, str], Work] = {}
+    for layout, compiled in ways:
+        last = layout == "channels_last"
+        label = f"{name}{', channels_last' if last else ''}{', compile' if compiled else ''}"
+        options = [f"train.amp={'bf16' if dtype else 'none'}", f"train.channels_last={last}"]
+        eager = load_config(None, [*options, "train.compile=false"], config)
+        if not counts:
+            counts |= {who: flops(step) for who, step in steps(eager, backend, dtype).items()}
+        chosen = load_config(None, ["train.compile=true"], eager) if compiled else eager
+        for who, step in steps(chosen, backend, dtype).items():
+            kept = memory(step, device) if device.type == "cuda" or not compiled else None
+            works[who, label] = Work(step, counts[who], kept)
+    everything = {f"limit, {who}": work.step for who, work in bounds.items()}
+    everything |= {f"{who}: {label}": work.step for (who, label), work in works.items()}
+    times = in_turn(everything, device, rounds)
+    best = [work.flop / times[f"limit, {who}"] for who, work in bounds.items()]
+    rows = {f"limit, {who}: {name}": ["", "", "", "", f"{np.median(rate) / 1e9:.1f}",
+                                      *(f"{np.median(rate / limit):.0%}" for limit in best), ""]
+            for who, rate in zip(bounds, best, strict=True)}  # fmt: skip
+    audio = config.train.batch_size * config.data.segment_seconds
+    for (who, label), work in works.items():
+        ours = times[f"ours, network alone: {label}"]
+        rows[f"{who}: {label}"] = cells(work, times[f"{who}: {label}"], audio, ours, best)
+    return rows
+
+
+def about(device: torch.device) -> str:
+    """What a table says of the machine."""
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    return (f"{os.cpu_count()} cores, {platform.machine()}, on {describe(device)}, {torch.get_num_threads()} threads, "
+            f"torch {torch.__version__}, load average {load}")  # fmt: skip
+
+
+def settings(path: str | None, overrides: Sequence[str], folder: str) -> Config:
+    """The configuration of a training run on synthetic songs that writes below `folder`."""
+    paths = [f"log.{key}='{(Path(folder) / key).as_posix()}'" for key in ("tb_log_dir", "checkpoint_dir")]
+    return load_config(path, ["data.dataset=synthetic", "data.synthetic_songs=2", "train.val_batches=1",
+                              "train.accumulate=1", *overrides, *paths])  # fmt: skip
+
+
+def make_parser(prog: str, description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The options that all measurements of a training step have."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{prog}", description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--config", default=None, help="YAML file (default: the built-in defaults)")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"that count (default: {rounds})")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--config", default=None, help="YAML file (default: the built-in defaults)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (default: 5)")
-    parser.add_argument("--only", choices=FORMATS, help="number format (default: both)")
+    parser = make_parser("train_step", __doc__, 9)
+    parser.add_argument("--only", choices=FORMATS, help="number format (default: those that the hardware has)")
     parser.add_argument("--layout", choices=LAYOUTS, help="memory layout (default: both)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_args(argv)
 
     device = resolve_device(args.device)
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    print(f"{os.cpu_count()} cores, {platform.machine()}, on {describe(device)}, {torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}, load average {load}", end="\n\n")  # fmt: skip
+    print(about(device), end="\n\n")
+    names = [args.only] if args.only else [name for name, dtype in FORMATS.items() if not dtype or fast_bf16(device)]
+    ways = list(product([args.layout] if args.layout else LAYOUTS, (False,) if args.no_compile else (False, True)))
     rows: dict[str, list[str]] = {}
+    counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="diffvocsep-") as folder:
-        paths = [f"log.{key}='{(Path(folder) / key).as_posix()}'" for key in ("tb_log_dir", "checkpoint_dir")]
-        overrides = ["data.dataset=synthetic", "data.synthetic_songs=2", "train.val_batches=1", *args.overrides, *paths]
-        config = load_config(args.config, overrides)
-        audio = config.train.batch_size * config.data.segment_seconds
-        for name in [args.only] if args.only else FORMATS:
-            limit = best_convolution(device, FORMATS[name], args.seconds / 10)
-            rows[f"limit: a 3x3 convolution, {name}"] = ["", "", "", f"{limit / 1e9:.0f}", "100%", ""]
-            layouts = [args.layout] if args.layout else LAYOUTS
-            for chosen, compiled in product(layouts, (False,) if args.no_compile else (False, True)):
-                last, layout = chosen == "channels_last", LAYOUTS[chosen]
-                label = f"{name}{', channels_last' if last else ''}{', compile' if compiled else ''}"
-                amp = "bf16" if FORMATS[name] else "none"
-                options = [f"train.amp={amp}", f"train.channels_last={last}", f"train.compile={compiled}"]
-                trainer = Trainer(load_config(None, options, config), device, "none")
-                shape = (config.train.batch_size, *trainer.objective.shape())
-                x_t, mixture = torch.randn(2, *shape, device=device)
-                inputs = x_t, mixture, torch.full((len(x_t),), config.diffusion.timesteps - 1, device=device)
-                counts = {}
-                for who in ("ours", "diffusers"):  # one after the other, so that our memory is ours alone
-                    model = trainer.model if who == "ours" else Diffusers(shape[1], config)
-                    model = model.to(device, memory_format=layout)
-                    step = network_step(model, inputs, FORMATS[name])
-                    counts[who], kept = flops(step), memory(step, device)
-                    if compiled:
-                        step, kept = network_step(torch.compile(model), inputs, FORMATS[name]), None
-                    row = cells(step, counts[who], audio, limit, kept, device, args.seconds)
-                    rows[f"{who}, network alone: {label}"] = row
-                batches = next(trainer._steps())
-                row = cells(lambda t=trainer, b=batches: t._optimize(b), counts["ours"], audio, limit, None, device,
-                            args.seconds)  # fmt: skip
-                rows[f"ours, training step without data: {label}"] = row
-    print(table(f"batch of {config.train.batch_size} x {config.data.segment_seconds:g} s", COLUMNS, rows))
+        config, backend = settings(args.config, args.overrides, folder), Backend(device)
+        for name in names:
+            torch.compiler.reset()  # it compiles the same function only so often
+            rows |= measure(config, backend, name, ways, args.rounds, counts)
+    title = f"batch of {config.train.batch_size} x {config.data.segment_seconds:g} s, {args.rounds} rounds"
+    print(table(title, COLUMNS, rows))
     return 0
 
 

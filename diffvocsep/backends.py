@@ -40,6 +40,7 @@ class Backend:
         self.device = self.host = device
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+            torch.backends.cudnn.benchmark = True  # the shapes of training do not change
 
     @property
     def main(self) -> bool:
