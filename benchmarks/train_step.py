@@ -33,6 +33,8 @@ from diffvocsep.device import autocast, describe, fast_bf16, resolve_device
 from diffvocsep.evaluation.report import spread, table
 from diffvocsep.trainer import Trainer
 
+from .diffusers_unet import DiffusersUNet
+
 FORMATS = {"float32": None, "bf16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 COLUMNS = ("ms a step", "ms per s of audio", "times our network", "GFLOP a step", "GFLOP/s",
@@ -137,31 +139,6 @@ def limits(device: torch.device, dtype: torch.dtype | None) -> dict[str, Work]:
     }  # fmt: skip
 
 
-class Diffusers(nn.Module):
-    """UNet2DModel on the same patches of `channels` images, called like ours."""
-
-    def __init__(self, channels: int, config: Config) -> None:
-        from diffusers import UNet2DModel
-
-        super().__init__()
-        widths = [config.model.base_channels * factor for factor in config.model.channels_mult]
-        self.patch, self.strides = config.model.patch, [size * 2 ** (len(widths) - 1) for size in config.model.patch]
-        fold = 2 * channels * self.patch[0] * self.patch[1]
-        self.unet = UNet2DModel(
-            in_channels=fold, out_channels=fold // 2, layers_per_block=config.model.blocks, block_out_channels=widths,
-            down_block_types=["DownBlock2D"] * len(widths), up_block_types=["UpBlock2D"] * len(widths),
-            add_attention=False, norm_num_groups=8,
-        )  # fmt: skip
-
-    def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
-        x = torch.cat([x_t, mixture], dim=1)
-        missing = [-size % stride for size, stride in zip(x.shape[-2:], self.strides, strict=True)]
-        x = nn.functional.pad(x, (0, missing[1], 0, missing[0]))
-        (pf, pt), (batch, channels, bins, frames) = self.patch, x.shape
-        x = x.reshape(batch, channels, bins // pf, pf, frames // pt, pt).permute(0, 1, 3, 5, 4, 2)
-        return self.unet(x.reshape(batch, channels * pf * pt, frames // pt, bins // pf), t).sample
-
-
 def network_inputs(config: Config, shape: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Noise for x_t and the mixture, `(B, C, F, T)` each, and the last timestep, `(B,)`."""
     x_t, mixture = torch.randn(2, config.train.batch_size, *shape, device=device)
@@ -188,7 +165,7 @@ def steps(config: Config, backend: Backend, dtype: torch.dtype | None) -> dict[s
     trainer = Trainer(config, backend, "none")
     batches = next(trainer._steps())
     inputs = network_inputs(config, trainer.objective.shape(), backend.device)
-    theirs = Diffusers(inputs[0].shape[1], config).to(backend.device)
+    theirs = DiffusersUNet(config).to(backend.device)
     if config.train.channels_last:
         theirs = theirs.to(memory_format=torch.channels_last)
     theirs = torch.compile(theirs) if config.train.compile else theirs

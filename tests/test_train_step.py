@@ -119,7 +119,7 @@ def test_it_prints_a_table_of_ours_and_of_diffusers(small, capsys):
     whos = ("ours, network alone", "diffusers, network alone", "ours, training step without data")
     ways = ("float32, channels_last", "float32, channels_last, compile")
     assert [line[0] for line in lines] == [f"{who}: {way}" for way in ways for who in whos]
-    assert sorted(small) == ["Diffusers", "UNet"]
+    assert sorted(small) == ["DiffusersUNet", "UNet"]
     for line in lines:
         step, audio, gflop, rate = float(line[1]), float(line[2].split()[0]), float(line[4]), float(line[5])
         assert audio == pytest.approx(step, abs=0.1)  # 1 s of audio
