@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -211,6 +211,34 @@ def test_a_checkpoint_from_a_gpu_goes_on_with_this_device_s_optimizer(tmp_path):
     torch.save(state, path)
     (group,) = make(tmp_path, resume="auto").optimizer.param_groups
     assert group["fused"] is None
+
+
+class Fused(Backend):
+    """As on CUDA, one kernel for all weights."""
+
+    def optimizer(self, parameters: Iterable[torch.Tensor], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
+
+
+@pytest.mark.parametrize("before", ["false", "true"])
+def test_a_checkpoint_of_another_memory_layout_goes_on_in_this_one(tmp_path, before):
+    """One kernel for all reads weights, gradients and moments side by side, whatever layout they claim to have."""
+    after = "false" if before == "true" else "true"
+    run(tmp_path, f"train.channels_last={before}", "train.max_steps=2")
+    weights = []
+    for where in (Backend(CPU), Fused(CPU)):
+        trainer = Trainer(tiny(tmp_path, f"train.channels_last={after}", "train.max_steps=4"), where, "auto")
+        for batches in trainer._steps():
+            for parameter, moments in trainer.optimizer.state.items():
+                assert {moments[name].stride() for name in ("exp_avg", "exp_avg_sq")} == {parameter.stride()}
+            trainer._optimize(batches)
+        state = trainer.model.state_dict()
+        assert all(trainer.ema[name].stride() == tensor.stride() for name, tensor in state.items())
+        weight = state["down.0.blocks.0.conv1.weight"]
+        assert weight.is_contiguous(memory_format=torch.channels_last) == (after == "true")
+        weights.append(state)
+    for name, tensor in weights[0].items():
+        assert (weights[1][name] - tensor).abs().max() < 2e-4, name  # a tenth of train.lr
 
 
 class FakeMPS(TorchFunctionMode):
