@@ -333,8 +333,8 @@ class Trainer:
     def _average(self) -> None:
         """EMA of the weights."""
         decay = ema_decay(self.step, self.config.train.ema_decay)
-        for name, tensor in self.model.state_dict().items():
-            self.ema[name].lerp_(tensor, 1 - decay)
+        weights = self.model.state_dict()
+        torch._foreach_lerp_([self.ema[name] for name in weights], list(weights.values()), 1 - decay)
 
     def _validate_alone(self, monitor: Monitor | None) -> None:
         """The first process validates, and the others wait for it. If Ctrl-C came meanwhile, all stop here: after one
