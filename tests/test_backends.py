@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -15,11 +14,12 @@ from torch.overrides import TorchFunctionMode
 from trainers import CPU, assert_same_run, at_step, make, run, tiny
 
 import diffvocsep.trainer as trainer_module
-from diffvocsep import device as device_module
+import train
 from diffvocsep.backends import Backend, Ranks, find_backend
 from diffvocsep.checkpoint import load_checkpoint
+from diffvocsep.config import save_config
 from diffvocsep.data.loading import ahead
-from diffvocsep.device import amp_dtype, channels_last, choose_device, resolve_device
+from diffvocsep.device import amp_dtype, channels_last, resolve_device
 from diffvocsep.errors import UserError
 from diffvocsep.trainer import Trainer
 
@@ -124,52 +124,16 @@ def test_torchrun_is_seen_and_mps_is_not_shared(monkeypatch):
         Ranks(torch.device("mps"))
 
 
-# ---- which device ----------------------------------------------------------------------------------------------------
+def test_train_py_leaves_no_process_group_behind(tmp_path, monkeypatch):
+    """NCCL would complain at exit."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    monkeypatch.setattr("diffvocsep.backends.find_backend", lambda name: Ranks(CPU))
+    save_config(tiny(tmp_path, "train.max_steps=1"), tmp_path / "tiny.yaml")
+    assert train.run(["--config", str(tmp_path / "tiny.yaml")]) == 0
+    assert not torch.distributed.is_initialized()
 
 
-def test_the_device_and_the_reason_are_said(monkeypatch, capsys):
-    monkeypatch.setattr(device_module, "nvidia_gpu", lambda: False)
-    for available in (torch.cuda, torch.backends.mps):
-        monkeypatch.setattr(available, "is_available", lambda: False)
-    choose_device("auto")
-    assert capsys.readouterr().out == "device: cpu, for torch finds no GPU here\n"
-    choose_device("cpu")
-    assert capsys.readouterr().out == "device: cpu, as asked for\n"
-    monkeypatch.setenv("RANK", "1")
-    choose_device("cpu")
-    assert capsys.readouterr().out == "", "one of several processes is enough"
-
-
-@pytest.mark.parametrize(
-    "built_for, words", [(None, "is for CPUs only"), ("13.0", "made for CUDA 13.0, cannot use it")]
-)
-def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(monkeypatch, capsys, built_for, words):
-    monkeypatch.setattr(device_module, "nvidia_gpu", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", built_for)
-    choose_device("auto")
-    line = capsys.readouterr().out
-    assert words in line and "this computer has an NVIDIA GPU" in line and line.count("\n") == 1
-    assert device_module.INSTALL in line and "https://download.pytorch.org/whl/cu126" in line
-    readme = Path(__file__).parent.parent / "README.md"
-    assert device_module.INSTALL in readme.read_text(encoding="utf-8")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="a shell script")
-@pytest.mark.parametrize("script, found", [("echo 'GPU 0: NVIDIA'", True), ("echo failed; exit 9", False), ("", False)])
-def test_nvidia_s_driver_is_asked(monkeypatch, tmp_path, script, found):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert not device_module.nvidia_gpu()
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    assert device_module.nvidia_gpu() == found
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_a_gpu_that_is_not_there_is_an_error():
-    with pytest.raises(UserError, match="device 'cuda' cannot be used here"):
-        resolve_device("cuda")
+# ---- what a device gets ----------------------------------------------------------------------------------------------
 
 
 def test_memory_layout_and_optimizer_follow_the_device(monkeypatch):
@@ -242,13 +206,15 @@ def test_a_checkpoint_of_another_memory_layout_goes_on_in_this_one(tmp_path, bef
 
 
 class FakeMPS(TorchFunctionMode):
-    """Everything that is asked of MPS happens on the CPU, but for what MPS does not have: float64."""
+    """Everything that is asked of MPS happens on the CPU, but for what MPS does not have, float64, or gets wrong."""
 
     used = 0
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         def map_(value):
             if isinstance(value, torch.device | str) and str(value) == "mps":
+                if (kwargs or {}).get("non_blocking"):
+                    raise RuntimeError("on MPS such a copy may read what has been freed meanwhile (pytorch 139550)")
                 FakeMPS.used += 1
                 tensors = [a for a in args if isinstance(a, torch.Tensor)]
                 asked = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.dtype)]
@@ -267,11 +233,15 @@ def test_training_and_separation_on_a_stand_in_for_mps(tmp_path, monkeypatch):
     """Real hardware has not been seen; this shows that nothing is asked of it in float64, and nothing by name."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("diffvocsep.backends.ahead", iter)  # the stand-in knows this thread only
+    monkeypatch.setattr(
+        "diffvocsep.backends.ahead", lambda items, device: iter(items)
+    )  # the stand-in knows this thread only
     with FakeMPS():
         assert resolve_device("auto") == torch.device("mps")
         with pytest.raises(TypeError, match="float64"):
             torch.zeros(1, dtype=torch.float64).to("mps")
+        with pytest.raises(RuntimeError, match="139550"):
+            torch.zeros(1).to("mps", non_blocking=True)
         trainer = Trainer(tiny(tmp_path, "data.cache=device", "train.max_steps=2"), torch.device("mps"), "none")
         assert trainer.run() == 0
     assert FakeMPS.used > 20
@@ -309,6 +279,14 @@ def test_one_item_is_made_while_the_one_before_is_used():
     stream = ahead(items())
     assert next(stream) == 1 and begun.wait(30)
     stream.close()
+
+
+def test_the_thread_that_makes_them_is_on_the_gpu_of_its_process(monkeypatch):
+    """A thread begins on the first GPU; all processes of torchrun would take memory there."""
+    seen = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append((threading.current_thread().name, device)))
+    assert list(ahead(iter([1]), torch.device("cuda", 3))) == list(ahead(iter([1]), CPU)) == [1]
+    assert seen == [("ahead_0", torch.device("cuda", 3))]
 
 
 def test_under_another_batch_size_the_stream_goes_on_where_it_was(tmp_path):

@@ -49,9 +49,13 @@ def with_noise(batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], see
         yield batch | {"uniform": uniform, "noise": torch.stack([normal(shape, seed, "noise", i) for i in indices])}
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made in a thread while the one before it is used; errors come where the item would."""
-    with ThreadPoolExecutor(1, "ahead") as thread:
+def ahead(items: Iterator[T], device: torch.device | None = None) -> Iterator[T]:
+    """The same items, each made in a thread while the one before it is used; errors come where the item would.
+
+    On a GPU, `device` is that thread's current one, too: threads begin on the first, and would pin memory there.
+    """
+    begin = torch.cuda.set_device if device is not None and device.type == "cuda" and device.index else None
+    with ThreadPoolExecutor(1, "ahead", begin, (device,)) as thread:
         coming = thread.submit(next, items, None)
         while (item := coming.result()) is not None:
             coming = thread.submit(next, items, None)
