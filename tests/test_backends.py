@@ -18,9 +18,10 @@ import train
 from diffvocsep.backends import Backend, Ranks, find_backend
 from diffvocsep.checkpoint import load_checkpoint
 from diffvocsep.config import save_config
-from diffvocsep.data.loading import ahead
+from diffvocsep.data.loading import ahead, with_noise
 from diffvocsep.device import amp_dtype, channels_last, resolve_device
 from diffvocsep.errors import UserError
+from diffvocsep.streams import normal
 from diffvocsep.trainer import Trainer
 
 
@@ -279,6 +280,14 @@ def test_one_item_is_made_while_the_one_before_is_used():
     stream = ahead(items())
     assert next(stream) == 1 and begun.wait(30)
     stream.close()
+
+
+def test_noise_is_a_function_of_the_index_whatever_thread_draws_it():
+    indices = torch.randperm(40, generator=torch.Generator().manual_seed(0)).split(13)
+    batches = list(with_noise(iter({"index": part} for part in indices), (2, 30, 7), seed=3))
+    for part, batch in zip(indices, batches, strict=True):
+        for i, noise in zip(part.tolist(), batch["noise"], strict=True):
+            assert torch.equal(noise, normal((2, 30, 7), 3, "noise", i)), i
 
 
 def test_the_thread_that_makes_them_is_on_the_gpu_of_its_process(monkeypatch):

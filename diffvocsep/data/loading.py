@@ -16,6 +16,7 @@ from .mixing import Segments
 from .resident import resident_batches
 
 T = TypeVar("T")
+DRAWING = 4  # threads that draw noise
 
 
 def load_segments(
@@ -43,10 +44,12 @@ def load_segments(
 def with_noise(batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], seed: int) -> Iterator[dict[str, Tensor]]:
     """The batches, and with each what decides the timesteps of its items, `uniform` `(B,)` in [0, 1), and their `noise`
     `(B, C, F, T)`: functions of an item's global index, like the item."""
-    for batch in batches:
-        indices = batch["index"].tolist()
-        uniform = torch.tensor([generator(seed, "timestep", i).random() for i in indices], dtype=torch.float32)
-        yield batch | {"uniform": uniform, "noise": torch.stack([normal(shape, seed, "noise", i) for i in indices])}
+    with ThreadPoolExecutor(DRAWING, "noise") as threads:  # NumPy draws side by side
+        for batch in batches:
+            indices = batch["index"].tolist()
+            uniform = torch.tensor([generator(seed, "timestep", i).random() for i in indices], dtype=torch.float32)
+            noise = torch.stack(list(threads.map(lambda i: normal(shape, seed, "noise", i), indices)))
+            yield batch | {"uniform": uniform, "noise": noise}
 
 
 def ahead(items: Iterator[T], device: torch.device | None = None) -> Iterator[T]:
