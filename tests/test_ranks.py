@@ -66,17 +66,20 @@ def kill(process: subprocess.Popen, rank: str) -> list[psutil.Process]:
     return [workers["0"], workers["1"]]
 
 
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    """In float64, with two batches a step: losses, gradients, weights and their average agree to 1e-6 over 20 steps."""
+@pytest.mark.parametrize("steps, compiled", [(20, "false"), (3, "true")])
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, steps, compiled):
+    """In float64, with two batches a step: losses, gradients, weights and their average agree to 1e-6 over 20 steps;
+    and over a few where both processes call what torch.compile has traced."""
     results = []
-    for batch, launch in (("2", TORCHRUN), ("4", [])):
+    for batch, launch, compile_ in (("2", TORCHRUN, compiled), ("4", [], "false")):
         result = tmp_path / f"{batch}.pt"
-        command = [sys.executable, *launch, str(ROOT / "tests" / "ranks.py"), str(tmp_path / batch), batch, str(result)]
+        command = [sys.executable, *launch, str(ROOT / "tests" / "ranks.py"), str(tmp_path / batch), batch, str(result),
+                   f"train.max_steps={steps}", f"train.compile={compile_}"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=ENVIRONMENT, timeout=600)
         assert done.returncode == 0, done.stderr
         results.append(torch.load(result))
     two, one = map(flat, results)
-    assert two.keys() == one.keys() and len(results[0]["steps"]) == 20
+    assert two.keys() == one.keys() and len(results[0]["steps"]) == steps
     assert any(
         torch.is_tensor(value) and value.abs().max() > 1e-3 for name, value in one.items() if "gradients" in name
     )
