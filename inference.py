@@ -74,7 +74,7 @@ def run(argv: list[str] | None = None) -> int:
     args = parse(argv)
     from diffvocsep.backends import all_done
     from diffvocsep.config import key_of
-    from diffvocsep.device import describe, place, reason, resolve_device
+    from diffvocsep.device import choose_device, place, resolve_device
     from diffvocsep.files import find_inputs, middle, pair_outputs, separate_file
     from diffvocsep.plot import plot_separation, require_picture
     from diffvocsep.separator import Separator
@@ -106,6 +106,7 @@ def run(argv: list[str] | None = None) -> int:
         require_samples(settings)
     spread = Spread(settings.audio) if args.uncertainty or (args.plot and says_something(settings)) else None
     subtype = {"16": "pcm16", "24": "pcm24", "32": "float", None: None}[args.bits]
+    choose_device(args.device)  # says which, and why
     failed = 0
     for source, vocals, instrumental in list(zip(sources, targets, rest, strict=True))[rank::processes]:
         try:
@@ -125,8 +126,6 @@ def run(argv: list[str] | None = None) -> int:
         if args.plot:
             (mixture, rate, start), (voice, _, _) = (middle(path, PICTURE_SECONDS) for path in (source, vocals))
             plot_separation(args.plot, mixture, voice, rate, start, uncertainty=spread.values() if spread else None)
-    if rank == 0 and failed < len(sources):
-        print(f"separated on {describe(device)}, {reason(args.device, device)}")
     all_done()  # torchrun ends all processes when one of them ends badly
     return 2 if failed else 0
 

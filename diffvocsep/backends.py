@@ -60,16 +60,18 @@ class Backend:
 
     def batches(self, made: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """Batches on `host`, each made while the one before it is used; `index` stays where it is."""
-        return ahead(
+        moved = (
             {name: values if name == "index" else self._to_host(values) for name, values in batch.items()}
             for batch in made
         )
+        return ahead(moved, self.host)
 
     def _to_host(self, values: Tensor) -> Tensor:
-        """On `host`; from pinned memory, for only from there a copy to a GPU waits for nothing."""
+        """On `host`. To a CUDA GPU from pinned memory, for only from there a copy waits for nothing; elsewhere it must
+        wait, or `values` may be gone before they are copied (on MPS, pytorch issue 139550)."""
         if self.host.type == "cuda" and values.device.type == "cpu":
-            values = values.pin_memory()
-        return values.to(self.host, non_blocking=True)
+            return values.pin_memory().to(self.host, non_blocking=True)
+        return values.to(self.host)
 
     def accumulating(self, network: nn.Module, last: bool) -> AbstractContextManager:
         """Around the forward and backward pass of one of several batches of a step."""
@@ -126,6 +128,9 @@ class Backend:
         """What is worth a curve of its own."""
         return {}
 
+    def close(self) -> None:
+        """The last call of a run that has come to a good end, or been stopped."""
+
 
 class Ranks(Backend):
     """One of the processes that torchrun started: N of them train as one would with N times the batch."""
@@ -163,6 +168,9 @@ class Ranks(Backend):
 
     def wait(self) -> None:
         dist.all_reduce(torch.zeros(1), group=self.patient)
+
+    def close(self) -> None:
+        dist.destroy_process_group()
 
 
 def find_backend(name: str) -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .errors import UserError
 
-INSTALL = 'pip install "torch==2.11.*" "torchaudio==2.11.*" --index-url https://download.pytorch.org/whl/cu126'
+INSTALL = 'pip install "torch==2.11.*" "torchaudio==2.11.*" --index-url https://download.pytorch.org/whl/'
 
 
 class Place(NamedTuple):
@@ -43,11 +44,23 @@ def resolve_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         if device.type == "cuda" and place().world_size > 1:
             device = torch.device("cuda", place().local_rank)
-        torch.empty(1, device=device)
+        (torch.ones(1, device=device) + 1).item()  # memory alone says little: torch may have no kernels for this GPU
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"device '{name}' cannot be used here ({reason}); use --device auto or --device cpu") from None
+        why = str(error).strip().splitlines()[0]
+        raise UserError(f"device '{name}' cannot be used here ({why}); {_remedy(name, why)}") from None
     return device
+
+
+def _remedy(name: str, why: str) -> str:
+    """What to do where device `name` cannot be used, and torch says `why`."""
+    gpus = torch.cuda.device_count()
+    if name.startswith("cuda") and place().local_rank >= gpus > 0:
+        return (
+            f"each process needs a GPU of its own: give torchrun --nproc_per_node={gpus} or less, or use --device cpu"
+        )
+    if name.startswith("cuda") and not torch.version.hip and ("no kernel image" in why or (not gpus and nvidia_gpu())):
+        return f"use --device cpu, or mend this: {_misfit()}"
+    return "use --device auto or --device cpu"
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -70,27 +83,44 @@ def reason(name: str, device: torch.device) -> str:
         return "the fastest that torch can use here"
     if not nvidia_gpu():
         return "for torch finds no GPU here"
+    return f"though this computer has an NVIDIA GPU: {_misfit()}"
+
+
+def _misfit() -> str:
+    """Why torch does not use the NVIDIA GPU of this computer, and how to get one that does."""
+    version = torch.__version__
     if torch.version.cuda is None:
-        return (
-            f"though this computer has an NVIDIA GPU: the installed torch {torch.__version__} is for CPUs only; "
-            f"get one for GPUs with: {INSTALL}"
-        )
+        return f"the installed torch {version} is for CPUs only; get one for GPUs with: {install()}"
+    if torch.cuda.is_available():
+        return f"the installed torch {version} has no kernels for it; get one that has with: {install()}"
     return (
-        f"though this computer has an NVIDIA GPU: torch {torch.__version__}, made for CUDA {torch.version.cuda}, "
-        f"cannot use it; its driver may be too old for that, so update it, or get another torch with: {INSTALL}"
+        f"torch {version}, made for CUDA {torch.version.cuda}, cannot use it; its driver may be too old for that, "
+        f"so update it, or get another torch with: {install()}"
     )
+
+
+def install() -> str:
+    """The command that gets a torch for the NVIDIA GPU of this computer. Of version 2.11, cu126 has kernels for compute
+    capabilities 5.0 to 9.0, cu128 for 7.5 to 12.0 (PyTorch's RELEASE.md)."""
+    capabilities = re.findall(r"\d+\.\d+", nvidia_smi("--query-gpu=compute_cap", "--format=csv,noheader"))
+    return INSTALL + ("cu128" if any(float(capability) > 9 for capability in capabilities) else "cu126")
 
 
 def nvidia_gpu() -> bool:
     """Whether NVIDIA's driver lists a GPU, whatever torch can do with it."""
+    return "GPU" in nvidia_smi("-L")
+
+
+def nvidia_smi(*options: str) -> str:
+    """What NVIDIA's driver says; nothing, where there is none or it fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return False
+        return ""
     try:
-        listed = subprocess.run([program, "-L"], capture_output=True, timeout=10)
+        said = subprocess.run([program, *options], capture_output=True, timeout=10, encoding="utf-8", errors="replace")
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return listed.returncode == 0 and b"GPU" in listed.stdout
+        return ""
+    return said.stdout if said.returncode == 0 else ""
 
 
 def fast_bf16(device: torch.device) -> bool:

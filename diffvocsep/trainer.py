@@ -119,10 +119,12 @@ class Trainer:
             return
         self.changes = state["changes"]
         self.model.load_state_dict(state["model"])
-        self.ema = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
+        self.ema = {name: _like(tensor, state["ema"][name]) for name, tensor in self.model.state_dict().items()}
         for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
             group |= {name: own[name] for name in ("weight_decay", "fused", "foreach", "capturable")}
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            moments |= {name: _like(parameter, moments[name]) for name in ("exp_avg", "exp_avg_sq")}
         if state["scaler"]:  # empty where it was not in use
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.samples = state["step"], state["samples"]
@@ -331,8 +333,8 @@ class Trainer:
     def _average(self) -> None:
         """EMA of the weights."""
         decay = ema_decay(self.step, self.config.train.ema_decay)
-        for name, tensor in self.model.state_dict().items():
-            self.ema[name].lerp_(tensor, 1 - decay)
+        weights = self.model.state_dict()
+        torch._foreach_lerp_([self.ema[name] for name in weights], list(weights.values()), 1 - decay)
 
     def _validate_alone(self, monitor: Monitor | None) -> None:
         """The first process validates, and the others wait for it. If Ctrl-C came meanwhile, all stop here: after one
@@ -368,6 +370,12 @@ class Trainer:
         if better:
             self._save("best.pt")
         self._save("last.pt")
+
+
+def _like(tensor: Tensor, values: Tensor) -> Tensor:
+    """`values` in the memory layout of `tensor`: AdamW's one kernel for all reads weights and moments side by side, and
+    the device that a checkpoint is from may have had another layout."""
+    return torch.empty_like(tensor).copy_(values)
 
 
 def _title(singer: Track, band: Track) -> str:

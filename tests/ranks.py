@@ -1,8 +1,9 @@
-"""Twenty float64 steps of a tiny run, alone or as one of torchrun's processes; the first writes what it has seen."""
+"""Float64 steps of a tiny run, alone or as one of torchrun's processes; the first writes what it has seen."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,17 +11,16 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 
-def train(folder: Path, batch: str, result: Path) -> None:
+def train(folder: Path, batch: str, result: Path, *overrides: str) -> None:
     from trainers import tiny
 
     from diffvocsep.backends import find_backend
     from diffvocsep.trainer import Trainer
 
     torch.set_default_dtype(torch.float64)
+    torch.compile = partial(torch.compile, backend="eager")  # what is traced, without the minutes of building kernels
     torch.Tensor.float = torch.Tensor.double  # the loss is computed in float32, whatever the weights are in
-    config = tiny(
-        folder, f"train.batch_size={batch}", "train.max_steps=20", "train.accumulate=2", "data.synthetic_songs=5"
-    )
+    config = tiny(folder, f"train.batch_size={batch}", "train.accumulate=2", "data.synthetic_songs=5", *overrides)
     trainer = Trainer(config, find_backend("cpu"), "none")
     seen = []
     for batches in trainer._steps():
@@ -35,4 +35,4 @@ def train(folder: Path, batch: str, result: Path) -> None:
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    train(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *sys.argv[4:])

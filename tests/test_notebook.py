@@ -9,6 +9,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import pytest
 from trainers import ROOT, TINY
 
 NOTEBOOK = ROOT / "notebooks" / "diffvocsep_colab.ipynb"
@@ -62,3 +63,11 @@ def test_its_cells_run(tmp_path, monkeypatch):
     assert played == ["vocals.wav"] and (tmp_path / "vocals.wav").stat().st_size > 1000
     assert {tag for tag, _ in cells()} == {"setup", "install", "train", "tpu", "listen"}
     assert all((tmp_path / "checkpoints" / name).is_file() for name in ("last.pt", "best.pt"))
+
+
+def test_without_the_repository_its_first_cell_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tag, cell = cells()[0]
+    with pytest.raises(AssertionError, match="^the repository is not here: bring it to /content/Diff-VocSep"):
+        execute(cell, {})
+    assert tag == "setup"

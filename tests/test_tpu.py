@@ -77,8 +77,9 @@ def test_losses_and_gradients_are_those_of_the_cpu(tmp_path, monkeypatch):
     assert_close(*seen, 1e-4)
 
 
-def test_a_run_compiles_nothing_after_its_first_steps_and_says_so(tmp_path):
-    trainer = on_tpu(tmp_path)
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+def test_a_run_compiles_nothing_after_its_first_steps_and_says_so(tmp_path, amp):
+    trainer = on_tpu(tmp_path, f"train.amp={amp}")
     assert trainer.run() == 0
     (path,) = tmp_path.glob("tb/*/history.csv")
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))

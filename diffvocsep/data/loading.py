@@ -16,6 +16,7 @@ from .mixing import Segments
 from .resident import resident_batches
 
 T = TypeVar("T")
+DRAWING = 4  # threads that draw noise
 
 
 def load_segments(
@@ -43,15 +44,21 @@ def load_segments(
 def with_noise(batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], seed: int) -> Iterator[dict[str, Tensor]]:
     """The batches, and with each what decides the timesteps of its items, `uniform` `(B,)` in [0, 1), and their `noise`
     `(B, C, F, T)`: functions of an item's global index, like the item."""
-    for batch in batches:
-        indices = batch["index"].tolist()
-        uniform = torch.tensor([generator(seed, "timestep", i).random() for i in indices], dtype=torch.float32)
-        yield batch | {"uniform": uniform, "noise": torch.stack([normal(shape, seed, "noise", i) for i in indices])}
+    with ThreadPoolExecutor(DRAWING, "noise") as threads:  # NumPy draws side by side
+        for batch in batches:
+            indices = batch["index"].tolist()
+            uniform = torch.tensor([generator(seed, "timestep", i).random() for i in indices], dtype=torch.float32)
+            noise = torch.stack(list(threads.map(lambda i: normal(shape, seed, "noise", i), indices)))
+            yield batch | {"uniform": uniform, "noise": noise}
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made in a thread while the one before it is used; errors come where the item would."""
-    with ThreadPoolExecutor(1, "ahead") as thread:
+def ahead(items: Iterator[T], device: torch.device | None = None) -> Iterator[T]:
+    """The same items, each made in a thread while the one before it is used; errors come where the item would.
+
+    On a GPU, `device` is that thread's current one, too: threads begin on the first, and would pin memory there.
+    """
+    begin = torch.cuda.set_device if device is not None and device.type == "cuda" and device.index else None
+    with ThreadPoolExecutor(1, "ahead", begin, (device,)) as thread:
         coming = thread.submit(next, items, None)
         while (item := coming.result()) is not None:
             coming = thread.submit(next, items, None)
