@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from statistics import mean
 from unittest.mock import patch
 
 import numpy as np
@@ -29,7 +30,7 @@ from diffvocsep.checkpoint import load_model
 from diffvocsep.cli import main
 from diffvocsep.config import Config
 from diffvocsep.errors import UserError
-from diffvocsep.evaluation.clips import find_excerpts
+from diffvocsep.evaluation.clips import Clip, find_excerpts
 from diffvocsep.evaluation.report import interval, table
 from diffvocsep.metrics import sdr
 from diffvocsep.separator import Separator
@@ -56,7 +57,7 @@ def step_seconds(config: Config) -> float:
     return (time.monotonic() - began) / TIMED
 
 
-def run_variant(overrides: list[str], seconds: float, folder: Path, clips: list) -> dict:
+def run_variant(overrides: list[str], seconds: float, folder: Path, clips: list[Clip]) -> dict:
     """Train one variant for `seconds` and score it."""
     common = ["train.steps_per_epoch=1000000", "train.val_every_steps=1000000", "train.val_batches=2"]
     common += [f"log.checkpoint_dir={folder.as_posix()}", f"log.tb_log_dir={(folder / 'tb').as_posix()}"]
@@ -67,18 +68,36 @@ def run_variant(overrides: list[str], seconds: float, folder: Path, clips: list)
     Trainer(load_config(PRESET, [*settings, f"train.max_steps={steps}"]), torch.device("cpu"), "none").run()
     seconds_taken = time.monotonic() - began
     model, config = load_model(folder / "last.pt")
-    separator = Separator(model, config)
-    scores = {c.name: sdr(c.vocals, separator.separate(c.mixture, c.sample_rate)[0]) for c in tqdm(clips, leave=False)}
+    scores = score(Separator(model, config), clips)
     parameters = sum(p.numel() for p in model.parameters())
     return {"steps": steps, "seconds": seconds_taken, "parameters": parameters, "scores": scores}
 
 
-def compare(results: dict[str, dict]) -> str:
-    """One line a variant: the mean over each set of songs, and how far it lies from the first variant's."""
+def score(separator: Separator, clips: list[Clip]) -> dict[str, float]:
+    """Global SDR of the vocals of each clip, in dB."""
+    return {c.name: sdr(c.vocals, separator.separate(c.mixture, c.sample_rate)[0]) for c in tqdm(clips, leave=False)}
+
+
+def references(clips: list[Clip]) -> dict[str, dict[str, float]]:
+    """Scores of those who have learnt nothing."""
+    config = load_config(PRESET)
+    return {
+        "silence": {c.name: sdr(c.vocals, torch.zeros_like(c.vocals)) for c in clips},
+        "mixture": {c.name: sdr(c.vocals, c.mixture) for c in clips},
+        "untrained network": score(Separator(UNet(config), config), clips),
+    }
+
+
+def compare(results: dict[str, dict], untrained: dict[str, dict[str, float]]) -> str:
+    """One line a variant: the mean over each set of songs, and how far it lies from the first variant's; before them
+    the means of those who have learnt nothing."""
     first = next(iter(results.values()))["scores"]
     base, sets = np.array(list(first.values())), np.array([name.rpartition("/")[0] for name in first])
-    columns = sorted(set(sets))
-    rows = {}
+    columns, rest = sorted(set(sets)), list(results)[1:]
+    rows = {
+        name: ("", "", *(cell for one in columns for cell in (f"{_mean(scores, one):.2f}", "")))
+        for name, scores in untrained.items()
+    }
     for name, result in results.items():
         scores = np.array([result["scores"][clip] for clip in first])
         cells = [f"{result['parameters'] / 1e6:.2f} M", str(result["steps"])]
@@ -86,11 +105,15 @@ def compare(results: dict[str, dict]) -> str:
             differences = (scores - base)[sets == one]
             low, high = interval(differences[None], lambda values: float(values.mean()))
             verdict = "tie" if low <= 0 <= high else ("better" if low > 0 else "worse")
-            against = f"{differences.mean():+.2f} ({low:+.2f} .. {high:+.2f}), {verdict}" if rows else "-"
+            against = f"{differences.mean():+.2f} ({low:+.2f} .. {high:+.2f}), {verdict}" if name in rest else "-"
             cells += [f"{scores[sets == one].mean():.2f}", against]
         rows[name] = tuple(cells)
     heads = [head for one in columns for head in (one, "against base (95 %)")]
     return table("variant, mean dB", ("parameters", "steps", *heads), rows)
+
+
+def _mean(scores: dict[str, float], group: str) -> float:
+    return mean(value for name, value in scores.items() if name.rpartition("/")[0] == group)
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -121,7 +144,7 @@ def run(argv: list[str] | None = None) -> int:
         if results[name]["asked"] != asked:
             raise UserError(f"'{kept}' was made with other settings; name another folder with --output")
     print(f"{len(clips)} dev segments, {args.seconds:g} s of training each")
-    print(compare(results))
+    print(compare(results, references(clips)))
     return 0
 
 

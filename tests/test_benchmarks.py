@@ -14,14 +14,15 @@ import soundfile
 import torch
 import yaml
 
-from benchmarks import ablation, inference
+from benchmarks import ablation, cheap_gains, inference
 from benchmarks.diffusers_unet import DiffusersUNet
 from diffvocsep import checkpoint
 from diffvocsep.checkpoint import release
 from diffvocsep.config import load_config, to_dict
 from diffvocsep.errors import UserError
+from diffvocsep.separator import Separator
 from diffvocsep.unet import UNet
-from tests.tiny import random_unet, tiny_config
+from tests.tiny import Stub, random_unet, tiny_config
 
 
 def test_the_table_calls_a_difference_only_what_lies_outside_the_interval():
@@ -32,7 +33,9 @@ def test_the_table_calls_a_difference_only_what_lies_outside_the_interval():
         name: {"scores": {f"{'ab'[i % 2]}/song {i}": x for i, x in enumerate(values)}, "parameters": 2e6, "steps": 7}
         for name, values in scores.items()
     }
-    _, _, first, same, up, down = ablation.compare(results).splitlines()
+    silence = dict.fromkeys(results["base"]["scores"], 0.0)
+    _, _, nothing, first, same, up, down = ablation.compare(results, {"silence": silence}).splitlines()
+    assert [cell.strip() for cell in nothing.split("|")[1:-1]] == ["silence", "", "", "0.00", "", "0.00", ""]
     cells = [cell.strip() for cell in first.split("|")[2:-1]]
     assert cells == ["2.00 M", "7", f"{base[::2].mean():.2f}", "-", f"{base[1::2].mean():.2f}", "-"]
     assert same.count("tie") == 2
@@ -119,3 +122,34 @@ def test_weights_are_released_by_a_command_and_readable_by_all(tmp_path):
         assert (tmp_path / "m.safetensors").stat().st_mode == plain.stat().st_mode
     wrong = subprocess.run([*command, str(tmp_path / "m.pt")], capture_output=True, text=True, cwd=root)
     assert wrong.returncode == 2 and "must end in .safetensors" in wrong.stderr
+
+
+def test_a_trick_is_compared_clip_by_clip(tmp_path, capsys):
+    torch.manual_seed(0)
+    config = tiny_config()
+    release({"ema": UNet(config).state_dict(), "config": to_dict(config), "step": 1}, tmp_path / "m.safetensors")
+    noise = np.random.default_rng(0)
+    for name in ("a/one", "b/two"):
+        (tmp_path / "songs" / name).mkdir(parents=True)
+        for stem in ("vocals", "accompaniment"):
+            soundfile.write(tmp_path / "songs" / name / f"{stem}.wav", noise.normal(0, 0.1, (8000, 2)), 8000)
+    arguments = ["--root", str(tmp_path / "songs"), "--model_path", str(tmp_path / "m.safetensors")]
+    assert cheap_gains.run(arguments) == 0
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    assert [cell.strip() for cell in lines[0]][1:] == ["times as long", "a", "b"]
+    assert [cell.strip() for cell in lines[2]] == ["as it is", "1.0", "0.00", "0.00"]  # untrained: vocals are silence
+
+
+def test_every_trick_gives_the_song_back_where_the_model_is_an_honest_identity():
+    config = tiny_config()
+    separator = Separator(Stub(lambda x_t, mixture, t: mixture), config)  # residual: everything is voice
+    mixture = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (2, 9000))).float()
+    for name, way in cheap_gains.ways(separator).items():
+        assert torch.allclose(way(mixture, 8000), mixture, atol=1e-5), name
+
+
+def test_differences_of_a_trick_are_those_of_its_clips():
+    scores = {"as it is": np.array([1.0, 2.0, 5.0]), "better": np.array([2.0, 3.0, 4.0])}
+    lines = cheap_gains.rows(scores, {"as it is": 2.0, "better": 5.0}, ["a", "a", "b"])
+    assert lines["as it is"] == ["1.0", "1.50", "5.00"]
+    assert lines["better"] == ["2.5", "2.50 +1.00 (+1.00 .. +1.00)", "4.00 -1.00 (-1.00 .. -1.00)"]
