@@ -133,7 +133,6 @@ class TrainConfig:
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
     grad_clip: float = 1.0
     ema_decay: float = 0.999
-    loss: Literal["l1", "l2", "l1_l2"] = "l1_l2"
     loss_voc_weight: float = 0.3
     val_every_steps: int = 1000
     val_batches: int = 16

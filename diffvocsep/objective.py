@@ -18,8 +18,9 @@ RESOLUTIONS = (256, 1024)  # n_fft of the auxiliary STFT loss: one that sees ons
 class Objective:
     """The loss of one batch.
 
-    The main loss compares the network's output with its target (`prediction_type`) and leaves out the bins above
-    0.45 x the item's source rate, where old recordings hold nothing: a model must not learn that voices have no treble.
+    The main loss is the squared plus the absolute error of the network's output (`prediction_type`), without the bins
+    above 0.45 x the item's source rate, where old recordings hold nothing: a model must not learn that voices have no
+    treble.
     The auxiliary loss (`train.loss_voc_weight`) compares the vocals that the separation would output, as waveforms and
     as multi-resolution magnitudes, in units of the mixture's level.
     """
@@ -72,7 +73,7 @@ class Objective:
 
         mask = self._trusted_bins(batch["source_rate"])
         error = (output - target) * mask
-        per_item = self._distance(error).mean(dim=(1, 3)).sum(-1) / mask.sum(dim=(1, 2, 3))
+        per_item = (error.square() + error.abs()).mean(dim=(1, 3)).sum(-1) / mask.sum(dim=(1, 2, 3))
         diffusion = (self.diffusion.loss_weight(t) * per_item).mean()
         terms = {"loss": diffusion, "diffusion": diffusion, "per_item": per_item.detach(), "t": t}
         if self.config.train.loss_voc_weight:
@@ -82,12 +83,6 @@ class Objective:
             terms["vocals"] = self._vocal_loss(estimate * mask, (mixture - accompaniment) * mask, mixture)
             terms["loss"] = diffusion + self.config.train.loss_voc_weight * terms["vocals"]
         return terms
-
-    def _distance(self, error: Tensor) -> Tensor:
-        kind = self.config.train.loss
-        if kind == "l1":
-            return error.abs()
-        return error.square() if kind == "l2" else error.square() + error.abs()
 
     def _trusted_bins(self, source_rate: Tensor) -> Tensor:
         """`(B, 1, F, 1)`: 1 where the item's source holds content, 0 above."""

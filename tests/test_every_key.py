@@ -256,7 +256,6 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "train.amp": (OTHER_AMP, (), steps),
     "train.grad_clip": (0.01, (), steps),
     "train.ema_decay": (0.1, (), steps),
-    "train.loss": ("l1", (), steps),
     "train.loss_voc_weight": (0.0, (), steps),
     "train.val_every_steps": (5, (), written),
     "train.val_batches": (3, (), clips),
