@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from diffvocsep.config import load_config
-from diffvocsep.data import augment
 from diffvocsep.data.augment import KNOTS, Room, alter, source_length, turn
 from diffvocsep.data.mixing import Segments
 
@@ -117,8 +116,7 @@ def test_a_song_keeps_its_stems_together_and_its_trusted_band_follows_the_speed(
     assert max(np.abs(ratios)) < 3.1 and min(ratios) < -2 and max(ratios) > 2
 
 
-def test_a_room_adds_a_tail_that_decays_and_differs_between_the_channels(monkeypatch):
-    monkeypatch.setattr(augment, "DOUBLED", 0)
+def test_a_room_adds_a_tail_that_decays_and_differs_between_the_channels():
     click = torch.zeros(2, LENGTH)
     click[:, 0] = 1.0
     for seed in range(20):
@@ -126,30 +124,8 @@ def test_a_room_adds_a_tail_that_decays_and_differs_between_the_channels(monkeyp
         assert float((heard[:, 0] - 1).abs().max()) < 0.3  # the sound itself stays
         tail = heard[:, 1:]
         level = 10 * torch.log10(tail.square().sum(dim=1))
-        assert (level > -26).all() and (level < -2).all()
+        assert (level > -26).all() and (level < -5).all()
         early, late = tail[:, : RATE // 50].square().mean(), tail[:, RATE : RATE + RATE // 50].square().mean()
         assert 10 * torch.log10(early / (late + 1e-20)) > 50  # 60 dB within a second
         alike = float((tail[0] * tail[1]).sum() / tail.norm(dim=1).prod())
         assert abs(alike) < 0.15
-
-
-def test_half_of_the_rooms_double_the_sound_in_each_channel_at_a_time_of_its_own(monkeypatch):
-    click = torch.zeros(2, LENGTH)
-    click[:, 0] = 1.0
-    rooms = [Room.draw(np.random.default_rng(seed)) for seed in range(100)]
-
-    def copies(share: float) -> list[torch.Tensor]:
-        """What the rooms add to what they add where none of them doubles."""
-        heard = []
-        for doubled in (share, 0):
-            monkeypatch.setattr(augment, "DOUBLED", doubled)
-            heard.append([altered(click, room=room) for room in rooms])
-        return [a - b for a, b in zip(*heard, strict=True)]
-
-    assert 35 < sum(bool(copy.abs().max() > 1e-3) for copy in copies(0.5)) < 65
-    for copy in copies(1.0):
-        peak, when = copy.abs().max(dim=1)
-        assert (peak > 0.17).all() and (peak < 1.01).all()
-        assert (when >= 0.008 * RATE - 1).all() and (when <= 0.05 * RATE).all()
-        assert torch.isclose(copy.square().sum(dim=1), peak.square(), rtol=1e-3).all()  # a single copy
-    assert any(copy.abs().argmax(dim=1).unique().numel() == 2 for copy in copies(1.0))

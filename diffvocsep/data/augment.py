@@ -17,9 +17,6 @@ from torch import Tensor
 
 KNOTS = np.array([40.0, 90.0, 200.0, 450.0, 1000.0, 2200.0, 5000.0, 11000.0, 22000.0])  # Hz, about an octave apart
 
-DOUBLED = 0.5  # share of rooms
-DELAY, COPY_DB = (0.008, 0.05), (-15.0, 0.0)  # of a doubled sound's copies: s, and dB of the dry sound
-
 
 def source_length(length: int, speed: float) -> int:
     """Samples to read for `length` samples at `speed` times the pace: length * speed, rounded to 1 in about 200.
@@ -33,8 +30,7 @@ def source_length(length: int, speed: float) -> int:
 @dataclass(frozen=True)
 class Room:
     """Noise of its own in each channel, which decays by 60 dB in `seconds` and holds `level_db` of the energy of the
-    dry sound. Half of the rooms also double it, as studios do with voices: a copy in each channel, later by a time, and
-    fainter by a level, of its own."""
+    dry sound."""
 
     seed: int
     seconds: float
@@ -42,19 +38,14 @@ class Room:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Room:
-        return cls(int(rng.integers(2**32)), rng.uniform(0.1, 1.0), rng.uniform(-25.0, -3.0))
+        return cls(int(rng.integers(2**32)), rng.uniform(0.1, 1.0), rng.uniform(-25.0, -6.0))
 
     def response(self, channels: int, length: int, sample_rate: int) -> Tensor:
         """Transfer function `(C, length // 2 + 1)`."""
         times = np.arange(min(length, round(self.seconds * sample_rate)), dtype=np.float32) / sample_rate
-        rng = np.random.default_rng(self.seed)
-        tail = rng.standard_normal((channels, len(times)), dtype=np.float32)
+        tail = np.random.default_rng(self.seed).standard_normal((channels, len(times)), dtype=np.float32)
         tail *= 10 ** (-3 * times / self.seconds)
         tail *= 10 ** (self.level_db / 20) / np.linalg.norm(tail, axis=1, keepdims=True)
-        if rng.random() < DOUBLED:
-            for channel in tail:
-                delay = int(rng.uniform(*DELAY) * sample_rate)
-                channel[min(delay, len(times) - 1)] += 10 ** (rng.uniform(*COPY_DB) / 20) * rng.choice([-1, 1])
         return 1 + torch.fft.rfft(torch.from_numpy(tail), length)
 
 
