@@ -74,7 +74,7 @@ def run(argv: list[str] | None = None) -> int:
     args = parse(argv)
     from diffvocsep.backends import all_done
     from diffvocsep.config import key_of
-    from diffvocsep.device import choose_device, place, resolve_device
+    from diffvocsep.device import announce, place, resolve_device
     from diffvocsep.files import find_inputs, middle, pair_outputs, separate_file
     from diffvocsep.plot import plot_separation, require_picture
     from diffvocsep.separator import Separator
@@ -106,7 +106,7 @@ def run(argv: list[str] | None = None) -> int:
         require_samples(settings)
     spread = Spread(settings.audio) if args.uncertainty or (args.plot and says_something(settings)) else None
     subtype = {"16": "pcm16", "24": "pcm24", "32": "float", None: None}[args.bits]
-    choose_device(args.device)  # says which, and why
+    announce(args.device, device)
     failed = 0
     for source, vocals, instrumental in list(zip(sources, targets, rest, strict=True))[rank::processes]:
         try:

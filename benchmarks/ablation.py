@@ -78,9 +78,10 @@ def score(separator: Separator, clips: list[Clip]) -> dict[str, float]:
     return {c.name: sdr(c.vocals, separator.separate(c.mixture, c.sample_rate)[0]) for c in tqdm(clips, leave=False)}
 
 
-def references(clips: list[Clip]) -> dict[str, dict[str, float]]:
+def references(settings: list[str], clips: list[Clip]) -> dict[str, dict[str, float]]:
     """Scores of those who have learnt nothing."""
-    config = load_config(PRESET)
+    config = load_config(PRESET, settings)
+    torch.manual_seed(0)
     return {
         "silence": {c.name: sdr(c.vocals, torch.zeros_like(c.vocals)) for c in clips},
         "mixture": {c.name: sdr(c.vocals, c.mixture) for c in clips},
@@ -95,12 +96,12 @@ def compare(results: dict[str, dict], untrained: dict[str, dict[str, float]]) ->
     base, sets = np.array(list(first.values())), np.array([name.rpartition("/")[0] for name in first])
     columns, rest = sorted(set(sets)), list(results)[1:]
     rows = {
-        name: ("", "", *(cell for one in columns for cell in (f"{_mean(scores, one):.2f}", "")))
+        name: ("", "", "", *(cell for one in columns for cell in (f"{_mean(scores, one):.2f}", "")))
         for name, scores in untrained.items()
     }
     for name, result in results.items():
         scores = np.array([result["scores"][clip] for clip in first])
-        cells = [f"{result['parameters'] / 1e6:.2f} M", str(result["steps"])]
+        cells = [f"{result['parameters'] / 1e6:.2f} M", str(result["steps"]), f"{result['seconds']:.0f}"]
         for one in columns:
             differences = (scores - base)[sets == one]
             low, high = interval(differences[None], lambda values: float(values.mean()))
@@ -109,7 +110,7 @@ def compare(results: dict[str, dict], untrained: dict[str, dict[str, float]]) ->
             cells += [f"{scores[sets == one].mean():.2f}", against]
         rows[name] = tuple(cells)
     heads = [head for one in columns for head in (one, "against base (95 %)")]
-    return table("variant, mean dB", ("parameters", "steps", *heads), rows)
+    return table("variant, mean dB", ("parameters", "steps", "s", *heads), rows)
 
 
 def _mean(scores: dict[str, float], group: str) -> float:
@@ -144,7 +145,7 @@ def run(argv: list[str] | None = None) -> int:
         if results[name]["asked"] != asked:
             raise UserError(f"'{kept}' was made with other settings; name another folder with --output")
     print(f"{len(clips)} dev segments, {args.seconds:g} s of training each")
-    print(compare(results, references(clips)))
+    print(compare(results, references(settings, clips)))
     return 0
 
 

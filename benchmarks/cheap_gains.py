@@ -27,7 +27,6 @@ from diffvocsep.separator import Separator
 
 RELEASED = Path(__file__).parents[1] / "checkpoints" / "pretrained.safetensors"
 SECONDS, LONG, EVERY = 10.0, 60.0, 4  # of a clip; of songs longer than this (s), every fourth clip
-SHIFT = 1024  # samples: a frame of the default STFT, half a patch of the network
 
 Way = Callable[[Tensor, int], Tensor]  # mixture (C, N) and its sample rate in Hz -> vocals
 
@@ -46,6 +45,10 @@ def ways(separator: Separator) -> dict[str, Way]:
         """The mean of two separations, one of them of the altered song."""
         return lambda mixture, rate: (plain(mixture, rate) + back(plain(there(mixture), rate))) / 2
 
+    def shifted(mixture: Tensor, rate: int) -> Tensor:
+        frame = round(separator.config.audio.hop_length * rate / separator.config.audio.sample_rate)
+        return twice(lambda x: F.pad(x, (frame, 0)), lambda x: x[:, frame:])(mixture, rate)
+
     return {
         "as it is": plain,
         "chunks of 3 s": under("separation.chunk_seconds=3"),
@@ -53,12 +56,13 @@ def ways(separator: Separator) -> dict[str, Way]:
         "mean of 4 samples": under("diffusion.samples=4"),
         "mean with left and right exchanged": twice(lambda x: x.flip(0), lambda x: x.flip(0)),
         "mean with the polarity reversed": twice(lambda x: -x, lambda x: -x),
-        "mean with the song a frame later": twice(lambda x: F.pad(x, (SHIFT, 0)), lambda x: x[:, SHIFT:]),
+        "mean with the song a frame later": shifted,
     }
 
 
 def measure(chosen: dict[str, Way], clips: list[Clip]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Scores `(clips,)` and seconds of each way; clip by clip, so that a busy machine slows all alike."""
+    next(iter(chosen.values()))(clips[0].mixture, clips[0].sample_rate)  # the first separation of a process is slow
     scores, seconds = {name: [] for name in chosen}, dict.fromkeys(chosen, 0.0)
     for clip in tqdm(clips, unit="clip"):
         for name, way in chosen.items():
@@ -70,6 +74,7 @@ def measure(chosen: dict[str, Way], clips: list[Clip]) -> tuple[dict[str, np.nda
 
 
 def rows(scores: dict[str, np.ndarray], seconds: dict[str, float], sets: list[str]) -> dict[str, list[str]]:
+    """Lines of the table from scores `(clips,)` in dB and times in s; `sets` names the set of every clip."""
     plain, took = next(iter(scores.values())), next(iter(seconds.values()))
     lines: dict[str, list[str]] = {}
     for name, values in scores.items():

@@ -40,7 +40,9 @@ class Backend:
         self.device = self.host = device
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-            torch.backends.cudnn.benchmark = True  # the shapes of training do not change
+            torch.backends.cudnn.benchmark = (
+                True  # the shapes of training stay the same; a song's last chunk pays a search
+            )
 
     @property
     def main(self) -> bool:

@@ -37,6 +37,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     Raises:
         UserError: the named device does not exist here.
     """
+    asked = name
     if name == "auto":
         mps = torch.backends.mps.is_available() and place().world_size == 1
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
@@ -47,12 +48,12 @@ def resolve_device(name: str = "auto") -> torch.device:
         (torch.ones(1, device=device) + 1).item()  # memory alone says little: torch may have no kernels for this GPU
     except (RuntimeError, AssertionError) as error:
         why = str(error).strip().splitlines()[0]
-        raise UserError(f"device '{name}' cannot be used here ({why}); {_remedy(name, why)}") from None
+        raise UserError(f"device '{name}' cannot be used here ({why}); {_remedy(asked, name, why)}") from None
     return device
 
 
-def _remedy(name: str, why: str) -> str:
-    """What to do where device `name` cannot be used, and torch says `why`."""
+def _remedy(asked: str, name: str, why: str) -> str:
+    """What to do where device `name`, which `asked` led to, cannot be used, and torch says `why`."""
     gpus = torch.cuda.device_count()
     if name.startswith("cuda") and place().local_rank >= gpus > 0:
         return (
@@ -60,15 +61,20 @@ def _remedy(name: str, why: str) -> str:
         )
     if name.startswith("cuda") and not torch.version.hip and ("no kernel image" in why or (not gpus and nvidia_gpu())):
         return f"use --device cpu, or mend this: {_misfit()}"
-    return "use --device auto or --device cpu"
+    return "use --device cpu" if asked == "auto" else "use --device auto or --device cpu"
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`resolve_device`, and a line that says what was taken and why; stderr is for what goes wrong."""
+    """`resolve_device`, and a line on stdout that says what was taken and why."""
     device = resolve_device(name)
+    announce(name, device)
+    return device
+
+
+def announce(name: str, device: torch.device) -> None:
+    """Say, once, which device was taken when `name` was asked for, and why."""
     if place().rank == 0:
         print(f"device: {describe(device)}, {reason(name, device)}")
-    return device
 
 
 def describe(device: torch.device) -> str:

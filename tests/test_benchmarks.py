@@ -30,14 +30,19 @@ def test_the_table_calls_a_difference_only_what_lies_outside_the_interval():
     base = rng.normal(3, 2, 50)
     scores = {"base": base, "same": base + rng.normal(0, 1, 50), "up": base + 1, "down": base - 1}
     results = {
-        name: {"scores": {f"{'ab'[i % 2]}/song {i}": x for i, x in enumerate(values)}, "parameters": 2e6, "steps": 7}
+        name: {
+            "scores": {f"{'ab'[i % 2]}/song {i}": x for i, x in enumerate(values)},
+            "parameters": 2e6,
+            "steps": 7,
+            "seconds": 120.4,
+        }
         for name, values in scores.items()
     }
     silence = dict.fromkeys(results["base"]["scores"], 0.0)
     _, _, nothing, first, same, up, down = ablation.compare(results, {"silence": silence}).splitlines()
-    assert [cell.strip() for cell in nothing.split("|")[1:-1]] == ["silence", "", "", "0.00", "", "0.00", ""]
+    assert [cell.strip() for cell in nothing.split("|")[1:-1]] == ["silence", "", "", "", "0.00", "", "0.00", ""]
     cells = [cell.strip() for cell in first.split("|")[2:-1]]
-    assert cells == ["2.00 M", "7", f"{base[::2].mean():.2f}", "-", f"{base[1::2].mean():.2f}", "-"]
+    assert cells == ["2.00 M", "7", "120", f"{base[::2].mean():.2f}", "-", f"{base[1::2].mean():.2f}", "-"]
     assert same.count("tie") == 2
     assert up.count("+1.00 (+1.00 .. +1.00), better") == 2 and down.count("-1.00 (-1.00 .. -1.00), worse") == 2
 

@@ -99,3 +99,16 @@ def test_more_processes_than_gpus_are_told_how_many_can_be(monkeypatch, name):
 def test_a_gpu_that_is_not_there_is_an_error():
     with pytest.raises(UserError, match="device 'cuda' cannot be used here"):
         resolve_device("cuda")
+
+
+@pytest.mark.parametrize("name, advice", [("auto", "; use --device cpu"), ("cuda", "; use --device auto or --device cpu")])
+def test_a_full_gpu_is_not_advised_to_whoever_has_just_tried_it(monkeypatch, name, advice):
+    def refuse(*_: int, device: torch.device) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    for function, value in {"is_available": True, "device_count": 1}.items():
+        monkeypatch.setattr(torch.cuda, function, lambda value=value: value)
+    monkeypatch.setattr(torch, "ones", refuse)
+    with pytest.raises(UserError) as error:
+        resolve_device(name)
+    assert str(error.value).endswith(advice) and "out of memory" in str(error.value)

@@ -285,6 +285,19 @@ def test_a_foreign_model_is_refused(trained):
             load_model(trained.parent / name)
 
 
+def test_a_choice_that_is_none_any_more_is_forgotten_if_it_was_the_one_that_stayed(trained):
+    """`train.loss` could be l1, l2 or l1_l2 once."""
+    state = load_checkpoint(trained)
+    state["config"]["train"]["loss"] = "l1_l2"
+    save_checkpoint(trained, state)
+    model, config = load_model(trained)
+    assert not hasattr(config.train, "loss")
+    state["config"]["train"]["loss"] = "l1"
+    save_checkpoint(trained, state)
+    with pytest.raises(UserError, match="unknown key train.loss"):
+        load_model(trained)
+
+
 def test_weights_that_do_not_fit_their_config_are_refused(trained):
     state = load_checkpoint(trained)
     state["config"]["model"]["base_channels"] = 16
