@@ -101,7 +101,7 @@ def test_a_gpu_that_is_not_there_is_an_error():
         resolve_device("cuda")
 
 
-@pytest.mark.parametrize("name, advice", [("auto", "; use --device cpu"), ("cuda", "; use --device auto or --device cpu")])
+@pytest.mark.parametrize("name, advice", [("auto", "use --device cpu"), ("cuda", "use --device auto or --device cpu")])
 def test_a_full_gpu_is_not_advised_to_whoever_has_just_tried_it(monkeypatch, name, advice):
     def refuse(*_: int, device: torch.device) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
@@ -111,4 +111,4 @@ def test_a_full_gpu_is_not_advised_to_whoever_has_just_tried_it(monkeypatch, nam
     monkeypatch.setattr(torch, "ones", refuse)
     with pytest.raises(UserError) as error:
         resolve_device(name)
-    assert str(error.value).endswith(advice) and "out of memory" in str(error.value)
+    assert str(error.value).endswith(f"; {advice}") and "out of memory" in str(error.value)

@@ -290,7 +290,7 @@ def test_a_choice_that_is_none_any_more_is_forgotten_if_it_was_the_one_that_stay
     state = load_checkpoint(trained)
     state["config"]["train"]["loss"] = "l1_l2"
     save_checkpoint(trained, state)
-    model, config = load_model(trained)
+    _, config = load_model(trained)
     assert not hasattr(config.train, "loss")
     state["config"]["train"]["loss"] = "l1"
     save_checkpoint(trained, state)
