@@ -1,4 +1,8 @@
-"""The UNet of the package `diffusers` in the place of ours: same channels, blocks, input and patches."""
+"""The UNet of the package `diffusers` in the place of ours: same channels, blocks, input and patches.
+
+More than the UNet differs: there are no gains of mixture and x_t, no magnitudes in the stem, the head does not start at
+zero, and GroupNorm is over the whole item, not over every frame.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,7 @@ class DiffusersUNet(nn.Module):
         )  # fmt: skip
 
     def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
+        """`(B, C, F, T)`, `(B, C, F, T)`, `(B,)` -> `(B, C, F, T)`."""
         bins, frames = x_t.shape[-2:]
         x = torch.cat([x_t, mixture], dim=1)
         missing = [-size % stride for size, stride in zip((bins, frames), self.strides, strict=True)]

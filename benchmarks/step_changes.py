@@ -19,6 +19,7 @@ from diffvocsep.backends import Backend
 from diffvocsep.cli import main
 from diffvocsep.config import Config, load_config
 from diffvocsep.device import amp_dtype, channels_last, fast_bf16, resolve_device
+from diffvocsep.errors import UserError
 from diffvocsep.evaluation.report import spread, table
 from diffvocsep.objective import Objective
 from diffvocsep.unet import FrameNorm, UNet
@@ -31,7 +32,6 @@ COLUMNS = ("ms per s of audio", "times the first", "GFLOP a step")
 class Change(NamedTuple):
     overrides: Sequence[str] = ()
     disturb: Callable[[nn.Module], None] = lambda model: None
-    tuned: bool = True  # cuDNN looks for the fastest of its algorithms
 
 
 def with_item_norm(model: nn.Module) -> None:
@@ -60,13 +60,11 @@ def changes(config: Config, device: torch.device) -> dict[str, Change]:
         "no linear layers along frequency": Change(["model.frequency_linear=0"]),
         "width of 48": Change(["model.base_channels=48"]),
         "contiguous" if last else "channels_last": Change([f"train.channels_last={not last}"]),
-        "no compile" if config.train.compile else "compile": Change([f"train.compile={not config.train.compile}"]),
+        "compile": Change(["train.compile=true"]),
     }
     if fast_bf16(device):  # with the layout as it is: one change
         other = "none" if dtype else "bf16"
         found["float32" if dtype else "bf16"] = Change([f"train.amp={other}", f"train.channels_last={last}"])
-    if device.type == "cuda":
-        found["no search by cuDNN"] = Change(tuned=False)
     return found
 
 
@@ -81,22 +79,21 @@ def changed(config: Config, change: Change, backend: Backend) -> Work:
     change.disturb(model)
     inputs = network_inputs(config, Objective(config).shape(), device)
     count = flops(network_step(model, inputs, dtype, backend))
-    step = network_step(torch.compile(model) if config.train.compile else model, inputs, dtype, backend)
-
-    def tuned_step() -> None:
-        torch.backends.cudnn.benchmark = change.tuned
-        step()
-
-    return Work(tuned_step if device.type == "cuda" else step, count)
+    if config.train.compile:
+        torch.compiler.reset()  # it compiles the same function only so often
+        model = torch.compile(model)
+    return Work(network_step(model, inputs, dtype, backend), count)
 
 
 def run(argv: list[str] | None = None) -> int:
     parser = make_parser("step_changes", __doc__, 11)
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     args = parser.parse_args(argv)
+    config = load_config(args.config, args.overrides)
+    if config.train.compile:
+        raise UserError("train.compile = true is itself one of the changes measured here; leave it false")
     backend = Backend(resolve_device(args.device))
     print(about(backend.device), end="\n\n")
-    config = load_config(args.config, args.overrides)
     chosen = changes(config, backend.device)
     if args.no_compile:
         chosen.pop("compile", None)

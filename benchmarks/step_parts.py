@@ -90,7 +90,7 @@ def marked(function: Callable, name: str) -> Callable:
 
 
 def rows(found: dict[str, Counter]) -> dict[str, list[str]]:
-    """The parts, the longest first, each with the three operators that take most of it; and their sum."""
+    """The parts, in ms, the longest first, each with the three operators that take most of it; and their sum."""
     total = sum(sum(operators.values()) for operators in found.values())
     lines = {}
     for part, operators in sorted(found.items(), key=lambda item: -sum(item[1].values())):

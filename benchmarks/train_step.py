@@ -192,21 +192,19 @@ def cells(work: Work, times: np.ndarray, audio: float, ours: np.ndarray, best: S
             *(f"{np.median(rate / limit):.0%}" for limit in best), kept]  # fmt: skip
 
 
-def measure(config: Config, backend: Backend, name: str, ways: Iterable[tuple[str, bool]], rounds: int,
-            counts: dict[str, int]) -> dict[str, list[str]]:  # fmt: skip
-    """Rows of the number format `name`, for each way: a layout, and whether it is compiled. `counts` are the FLOP of
-    each kind of step, the same in all formats and ways; those that are missing are counted."""
+def measure(config: Config, backend: Backend, name: str, ways: Iterable[tuple[str, bool]],
+            rounds: int) -> dict[str, list[str]]:  # fmt: skip
+    """Rows of the number format `name`, for each way: a layout, and whether it is compiled."""
     device, dtype = backend.device, FORMATS[name]
     bounds = limits(device, dtype)
+    options = [f"train.amp={'bf16' if dtype else 'none'}", "train.channels_last=false", "train.compile=false"]
+    plain = load_config(None, options, config)
+    counts = {who: flops(step) for who, step in steps(plain, backend, dtype).items()}  # the same in all ways
     works: dict[tuple[str, str], Work] = {}
     for layout, compiled in ways:
         last = layout == "channels_last"
         label = f"{name}{', channels_last' if last else ''}{', compile' if compiled else ''}"
-        options = [f"train.amp={'bf16' if dtype else 'none'}", f"train.channels_last={last}"]
-        eager = load_config(None, [*options, "train.compile=false"], config)
-        if not counts:
-            counts |= {who: flops(step) for who, step in steps(eager, backend, dtype).items()}
-        chosen = load_config(None, ["train.compile=true"], eager) if compiled else eager
+        chosen = load_config(None, [f"train.channels_last={last}", f"train.compile={compiled}"], plain)
         for who, step in steps(chosen, backend, dtype).items():
             kept = memory(step, device) if device.type == "cuda" or not compiled else None
             works[who, label] = Work(step, counts[who], kept)
@@ -232,10 +230,10 @@ def about(device: torch.device) -> str:
 
 
 def settings(path: str | None, overrides: Sequence[str], folder: str) -> Config:
-    """The configuration of a training run on synthetic songs that writes below `folder`."""
+    """The configuration of a training run on synthetic songs that writes below `folder`, always of one batch a step."""
     paths = [f"log.{key}='{(Path(folder) / key).as_posix()}'" for key in ("tb_log_dir", "checkpoint_dir")]
     return load_config(path, ["data.dataset=synthetic", "data.synthetic_songs=2", "train.val_batches=1",
-                              "train.accumulate=1", *overrides, *paths])  # fmt: skip
+                              *overrides, "train.accumulate=1", *paths])  # fmt: skip
 
 
 def make_parser(prog: str, description: str | None, rounds: int) -> argparse.ArgumentParser:
@@ -261,12 +259,11 @@ def run(argv: list[str] | None = None) -> int:
     names = [args.only] if args.only else [name for name, dtype in FORMATS.items() if not dtype or fast_bf16(device)]
     ways = list(product([args.layout] if args.layout else LAYOUTS, (False,) if args.no_compile else (False, True)))
     rows: dict[str, list[str]] = {}
-    counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="diffvocsep-") as folder:
         config, backend = settings(args.config, args.overrides, folder), Backend(device)
         for name in names:
             torch.compiler.reset()  # it compiles the same function only so often
-            rows |= measure(config, backend, name, ways, args.rounds, counts)
+            rows |= measure(config, backend, name, ways, args.rounds)
     title = f"batch of {config.train.batch_size} x {config.data.segment_seconds:g} s, {args.rounds} rounds"
     print(table(title, COLUMNS, rows))
     return 0

@@ -22,6 +22,7 @@ def train(folder: Path, batch: str, result: Path, *overrides: str) -> None:
     torch.Tensor.float = torch.Tensor.double  # the loss is computed in float32, whatever the weights are in
     config = tiny(folder, f"train.batch_size={batch}", "train.accumulate=2", "data.synthetic_songs=5", *overrides)
     trainer = Trainer(config, find_backend("cpu"), "none")
+    assert isinstance(trainer.network, torch._dynamo.OptimizedModule) == config.train.compile
     seen = []
     for batches in trainer._steps():
         terms = trainer._optimize(

@@ -66,6 +66,14 @@ def kill(process: subprocess.Popen, rank: str) -> list[psutil.Process]:
     return [workers["0"], workers["1"]]
 
 
+def gone(worker: psutil.Process) -> bool:
+    """Whether it can do nothing any more, though torchrun may not have noticed."""
+    try:
+        return worker.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.mark.parametrize("steps, compiled", [(20, "false"), (3, "true")])
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, steps, compiled):
     """In float64, with two batches a step: losses, gradients, weights and their average agree to 1e-6 over 20 steps;
@@ -127,10 +135,15 @@ def test_the_first_process_dead_ends_the_run_with_what_it_saved(tmp_path):
     process = torchrun(tmp_path, "train.max_steps=100000", "train.val_every_steps=4", "train.steps_per_epoch=1000")
     wait_for(process, "step 8:")
     killed = time.monotonic()
-    kill(process, rank="0")
+    first, _ = kill(process, rank="0")
+    while not gone(first):
+        time.sleep(0.001)
+    last = tmp_path / "ck" / "last.pt"
+    left, written = last.read_bytes(), last.stat().st_mtime_ns
     process.communicate(timeout=120)
     assert time.monotonic() - killed < 60 and process.returncode == 1
-    state = load_checkpoint(tmp_path / "ck" / "last.pt")
+    assert last.read_bytes() == left and last.stat().st_mtime_ns == written
+    state = load_checkpoint(last)
     assert state["step"] >= 4 and state["samples"] == 2 * 2 * state["step"]
 
 

@@ -13,6 +13,7 @@ from trainers import CPU, TINY
 from benchmarks import data, step_changes, step_parts, train_step
 from diffvocsep.backends import Backend
 from diffvocsep.config import load_config
+from diffvocsep.errors import UserError
 from diffvocsep.unet import UNet
 
 MPS = torch.device("mps")
@@ -181,17 +182,21 @@ def test_parts_hold_what_was_done_and_all_of_the_time():
     found, clock = step_parts.parts(step, CPU, 2)
     spent = {part: sum(operators.values()) for part, operators in found.items()}
     assert spent[step_parts.REST] >= 50
-    assert min(spent["convolutions"], spent[step_parts.POINTWISE]) > 0 == spent["normalization"] + spent["STFT"]
-    assert sum(spent.values()) == pytest.approx(clock, rel=0.1)
+    assert min(spent["convolutions"], spent[step_parts.POINTWISE]) > 0
+    assert spent["normalization"] + spent["STFT"] == 0
+    assert clock / 2 < sum(spent.values()) < 1.01 * clock  # a busy machine takes time between the operators, too
 
 
-def test_the_parts_of_a_step_are_printed(capsys):
+def test_the_parts_of_a_step_are_printed(monkeypatch, capsys):
+    measured, parts = [], step_parts.parts
+    monkeypatch.setattr(step_parts, "parts", lambda *how: measured.append(parts(*how)) or measured[-1])
     assert step_parts.run(SMALL) == 0
     head, _, *lines = printed(capsys)
     assert head[1:] == list(step_parts.COLUMNS) and lines[-1][0] == "all"
     spent = {line[0]: float(line[1]) for line in lines}
     assert spent.keys() == {*step_parts.KINDS, step_parts.POINTWISE, step_parts.REST, "all"}
-    assert all(spent.values()) and list(spent.values())[:-1] == sorted(list(spent.values())[:-1], reverse=True)
+    assert all(operators.total() > 0 for operators in measured[-1][0].values())  # what is printed may round to 0.0
+    assert list(spent.values())[:-1] == sorted(list(spent.values())[:-1], reverse=True)
     assert 2 * spent["all"] == pytest.approx(sum(spent.values()), abs=0.5)
 
 
@@ -228,6 +233,15 @@ def test_changes_are_compared_with_the_network_as_it_is(small, monkeypatch, caps
     assert all(count[name] == float(first[3]) for name in same)
     assert count["width of 48"] > 2 * count["patch of 2 x 2"] > 2 * float(first[3])
     assert count["no linear layers along frequency"] <= float(first[3])
+
+
+def test_a_network_that_is_compiled_already_is_refused():
+    with pytest.raises(UserError, match="train.compile"):
+        step_changes.run(["--no-compile", *SMALL, "train.compile=true"])
+
+
+def test_a_step_that_is_measured_is_one_batch(tmp_path):
+    assert train_step.settings(None, ["train.accumulate=4"], str(tmp_path)).train.accumulate == 1
 
 
 @pytest.mark.parametrize(("name", "tuned"), [("cpu", False), ("cuda", True)])

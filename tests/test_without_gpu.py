@@ -70,8 +70,8 @@ def test_float16_with_its_scaler_trains_as_float32_does(tmp_path):
     assert half.dtype == torch.float16
     for one, other in zip(plain._steps(), half._steps(), strict=True):
         expected, terms = plain._optimize(one), half._optimize(other)
-        for name in ("loss", "gradient_norm"):
-            torch.testing.assert_close(terms[name], expected[name], rtol=1e-3, atol=0)
+        for name, rtol in (("loss", 1e-3), ("gradient_norm", 1e-2)):  # of float16 a rounding is up to 5e-4
+            torch.testing.assert_close(terms[name], expected[name], rtol=rtol, atol=0)
     assert (half.step, half.skipped, half.scaler.get_scale()) == (8, 0, 65536.0)
 
 
@@ -80,6 +80,7 @@ def test_the_network_is_traced_as_one_graph_and_trains_alike(tmp_path, monkeypat
     plain, compile_ = make(tmp_path), torch.compile
     monkeypatch.setattr(torch, "compile", partial(compile_, backend="eager", fullgraph=True))
     traced = make(tmp_path, "train.compile=true")
+    assert isinstance(traced.network, torch._dynamo.OptimizedModule)
     for _, one, other in zip(range(2), plain._steps(), traced._steps(), strict=False):
         terms = traced._optimize(other)
         for name, value in plain._optimize(one).items():
