@@ -30,20 +30,20 @@ from diffvocsep.checkpoint import load_model
 from diffvocsep.cli import main
 from diffvocsep.config import Config
 from diffvocsep.errors import UserError
-from diffvocsep.evaluation.clips import Clip, find_excerpts
-from diffvocsep.evaluation.report import interval, table
+from diffvocsep.evaluation.clips import Clip
+from diffvocsep.evaluation.report import table
 from diffvocsep.metrics import sdr
 from diffvocsep.separator import Separator
 from diffvocsep.trainer import Trainer
 from diffvocsep.unet import UNet
 
+from .dev_scores import dev_clips, paired, set_of
 from .diffusers_unet import DiffusersUNet
 
 NETWORKS = {"diffusers_unet": DiffusersUNet}  # variant -> network, where it is not ours
 VARIANTS = Path(__file__).with_name("ablation.yaml")
 PRESET = Path(__file__).parents[1] / "configs" / "stems.yaml"
-SEGMENT = 5.0  # s of a dev segment
-LONG, EVERY = 60.0, 6  # of songs longer than this (s), every sixth segment is scored
+SEGMENT, EVERY = 5.0, 6  # s of a dev segment; of long songs every sixth is scored
 WARM, TIMED = 3, 6  # steps that warm up, and steps that tell how long one takes
 
 
@@ -92,29 +92,20 @@ def references(settings: list[str], clips: list[Clip]) -> dict[str, dict[str, fl
 def compare(results: dict[str, dict], untrained: dict[str, dict[str, float]]) -> str:
     """One line a variant: the mean over each set of songs, and how far it lies from the first variant's; before them
     the means of those who have learnt nothing."""
-    first = next(iter(results.values()))["scores"]
-    base, sets = np.array(list(first.values())), np.array([name.rpartition("/")[0] for name in first])
-    columns, rest = sorted(set(sets)), list(results)[1:]
-    rows = {
-        name: ("", "", "", *(cell for one in columns for cell in (f"{_mean(scores, one):.2f}", "")))
-        for name, scores in untrained.items()
-    }
+    first, base = next((name, result["scores"]) for name, result in results.items())
+    sets = {one: [clip for clip in base if set_of(clip) == one] for one in sorted(set(map(set_of, base)))}
+    rows = {}
+    for name, scores in untrained.items():
+        means = (f"{mean(scores[clip] for clip in clips):.2f}" for clips in sets.values())
+        rows[name] = ["", "", "", *(cell for text in means for cell in (text, ""))]
     for name, result in results.items():
-        scores = np.array([result["scores"][clip] for clip in first])
-        cells = [f"{result['parameters'] / 1e6:.2f} M", str(result["steps"]), f"{result['seconds']:.0f}"]
-        for one in columns:
-            differences = (scores - base)[sets == one]
-            low, high = interval(differences[None], lambda values: float(values.mean()))
-            verdict = "tie" if low <= 0 <= high else ("better" if low > 0 else "worse")
-            against = f"{differences.mean():+.2f} ({low:+.2f} .. {high:+.2f}), {verdict}" if name in rest else "-"
-            cells += [f"{scores[sets == one].mean():.2f}", against]
-        rows[name] = tuple(cells)
-    heads = [head for one in columns for head in (one, "against base (95 %)")]
+        rows[name] = [f"{result['parameters'] / 1e6:.2f} M", str(result["steps"]), f"{result['seconds']:.0f}"]
+        for clips in sets.values():
+            differences = np.array([result["scores"][clip] - base[clip] for clip in clips])
+            against = "-" if name == first else ", ".join(paired(differences))
+            rows[name] += [f"{mean(result['scores'][clip] for clip in clips):.2f}", against]
+    heads = [head for one in sets for head in (one, "against base (95 %)")]
     return table("variant, mean dB", ("parameters", "steps", "s", *heads), rows)
-
-
-def _mean(scores: dict[str, float], group: str) -> float:
-    return mean(value for name, value in scores.items() if name.rpartition("/")[0] == group)
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -128,9 +119,7 @@ def run(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     variants = yaml.safe_load(args.variants.read_text(encoding="utf-8"))
     settings = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}", *args.overrides]
-    excerpts = find_excerpts("stems", args.dev_root, SEGMENT)
-    short, long = ([e for e in excerpts if (e.track.seconds > LONG) == so] for so in (False, True))
-    clips = [clip for clip in (e.read() for e in short + long[::EVERY]) if clip.vocals.any()]
+    clips = dev_clips(args.dev_root, SEGMENT, EVERY)
     results = {}
     for name, overrides in variants.items():
         kept, asked = args.output / f"{name}.json", [*settings, f"{args.seconds:g} s", *overrides]

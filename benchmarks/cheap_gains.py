@@ -20,13 +20,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffvocsep.cli import main
-from diffvocsep.evaluation.clips import Clip, find_excerpts
-from diffvocsep.evaluation.report import interval, table
+from diffvocsep.evaluation.clips import Clip
+from diffvocsep.evaluation.report import table
 from diffvocsep.metrics import sdr
 from diffvocsep.separator import Separator
 
+from .dev_scores import dev_clips, paired, set_of
+
 RELEASED = Path(__file__).parents[1] / "checkpoints" / "pretrained.safetensors"
-SECONDS, LONG, EVERY = 10.0, 60.0, 4  # of a clip; of songs longer than this (s), every fourth clip
+SECONDS, EVERY = 10.0, 4  # of a clip; of long songs every fourth counts
 
 Way = Callable[[Tensor, int], Tensor]  # mixture (C, N) and its sample rate in Hz -> vocals
 
@@ -81,9 +83,7 @@ def rows(scores: dict[str, np.ndarray], seconds: dict[str, float], sets: list[st
         lines[name] = [f"{seconds[name] / took:.1f}"]
         for one in sorted(set(sets)):
             here = np.array(sets) == one
-            difference = (values - plain)[here]
-            low, high = interval(difference[None], lambda drawn: float(drawn.mean()))
-            against = f" {difference.mean():+.2f} ({low:+.2f} .. {high:+.2f})" if len(lines) > 1 else ""
+            against = f" {paired((values - plain)[here])[0]}" if len(lines) > 1 else ""
             lines[name].append(f"{values[here].mean():.2f}{against}")
     return lines
 
@@ -93,10 +93,8 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", required=True, type=Path, help="songs that decide")
     parser.add_argument("--model_path", type=Path, default=RELEASED)
     args = parser.parse_args(argv)
-    excerpts = find_excerpts("stems", args.root, SECONDS)
-    short, long = ([e for e in excerpts if (e.track.seconds > LONG) == so] for so in (False, True))
-    clips = [clip for clip in (e.read() for e in short + long[::EVERY]) if clip.vocals.any()]
-    sets = [clip.name.rpartition("/")[0] for clip in clips]
+    clips = dev_clips(args.root, SECONDS, EVERY)
+    sets = [set_of(clip.name) for clip in clips]
     lines = rows(*measure(ways(Separator.from_checkpoint(args.model_path, "cpu")), clips), sets)
     title = f"global SDR of the vocals, dB, mean of {len(clips)} clips"
     print(table(title, ("times as long", *sorted(set(sets))), lines))

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from diffvocsep.config import Config
 from diffvocsep.spectrogram import make_representation, modelled_bins
+from diffvocsep.unet import UNet
 
 
 class DiffusersUNet(nn.Module):
     """`forward(x_t, mixture, t)` as in `diffvocsep.unet.UNet`; patches of the spectrogram are folded into channels."""
+
+    _fold, _unfold = UNet._fold, UNet._unfold
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -23,7 +26,7 @@ class DiffusersUNet(nn.Module):
         widths = [model.base_channels * factor for factor in model.channels_mult]
         self.patch, scale = model.patch, 2 ** (len(widths) - 1)
         self.bins, self.time_stride = modelled_bins(config.audio), self.patch[1] * scale
-        self.strides = (self.patch[0] * scale, self.time_stride)
+        self.frequency_stride = self.patch[0] * scale
         fold = channels * self.patch[0] * self.patch[1]
         self.unet = UNet2DModel(
             in_channels=2 * fold, out_channels=fold, layers_per_block=model.blocks, block_out_channels=widths,
@@ -34,11 +37,5 @@ class DiffusersUNet(nn.Module):
     def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
         """`(B, C, F, T)`, `(B, C, F, T)`, `(B,)` -> `(B, C, F, T)`."""
         bins, frames = x_t.shape[-2:]
-        x = torch.cat([x_t, mixture], dim=1)
-        missing = [-size % stride for size, stride in zip((bins, frames), self.strides, strict=True)]
-        x = nn.functional.pad(x, (0, missing[1], 0, missing[0]))
-        (pf, pt), (batch, channels, rows, columns) = self.patch, x.shape
-        x = x.reshape(batch, channels, rows // pf, pf, columns // pt, pt).permute(0, 1, 3, 5, 4, 2)
-        x = self.unet(x.reshape(batch, channels * pf * pt, columns // pt, rows // pf), t).sample
-        x = x.reshape(batch, -1, pf, pt, columns // pt, rows // pf).permute(0, 1, 5, 2, 4, 3)
-        return x.reshape(batch, channels // 2, rows, columns)[:, :, :bins, :frames]
+        x = self.unet(self._fold(torch.cat([x_t, mixture], dim=1)), t).sample
+        return self._unfold(x)[..., :bins, :frames]

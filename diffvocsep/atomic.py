@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from itertools import chain, count
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -41,8 +40,3 @@ def remove_leftovers(folder: Path, seconds: float = 60.0) -> None:
                 part.unlink()
         except OSError:  # another process was faster, or has it open: it will be there next time
             continue
-
-
-def numbered(name: str) -> Iterator[str]:
-    """`name`, `name-2`, `name-3`, ...: until one is free."""
-    return chain([name], (f"{name}-{number}" for number in count(2)))

@@ -40,9 +40,7 @@ class Backend:
         self.device = self.host = device
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-            torch.backends.cudnn.benchmark = (
-                True  # the shapes of training stay the same; a song's last chunk pays a search
-            )
+            torch.backends.cudnn.benchmark = True  # shapes stay the same but for the last chunk of a song
 
     @property
     def main(self) -> bool:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .atomic import numbered, replace_file
+from .atomic import replace_file
 from .checkpoint import config_in, load_checkpoint, load_weights
 from .config import Config, differences, is_fixed, require_same_network
 from .errors import UserError
+from .runfolder import numbered
 from .strict_yaml import show
 
 # Under other values of these, dev scores cannot be compared.

@@ -14,12 +14,13 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, count
 from pathlib import Path
 
-from .atomic import numbered, write_atomic
+from .atomic import write_atomic
 from .checkpoint import versions
 from .config import Config, save_config
 
@@ -27,12 +28,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torchaudio", "pyyaml", "tqdm", "tensorboard", "soundfile", "safetensors", "matplotlib", "psutil")
 
 
+def numbered(name: str) -> Iterator[str]:
+    """`name`, `name-2`, `name-3`, ...: until one is free."""
+    return chain([name], (f"{name}-{number}" for number in count(2)))
+
+
 def new_folder(wanted: Path) -> Path:
     """Make the folder of a run that begins: `wanted`, or, if another run began in the same second, `wanted-2`, ..."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
     for name in numbered(wanted.name):
+        folder = wanted.with_name(name)
         with suppress(FileExistsError):
-            (folder := wanted.with_name(name)).mkdir()
+            folder.mkdir()
             return folder
 
 

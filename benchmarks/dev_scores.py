@@ -1,0 +1,31 @@
+"""Scores of the songs that decide, and how far two of them lie apart, for `ablation.py` and `cheap_gains.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from diffvocsep.evaluation.clips import Clip, find_excerpts
+from diffvocsep.evaluation.report import interval
+
+LONG = 60.0  # s: of longer songs only some of the clips are scored
+
+
+def dev_clips(root: Path, seconds: float, every: int) -> list[Clip]:
+    """The songs below `root` in clips of `seconds`, of long ones every n-th; those without vocals have no score."""
+    excerpts = find_excerpts("stems", root, seconds)
+    short, long = ([e for e in excerpts if (e.track.seconds > LONG) == so] for so in (False, True))
+    return [clip for clip in (e.read() for e in short + long[::every]) if clip.vocals.any()]
+
+
+def set_of(name: str) -> str:
+    """The set (folder of songs) of the clip `name`."""
+    return name.rpartition("/")[0]
+
+
+def paired(differences: np.ndarray) -> tuple[str, str]:
+    """Mean and 95 % bootstrap interval of differences in dB, `(clips,)`, in words; and the verdict on their sign."""
+    low, high = interval(differences[None], lambda drawn: float(drawn.mean()))
+    verdict = "tie" if low <= 0 <= high else ("better" if low > 0 else "worse")
+    return f"{differences.mean():+.2f} ({low:+.2f} .. {high:+.2f})", verdict
