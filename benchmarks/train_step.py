@@ -148,7 +148,7 @@ def network_inputs(config: Config, shape: tuple[int, int, int], device: torch.de
 def network_step(model: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype | None,
                  backend: Backend) -> Callable[[], None]:  # fmt: skip
     """Forward, backward and the optimizer of training, without data and spectrograms."""
-    optimizer = backend.optimizer(model.parameters(), 1e-6, 0.0)
+    optimizer = backend.optimizer("muon", model.parameters(), 1e-6, 0.0)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

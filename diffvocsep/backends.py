@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .data.loading import ahead
 from .device import choose_device, place
 from .errors import UserError
+from .muon import Muon
 
 # Of a step of another process. When one is gone, gloo notices at once; NCCL would after this, but torchrun ends all of
 # them 30 s after the first.
@@ -49,8 +50,12 @@ class Backend:
     def __str__(self) -> str:
         return str(self.device) if self.world_size == 1 else f"{self.world_size} x {self.device.type}"
 
-    def optimizer(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """AdamW; on CUDA one kernel for all weights."""
+    def optimizer(
+        self, name: str, parameters: Iterable[Tensor], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """`muon` or `adamw`; on CUDA AdamW's step is one kernel for all weights."""
+        if name == "muon":
+            return Muon(parameters, lr, weight_decay)
         fused = True if self.device.type == "cuda" else None
         return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused)
 

@@ -71,8 +71,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def config_in(path: Path, mapping: dict[str, Any]) -> Config:
     """The config saved in `path`; raises UserError that names the file, for one that this version cannot have."""
     train = mapping.get("train") if isinstance(mapping, dict) else None
-    if isinstance(train, dict) and train.get("loss") == "l1_l2":  # once a choice, now the only one
-        mapping = mapping | {"train": {key: value for key, value in train.items() if key != "loss"}}
+    if isinstance(train, dict):
+        train = {"optimizer": "adamw"} | train  # once the only one
+        if train.get("loss") == "l1_l2":  # once a choice, now the only one
+            del train["loss"]
+        mapping = mapping | {"train": train}
     with blame(f"the config in '{path}'"):
         return from_dict(mapping)
 

@@ -127,7 +127,8 @@ class TrainConfig:
     epochs: int = 4
     steps_per_epoch: int = 90
     max_steps: int = 0
-    lr: float = 2e-3
+    optimizer: Literal["muon", "adamw"] = "muon"
+    lr: float = 5e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 50
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"

@@ -76,6 +76,9 @@ def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str],
     if state["changes"]:
         say(f"changed since {path} was written, and accepted: {', '.join(state['changes'])}")
     require_same_network(before, config, str(path))
+    if "train.optimizer" in changed:
+        del state["optimizer"]
+        say("the optimizer is another one, and begins without what the one before had gathered")
     if "validated" not in state:  # such checkpoints were written after the validation
         say(f"{path} is of an older version, which did not count skipped steps: they count from here")
     state.setdefault("validated", state["step"])

@@ -66,7 +66,7 @@ class Trainer:
         if channels_last(train.channels_last, self.device, self.dtype):
             self.model = self.model.to(memory_format=torch.channels_last)
         self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.optimizer = self.backend.optimizer(self.model.parameters(), train.lr, train.weight_decay)
+        self.optimizer = self.backend.optimizer(train.optimizer, self.model.parameters(), train.lr, train.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.step, self.validated, self.skipped, self.bad_steps = 0, 0, 0, 0
         self.anew = True  # no run of this folder goes on
@@ -120,15 +120,24 @@ class Trainer:
         self.changes = state["changes"]
         self.model.load_state_dict(state["model"])
         self.ema = {name: _like(tensor, state["ema"][name]) for name, tensor in self.model.state_dict().items()}
-        for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
-            group |= {name: own[name] for name in ("weight_decay", "fused", "foreach", "capturable")}
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, moments in self.optimizer.state.items():
-            moments |= {name: _like(parameter, moments[name]) for name in ("exp_avg", "exp_avg_sq")}
+        if "optimizer" in state:
+            self._restore_moments(state["optimizer"])
         if state["scaler"]:  # empty where it was not in use
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.samples = state["step"], state["samples"]
         self.validated, self.skipped = state["validated"], state["skipped"]
+
+    def _restore_moments(self, state: dict) -> None:
+        """Of what a checkpoint says about the optimizer, take what has been learnt; settings are those of now."""
+        for group, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True):
+            group |= {name: value for name, value in own.items() if name != "params"}
+        self.optimizer.load_state_dict(state)
+        for parameter, moments in self.optimizer.state.items():
+            moments |= {
+                name: _like(parameter, value)
+                for name, value in moments.items()
+                if isinstance(value, Tensor) and value.shape == parameter.shape
+            }
 
     def _save(self, name: str) -> None:
         """Write a checkpoint, unless there is something in it that is not finite.

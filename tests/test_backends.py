@@ -144,10 +144,10 @@ def test_memory_layout_and_optimizer_follow_the_device(monkeypatch):
     assert not channels_last(True, torch.device("xla"), bf16)
     asked, precision = {}, torch.get_float32_matmul_precision()
     monkeypatch.setattr(torch.optim, "AdamW", lambda _, lr, **options: asked.update(options))
-    Backend(CPU).optimizer([], 0.1, 0.2)
+    Backend(CPU).optimizer("adamw", [], 0.1, 0.2)
     assert asked == {"weight_decay": 0.2, "fused": None} and torch.get_float32_matmul_precision() == precision
     try:
-        Backend(cuda).optimizer([], 0.1, 0.2)
+        Backend(cuda).optimizer("adamw", [], 0.1, 0.2)
         assert asked["fused"] is True and torch.get_float32_matmul_precision() == "high", "TF32"
     finally:
         torch.set_float32_matmul_precision(precision)
@@ -169,19 +169,21 @@ def test_auto_is_bf16_where_the_hardware_has_it_and_fp16_on_other_gpus(monkeypat
 
 
 def test_a_checkpoint_from_a_gpu_goes_on_with_this_device_s_optimizer(tmp_path):
-    run(tmp_path, "train.max_steps=2")
+    run(tmp_path, "train.max_steps=2", "train.optimizer=adamw")
     path = tmp_path / "ck" / "last.pt"
     state = load_checkpoint(path)
     state["optimizer"]["param_groups"][0]["fused"] = True
     torch.save(state, path)
-    (group,) = make(tmp_path, resume="auto").optimizer.param_groups
+    (group,) = make(tmp_path, "train.optimizer=adamw", resume="auto").optimizer.param_groups
     assert group["fused"] is None
 
 
 class Fused(Backend):
     """As on CUDA, one kernel for all weights."""
 
-    def optimizer(self, parameters: Iterable[torch.Tensor], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    def optimizer(
+        self, name: str, parameters: Iterable[torch.Tensor], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
 
 
@@ -189,10 +191,10 @@ class Fused(Backend):
 def test_a_checkpoint_of_another_memory_layout_goes_on_in_this_one(tmp_path, before):
     """One kernel for all reads weights, gradients and moments side by side, whatever layout they claim to have."""
     after = "false" if before == "true" else "true"
-    run(tmp_path, f"train.channels_last={before}", "train.max_steps=2")
-    weights = []
+    run(tmp_path, f"train.channels_last={before}", "train.max_steps=2", "train.optimizer=adamw", "train.lr=0.002")
+    weights, overrides = [], (f"train.channels_last={after}", "train.max_steps=4", "train.optimizer=adamw")
     for where in (Backend(CPU), Fused(CPU)):
-        trainer = Trainer(tiny(tmp_path, f"train.channels_last={after}", "train.max_steps=4"), where, "auto")
+        trainer = Trainer(tiny(tmp_path, *overrides, "train.lr=0.002"), where, "auto")
         for batches in trainer._steps():
             for parameter, moments in trainer.optimizer.state.items():
                 assert {moments[name].stride() for name in ("exp_avg", "exp_avg_sq")} == {parameter.stride()}
