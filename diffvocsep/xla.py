@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -136,6 +137,7 @@ def end_all(error: Exception) -> None:
     told = f"error: {error}" if isinstance(error, UserError | OSError) else traceback.format_exc()
     print(told, file=sys.stderr, flush=True)
     for other in psutil.Process(os.getppid()).children():
-        if other.pid != os.getpid() and "--multiprocessing-fork" in other.cmdline():  # not multiprocessing's own helper
-            other.kill()
+        with suppress(psutil.Error):  # it may have ended by itself
+            if other.pid != os.getpid() and "--multiprocessing-fork" in other.cmdline():  # not multiprocessing's helper
+                other.kill()
     os._exit(1)

@@ -250,6 +250,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "train.epochs": (2, ("train.max_steps=0",), written),
     "train.steps_per_epoch": (5, (), written),
     "train.max_steps": (7, (), written),
+    "train.optimizer": ("adamw", (), steps),
     "train.lr": (0.01, (), steps),
     "train.weight_decay": (0.5, (), steps),
     "train.warmup_steps": (3, (), steps),

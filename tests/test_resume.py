@@ -256,6 +256,30 @@ def test_what_may_change_is_said_and_has_its_effect(tmp_path, capsys):
     assert starts[0]["changes"] == [] and starts[1]["changes"] == expected.split(", ")
 
 
+def test_another_optimizer_begins_anew(tmp_path, capsys):
+    before = run(tmp_path, "train.max_steps=2", "train.optimizer=adamw")
+    capsys.readouterr()
+    after = make(tmp_path, "train.max_steps=3", resume="auto")
+    assert "train.optimizer: adamw -> muon" in (said := capsys.readouterr().out) and "optimizer is another" in said
+    assert after.step == 2 and after.optimizer.state_dict()["state"] == {}
+    for name, weight in before.model.state_dict().items():
+        assert torch.equal(after.model.state_dict()[name], weight), name
+    assert after.run() == 0
+
+
+def test_a_checkpoint_of_the_time_before_muon_goes_on_with_adamw(tmp_path, capsys):
+    before = run(tmp_path, "train.max_steps=2", "train.optimizer=adamw")
+    path = tmp_path / "ck" / "last.pt"
+    state = checkpoint.load_checkpoint(path)
+    del state["config"]["train"]["optimizer"]
+    torch.save(state, path)
+    capsys.readouterr()
+    after = make(tmp_path, "train.max_steps=2", "train.optimizer=adamw", resume="auto")
+    assert "changed since" not in capsys.readouterr().out
+    assert after.step == 2
+    assert_same_run(after, before)
+
+
 def test_precision_may_change(tmp_path):
     run(tmp_path, "train.max_steps=2")
     resumed = run(tmp_path, "train.max_steps=3", "train.amp=fp16", resume="auto")

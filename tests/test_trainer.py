@@ -61,7 +61,7 @@ def test_ctrl_c_while_loaders_start_is_no_error(tmp_path):
     """Spawned ones, as on Windows and macOS, take seconds to start, and until they ignore Ctrl-C it ends them."""
     process = start(tmp_path, "data.workers=2", script=ROOT / "tests" / "killed.py", START_METHOD="spawn")
     main = psutil.Process(process.pid)
-    while sum("spawn_main" in " ".join(child.cmdline()) for child in main.children()) < 2:
+    while sum("spawn_main" in " ".join(child.as_dict(["cmdline"], [])["cmdline"]) for child in main.children()) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     time.sleep(0.5)  # now the main process waits for their first batch

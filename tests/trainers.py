@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 TINY = """audio.sample_rate=8000 audio.channels=1 audio.n_fft=512 audio.hop_length=128 audio.win_length=512
     audio.bandwidth=0 data.synthetic_songs=2 data.synthetic_seconds=2 data.segment_seconds=0.5
     model.base_channels=4 train.batch_size=2 train.max_steps=6 train.steps_per_epoch=3 train.val_every_steps=2
-    train.val_batches=2 train.val_seconds=1 train.warmup_steps=2 train.amp=none log.every_steps=1"""
+    train.val_batches=2 train.val_seconds=1 train.warmup_steps=2 train.lr=0.002 train.amp=none log.every_steps=1"""
 
 
 def tiny(folder: Path, *overrides: str) -> Config:
