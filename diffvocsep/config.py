@@ -114,7 +114,7 @@ class DiffusionConfig:
 class SeparationConfig:
     subtract: Literal["complex", "mask", "magnitude", "normalized"] = "complex"
     contrast: float = 1.0
-    chunk_seconds: float = 12.0
+    chunk_seconds: float = 8.0
     margin_seconds: float = 1.5
     batch_chunks: int = 1
 
