@@ -32,12 +32,11 @@ from diffvocsep.config import Config
 from diffvocsep.errors import UserError
 from diffvocsep.evaluation.clips import Clip
 from diffvocsep.evaluation.report import table
-from diffvocsep.metrics import sdr
 from diffvocsep.separator import Separator
 from diffvocsep.trainer import Trainer
 from diffvocsep.unet import UNet
 
-from .dev_scores import dev_clips, paired, set_of
+from .dev_scores import dev_clips, paired, references, score, set_of
 from .diffusers_unet import DiffusersUNet
 
 NETWORKS = {"diffusers_unet": DiffusersUNet}  # variant -> network, where it is not ours
@@ -71,22 +70,6 @@ def run_variant(overrides: list[str], seconds: float, folder: Path, clips: list[
     scores = score(Separator(model, config), clips)
     parameters = sum(p.numel() for p in model.parameters())
     return {"steps": steps, "seconds": seconds_taken, "parameters": parameters, "scores": scores}
-
-
-def score(separator: Separator, clips: list[Clip]) -> dict[str, float]:
-    """Global SDR of the vocals of each clip, in dB."""
-    return {c.name: sdr(c.vocals, separator.separate(c.mixture, c.sample_rate)[0]) for c in tqdm(clips, leave=False)}
-
-
-def references(settings: list[str], clips: list[Clip]) -> dict[str, dict[str, float]]:
-    """Scores of those who have learnt nothing."""
-    config = load_config(PRESET, settings)
-    torch.manual_seed(0)
-    return {
-        "silence": {c.name: sdr(c.vocals, torch.zeros_like(c.vocals)) for c in clips},
-        "mixture": {c.name: sdr(c.vocals, c.mixture) for c in clips},
-        "untrained network": score(Separator(UNet(config), config), clips),
-    }
 
 
 def compare(results: dict[str, dict], untrained: dict[str, dict[str, float]]) -> str:
@@ -134,7 +117,7 @@ def run(argv: list[str] | None = None) -> int:
         if results[name]["asked"] != asked:
             raise UserError(f"'{kept}' was made with other settings; name another folder with --output")
     print(f"{len(clips)} dev segments, {args.seconds:g} s of training each")
-    print(compare(results, references(settings, clips)))
+    print(compare(results, references(load_config(PRESET, settings), clips)))
     return 0
 
 

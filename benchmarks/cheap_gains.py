@@ -25,7 +25,7 @@ from diffvocsep.evaluation.report import table
 from diffvocsep.metrics import sdr
 from diffvocsep.separator import Separator
 
-from .dev_scores import dev_clips, paired, set_of
+from .dev_scores import dev_clips, paired, references, set_of
 
 RELEASED = Path(__file__).parents[1] / "checkpoints" / "pretrained.safetensors"
 SECONDS, EVERY = 10.0, 4  # of a clip; of long songs every fourth counts
@@ -94,8 +94,12 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--model_path", type=Path, default=RELEASED)
     args = parser.parse_args(argv)
     clips = dev_clips(args.root, SECONDS, EVERY)
-    sets = [set_of(clip.name) for clip in clips]
-    lines = rows(*measure(ways(Separator.from_checkpoint(args.model_path, "cpu")), clips), sets)
+    sets, separator = [set_of(clip.name) for clip in clips], Separator.from_checkpoint(args.model_path, "cpu")
+    lines = {}
+    for name, scores in references(separator.config, clips).items():
+        means = (np.mean([scores[c.name] for c in clips if set_of(c.name) == one]) for one in sorted(set(sets)))
+        lines[name] = ["", *(f"{mean:.2f}" for mean in means)]
+    lines |= rows(*measure(ways(separator), clips), sets)
     title = f"global SDR of the vocals, dB, mean of {len(clips)} clips"
     print(table(title, ("times as long", *sorted(set(sets))), lines))
     return 0

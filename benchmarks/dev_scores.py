@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm.auto import tqdm
 
+from diffvocsep.config import Config
 from diffvocsep.evaluation.clips import Clip, find_excerpts
 from diffvocsep.evaluation.report import interval
+from diffvocsep.metrics import sdr
+from diffvocsep.separator import Separator
+from diffvocsep.unet import UNet
 
 LONG = 60.0  # s: of longer songs only some of the clips are scored
 
@@ -17,6 +23,21 @@ def dev_clips(root: Path, seconds: float, every: int) -> list[Clip]:
     excerpts = find_excerpts("stems", root, seconds)
     short, long = ([e for e in excerpts if (e.track.seconds > LONG) == so] for so in (False, True))
     return [clip for clip in (e.read() for e in short + long[::every]) if clip.vocals.any()]
+
+
+def score(separator: Separator, clips: list[Clip]) -> dict[str, float]:
+    """Global SDR of the vocals of each clip, in dB."""
+    return {c.name: sdr(c.vocals, separator.separate(c.mixture, c.sample_rate)[0]) for c in tqdm(clips, leave=False)}
+
+
+def references(config: Config, clips: list[Clip]) -> dict[str, dict[str, float]]:
+    """Scores of those who have learnt nothing."""
+    torch.manual_seed(0)
+    return {
+        "silence": {c.name: sdr(c.vocals, torch.zeros_like(c.vocals)) for c in clips},
+        "mixture": {c.name: sdr(c.vocals, c.mixture) for c in clips},
+        "untrained network": score(Separator(UNet(config), config), clips),
+    }
 
 
 def set_of(name: str) -> str:

@@ -55,6 +55,13 @@ def test_every_variant_is_a_possible_config():
     assert len(set(map(repr, configs.values()))) == len(configs)  # each differs from the defaults, and from the others
 
 
+def test_every_optimizer_is_a_possible_config():
+    variants = yaml.safe_load(ablation.VARIANTS.with_name("optimizers.yaml").read_text(encoding="utf-8"))
+    for name, overrides in variants.items():
+        train = load_config(ablation.PRESET, overrides).train
+        assert name == f"{train.optimizer}_{train.lr:g}"
+
+
 def test_another_network_takes_the_same_spectrograms():
     config = tiny_config()
     model = DiffusersUNet(config)
@@ -142,7 +149,10 @@ def test_a_trick_is_compared_clip_by_clip(tmp_path, capsys):
     assert cheap_gains.run(arguments) == 0
     lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
     assert [cell.strip() for cell in lines[0]][1:] == ["times as long", "a", "b"]
-    assert [cell.strip() for cell in lines[2]] == ["as it is", "1.0", "0.00", "0.00"]  # untrained: vocals are silence
+    silence, mixture, untrained, plain = ([cell.strip() for cell in line] for line in lines[2:6])
+    assert silence == ["silence", "", "0.00", "0.00"] and untrained == ["untrained network", "", "0.00", "0.00"]
+    assert mixture[0] == "mixture" and all(abs(float(mean)) < 0.5 for mean in mixture[2:]), "equally loud noises"
+    assert plain == ["as it is", "1.0", "0.00", "0.00"]  # untrained: vocals are silence
 
 
 def test_every_trick_gives_the_song_back_where_the_model_is_an_honest_identity():
