@@ -3,7 +3,8 @@
     python -m benchmarks.ablation --root TRAIN --dev_root DEV --seconds 120 --output logs/ablation
 
 Every variant of `benchmarks/ablation.yaml` trains for the same wall time here: its steps are timed first, so
-that the learning rate falls to zero at the end of it. It is scored on 5 s segments of the dev songs (global SDR of
+that the learning rate falls to zero at the end of it (with `--steps`, for as many steps as the others, which is as fair
+where a step of all takes as long, and on a busy machine fairer). It is scored on 5 s segments of the dev songs (global SDR of
 the vocals, EMA weights), and compared with `base` segment by segment: mean difference with a 95 % bootstrap interval,
 for each set of songs. Where the interval holds zero it is a tie. How far two trainings of one design lie apart no
 interval over segments knows; `base_again` tells. Finished variants are kept: an interrupted comparison goes on where
@@ -56,13 +57,13 @@ def step_seconds(config: Config) -> float:
     return (time.monotonic() - began) / TIMED
 
 
-def run_variant(overrides: list[str], seconds: float, folder: Path, clips: list[Clip]) -> dict:
-    """Train one variant for `seconds` and score it."""
+def run_variant(overrides: list[str], seconds: float, steps: int, folder: Path, clips: list[Clip]) -> dict:
+    """Train one variant for `steps`, or where they are 0 for `seconds`, and score it."""
     common = ["train.steps_per_epoch=1000000", "train.val_every_steps=1000000", "train.val_batches=2"]
     common += [f"log.checkpoint_dir={folder.as_posix()}", f"log.tb_log_dir={(folder / 'tb').as_posix()}"]
     settings = [*overrides, *common]
-    per_step = step_seconds(load_config(PRESET, [*settings, "train.max_steps=1000"]))
-    steps = max(1, round(seconds / per_step))
+    if not steps:
+        steps = max(1, round(seconds / step_seconds(load_config(PRESET, [*settings, "train.max_steps=1000"]))))
     began = time.monotonic()
     Trainer(load_config(PRESET, [*settings, f"train.max_steps={steps}"]), torch.device("cpu"), "none").run()
     seconds_taken = time.monotonic() - began
@@ -96,6 +97,7 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", required=True, help="training songs")
     parser.add_argument("--dev_root", required=True, type=Path, help="songs that decide")
     parser.add_argument("--seconds", type=float, default=120.0, help="training time of every variant")
+    parser.add_argument("--steps", type=int, default=0, help="train so many steps instead")
     parser.add_argument("--variants", type=Path, default=VARIANTS, help="YAML: name -> list of overrides")
     parser.add_argument("--output", type=Path, default=Path("logs/ablation"), metavar="DIR")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all variants")
@@ -103,20 +105,21 @@ def run(argv: list[str] | None = None) -> int:
     variants = yaml.safe_load(args.variants.read_text(encoding="utf-8"))
     settings = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}", *args.overrides]
     clips = dev_clips(args.dev_root, SEGMENT, EVERY)
+    length = f"{args.steps} steps" if args.steps else f"{args.seconds:g} s"
     results = {}
     for name, overrides in variants.items():
-        kept, asked = args.output / f"{name}.json", [*settings, f"{args.seconds:g} s", *overrides]
+        kept, asked = args.output / f"{name}.json", [*settings, length, *overrides]
         if not kept.exists():
             tqdm.write(f"{name}: {' '.join(overrides)}")
             network = NETWORKS.get(name, UNet)
             with patch("diffvocsep.trainer.UNet", network), patch("diffvocsep.checkpoint.UNet", network):
-                result = run_variant([*settings, *overrides], args.seconds, args.output / name, clips)
+                result = run_variant([*settings, *overrides], args.seconds, args.steps, args.output / name, clips)
             text = json.dumps({"asked": asked, **result}, indent=1)
             write_atomic(kept, lambda part, text=text: part.write_text(text, encoding="utf-8"))
         results[name] = json.loads(kept.read_text(encoding="utf-8"))
         if results[name]["asked"] != asked:
             raise UserError(f"'{kept}' was made with other settings; name another folder with --output")
-    print(f"{len(clips)} dev segments, {args.seconds:g} s of training each")
+    print(f"{len(clips)} dev segments, {length} of training each")
     print(compare(results, references(load_config(PRESET, settings), clips)))
     return 0
 
