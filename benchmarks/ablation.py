@@ -3,12 +3,12 @@
     python -m benchmarks.ablation --root TRAIN --dev_root DEV --seconds 120 --output logs/ablation
 
 Every variant of `benchmarks/ablation.yaml` trains for the same wall time here: its steps are timed first, so
-that the learning rate falls to zero at the end of it (with `--steps`, for as many steps as the others, which is as fair
-where a step of all takes as long, and on a busy machine fairer). It is scored on 5 s segments of the dev songs (global SDR of
-the vocals, EMA weights), and compared with `base` segment by segment: mean difference with a 95 % bootstrap interval,
-for each set of songs. Where the interval holds zero it is a tie. How far two trainings of one design lie apart no
-interval over segments knows; `base_again` tells. Finished variants are kept: an interrupted comparison goes on where
-it stopped. `diffusers_unet` has the UNet of the package `diffusers` in the place of ours.
+that the learning rate falls to zero at the end of it. (With `--steps` it trains for as many steps as the others: as
+fair where steps of all take as long, and on a busy machine fairer.) It is scored on 5 s segments of the dev songs
+(global SDR of the vocals, EMA weights), and compared with `base` segment by segment: mean difference with a 95 %
+bootstrap interval, for each set of songs. Where the interval holds zero it is a tie. How far two trainings of one
+design lie apart no interval over segments knows; `base_again` tells. Finished variants are kept: an interrupted
+comparison goes on where it stopped. `diffusers_unet` has the UNet of the package `diffusers` in the place of ours.
 """
 
 from __future__ import annotations
