@@ -47,10 +47,13 @@ def run(argv: list[str] | None = None) -> int:
     config = load_config(args.config, args.overrides)
     model = UNet(config)
     size = sum(p.numel() for p in model.parameters())
+    muon = config.train.optimizer == "muon"
+    moments = sum(p.numel() * (1 if muon and p.ndim > 1 else 2) for p in model.parameters())
     one, two = (kept(config, model, items, None) for items in (1, 2))
     batch = config.train.batch_size
     print(
-        f"{size / 1e6:.1f} M parameters: {16 * size / 1e9:.2f} GB with gradients and AdamW, {4 * size / 1e9:.2f} GB EMA"
+        f"{size / 1e6:.1f} M parameters: {(8 * size + 4 * moments) / 1e9:.2f} GB with gradients and the moments of "
+        f"{config.train.optimizer}, {4 * size / 1e9:.2f} GB EMA"
     )
     print(f"kept for the backward pass in float32: {(two - one) / 1e9:.2f} GB an item, "
           f"{(one + (batch - 1) * (two - one)) / 1e9:.1f} GB for a batch of {batch}")  # fmt: skip

@@ -82,7 +82,7 @@ def in_turn(steps: Mapping[str, Callable[[], object]], device: torch.device, rou
 
 
 def flops(step: Callable[[], object]) -> int:
-    """Of convolutions and matrix products, forward and backward."""
+    """Of convolutions and matrix products: forward, backward and, where it is in the step, Muon's."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
@@ -147,8 +147,8 @@ def network_inputs(config: Config, shape: tuple[int, int, int], device: torch.de
 
 def network_step(model: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtype | None,
                  backend: Backend) -> Callable[[], None]:  # fmt: skip
-    """Forward, backward and the optimizer of training, without data and spectrograms."""
-    optimizer = backend.optimizer("muon", model.parameters(), 1e-6, 0.0)
+    """Forward, backward and AdamW (Muon's products are not the network's), without data and spectrograms."""
+    optimizer = backend.optimizer("adamw", model.parameters(), 1e-6, 0.0)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,6 @@
 """The optimizer: Muon for kernels and matrices, AdamW for the rest.
 
-In equal time it learns more than AdamW alone (docs/experiments.md). torch.optim.Muon takes matrices only, and most
+In as many steps it learns more than AdamW alone (docs/experiments.md). torch.optim.Muon takes matrices only, and most
 weights of a UNet are kernels.
 """
 
@@ -14,11 +14,12 @@ from torch import Tensor
 
 MOMENTUM = 0.95  # of Muon
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW
-QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024, "Muon: An optimizer for hidden layers"
+QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """`(N, R, C)` -> `(N, R, C)` with the same singular vectors and all singular values near 1 (0.7 to 1.2).
+    """`(N, R, C)` -> `(N, R, C)` with the same singular vectors, and singular values between 0.68 and 1.21 where they
+    were at least 0.01 of the Frobenius norm; smaller ones stay smaller, some of them.
 
     The Newton-Schulz iteration of Jordan et al. 2024: x <- a x + b (x x^T) x + c (x x^T)^2 x.
     """
@@ -27,15 +28,16 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
     """Every weight of two or more dimensions, as a matrix `(R, C)` of its first dimension and all others, moves along
     its orthogonalized Nesterov momentum times 0.2 sqrt(max(R, C)), which is a step of about AdamW's size (Liu et al.
-    2025, "Muon is scalable for LLM training", section 2.2). Biases and the scales of norms are AdamW's.
+    2025, "Muon is scalable for LLM training", section 2.2). Biases and the scales of norms are AdamW's. Both papers
+    leave the first and the last layer to AdamW, too; here they are as small as the others, and Muon's.
 
     Args:
         parameters: of a network.
@@ -83,11 +85,14 @@ class Muon(torch.optim.Optimizer):
             together = orthogonalize(torch.stack([directions[i].flatten(1) for i in members]))
             together = together * (0.2 * max(shape) ** 0.5)
             for i, matrix in zip(members, together, strict=True):
-                directions[i] = matrix.view(directions[i].shape)
+                directions[i].copy_(matrix.view(directions[i].shape))  # in the memory layout of the weight
         return directions
 
     def _adaptive(self, parameters: list[Tensor]) -> list[Tensor]:
-        """Kingma and Ba 2015, algorithm 1."""
+        """Kingma and Ba 2015, algorithm 1; all weights get their gradients together, so they have one count.
+
+        The corrections never become exactly 1: a TPU would compile anew, for it takes 1 for a constant.
+        """
         gradients = [parameter.grad for parameter in parameters]
         first, second = (self._moments(parameters, name) for name in ("exp_avg", "exp_avg_sq"))
         torch._foreach_lerp_(first, gradients, 1 - BETAS[0])
@@ -95,9 +100,9 @@ class Muon(torch.optim.Optimizer):
         count = self.state[parameters[0]].get("step", 0) + 1
         for parameter in parameters:
             self.state[parameter]["step"] = count
-        scale = torch._foreach_div(second, 1 - BETAS[1] ** count)
+        scale = torch._foreach_div(second, 1 - max(BETAS[1] ** count, 1e-12))
         torch._foreach_sqrt_(scale)
         torch._foreach_add_(scale, EPSILON)
-        updates = torch._foreach_div(first, 1 - BETAS[0] ** count)
+        updates = torch._foreach_div(first, 1 - max(BETAS[0] ** count, 1e-12))
         torch._foreach_div_(updates, scale)
         return updates

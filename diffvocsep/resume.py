@@ -70,6 +70,12 @@ def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str],
             f"--resume none to start anew, --resume {path} to go on with it, or another log.checkpoint_dir"
         )
     changed = differences(before, config)
+    if automatic and "train.optimizer" in changed:
+        raise UserError(
+            f"{path} was trained with train.optimizer {before.train.optimizer}, whose learning rates are others: "
+            f"train.optimizer={before.train.optimizer} train.lr={before.train.lr:g} goes on as before, --resume {path} "
+            f"with {config.train.optimizer}, and --resume none starts anew"
+        )
     state["changes"] = [
         f"{key}: {show(old)} -> {show(new)}" for key, (old, new) in changed.items() if not is_fixed(key)
     ]

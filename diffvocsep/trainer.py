@@ -382,8 +382,8 @@ class Trainer:
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:
-    """`values` in the memory layout of `tensor`: AdamW's one kernel for all reads weights and moments side by side, and
-    the device that a checkpoint is from may have had another layout."""
+    """`values` in the memory layout of `tensor`: optimizers that take many weights in one kernel read weights and
+    moments side by side, and the device that a checkpoint is from may have had another layout."""
     return torch.empty_like(tensor).copy_(values)
 
 

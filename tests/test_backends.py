@@ -208,6 +208,17 @@ def test_a_checkpoint_of_another_memory_layout_goes_on_in_this_one(tmp_path, bef
         assert (weights[1][name] - tensor).abs().max() < 2e-4, name  # a tenth of train.lr
 
 
+def test_the_moments_of_muon_take_the_layout_of_the_weights(tmp_path):
+    run(tmp_path, "train.channels_last=false", "train.max_steps=2")
+    trainer = make(tmp_path, "train.channels_last=true", "train.max_steps=3", resume="auto")
+    kernels = 0
+    for parameter, moments in trainer.optimizer.state.items():
+        assert moments["exp_avg"].stride() == parameter.stride()
+        kernels += parameter.ndim == 4 and not parameter.is_contiguous()
+    assert kernels > 10
+    assert trainer.run() == 0
+
+
 class FakeMPS(TorchFunctionMode):
     """Everything that is asked of MPS happens on the CPU, but for what MPS does not have, float64, or gets wrong."""
 

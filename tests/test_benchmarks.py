@@ -57,6 +57,7 @@ def test_every_variant_is_a_possible_config():
 
 def test_every_optimizer_is_a_possible_config():
     variants = yaml.safe_load(ablation.VARIANTS.with_name("optimizers.yaml").read_text(encoding="utf-8"))
+    assert {name.split("_")[0] for name in variants} == {"adamw", "muon"}
     for name, overrides in variants.items():
         train = load_config(ablation.PRESET, overrides).train
         assert name == f"{train.optimizer}_{train.lr:g}"

@@ -245,8 +245,8 @@ def test_what_may_change_is_said_and_has_its_effect(tmp_path, capsys):
     capsys.readouterr()
     new = ["train.max_steps=3", "train.lr=0.5", "train.weight_decay=0.25"]
     resumed = run(tmp_path, *new, resume="auto")
-    (group,) = resumed.optimizer.param_groups
-    assert group["lr"] == pytest.approx(0.5 * learning_rate(2, 3, 2)) and group["weight_decay"] == 0.25
+    for group in resumed.optimizer.param_groups:
+        assert group["lr"] == pytest.approx(0.5 * learning_rate(2, 3, 2)) and group["weight_decay"] == 0.25
     expected = "train.max_steps: 2 -> 3, train.lr: 0.002 -> 0.5, train.weight_decay: 0.01 -> 0.25"
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed since")]
     assert line.endswith(f"and accepted: {expected}")
@@ -256,11 +256,16 @@ def test_what_may_change_is_said_and_has_its_effect(tmp_path, capsys):
     assert starts[0]["changes"] == [] and starts[1]["changes"] == expected.split(", ")
 
 
-def test_another_optimizer_begins_anew(tmp_path, capsys):
-    before = run(tmp_path, "train.max_steps=2", "train.optimizer=adamw")
+@pytest.mark.parametrize(("one", "other"), [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimizer_begins_anew_if_that_is_meant(tmp_path, capsys, one, other):
+    before = run(tmp_path, "train.max_steps=2", f"train.optimizer={one}")
     capsys.readouterr()
-    after = make(tmp_path, "train.max_steps=3", resume="auto")
-    assert "train.optimizer: adamw -> muon" in (said := capsys.readouterr().out) and "optimizer is another" in said
+    new, last = ["train.max_steps=3", f"train.optimizer={other}"], tmp_path / "ck" / "last.pt"
+    with pytest.raises(UserError, match=rf"train\.optimizer {one}, .* train\.optimizer={one} train\.lr=0\.002 goes on"):
+        make(tmp_path, *new, resume="auto")
+    after = make(tmp_path, *new, resume=str(last))
+    said = capsys.readouterr().out
+    assert f"train.optimizer: {one} -> {other}" in said and "optimizer is another" in said
     assert after.step == 2 and after.optimizer.state_dict()["state"] == {}
     for name, weight in before.model.state_dict().items():
         assert torch.equal(after.model.state_dict()[name], weight), name
