@@ -105,7 +105,7 @@ def test_checkpoints_go_from_the_cpu_to_the_tpu_and_back(tmp_path):
         assert state["step"] == steps and state["samples"] == 2 * steps
     ours, theirs = whole.state(), trainer.state()
     for part in ("model", "ema"):
-        assert_close(ours[part], theirs[part], 1e-3)  # AdamW divides by gradients that are nearly zero
+        assert_close(ours[part], theirs[part], 1e-3)  # the optimizer makes much of gradients that are nearly zero
 
 
 def test_what_xla_cannot_do_is_said(tmp_path):
@@ -153,7 +153,7 @@ def test_train_tpu_py_in_bf16_hears_ctrl_c_and_train_py_goes_on_and_back(tmp_pat
 
 def test_two_replicas_are_one_process_with_twice_the_batch(tmp_path):
     """Two XLA devices, with an all-reduce between them, go on for six steps with what one CPU with twice their batch
-    began, and it goes on with theirs: the weights are those that it gets alone, but for what AdamW makes of rounding
+    began, and it goes on with theirs: the weights are those that it gets alone, but for what Muon makes of rounding
     errors in gradients that are nearly zero."""
     settings = ("model.frequency_linear=0", "train.accumulate=2", "train.grad_clip=0.05", "train.val_seconds=0.5")
     trained = {}
