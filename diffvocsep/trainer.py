@@ -128,8 +128,8 @@ class Trainer:
         self.validated, self.skipped = state["validated"], state["skipped"]
 
     def _restore_moments(self, state: dict) -> None:
-        """Of what a checkpoint says about the optimizer, take what has been learnt; settings are those of now (but for the
-        learning rate, which every step sets)."""
+        """Of what a checkpoint says about the optimizer, take what has been learnt; settings are those of now, but for
+        the learning rate, which every step sets."""
         for group, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True):
             group |= {name: value for name, value in own.items() if name not in ("params", "lr")}
         self.optimizer.load_state_dict(state)
