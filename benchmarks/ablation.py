@@ -17,7 +17,6 @@ import argparse
 import json
 import time
 from pathlib import Path
-from statistics import mean
 from unittest.mock import patch
 
 import numpy as np
@@ -37,7 +36,7 @@ from diffvocsep.separator import Separator
 from diffvocsep.trainer import Trainer
 from diffvocsep.unet import UNet
 
-from .dev_scores import dev_clips, paired, references, score, set_of
+from .dev_scores import dev_clips, paired, references, score, set_means, set_of
 from .diffusers_unet import DiffusersUNet
 
 NETWORKS = {"diffusers_unet": DiffusersUNet}  # variant -> network, where it is not ours
@@ -80,14 +79,13 @@ def compare(results: dict[str, dict], untrained: dict[str, dict[str, float]]) ->
     sets = {one: [clip for clip in base if set_of(clip) == one] for one in sorted(set(map(set_of, base)))}
     rows = {}
     for name, scores in untrained.items():
-        means = (f"{mean(scores[clip] for clip in clips):.2f}" for clips in sets.values())
-        rows[name] = ["", "", "", *(cell for text in means for cell in (text, ""))]
+        rows[name] = ["", "", "", *(cell for value in set_means(scores) for cell in (f"{value:.2f}", ""))]
     for name, result in results.items():
         rows[name] = [f"{result['parameters'] / 1e6:.2f} M", str(result["steps"]), f"{result['seconds']:.0f}"]
-        for clips in sets.values():
+        for value, clips in zip(set_means(result["scores"]), sets.values(), strict=True):
             differences = np.array([result["scores"][clip] - base[clip] for clip in clips])
             against = "-" if name == first else ", ".join(paired(differences))
-            rows[name] += [f"{mean(result['scores'][clip] for clip in clips):.2f}", against]
+            rows[name] += [f"{value:.2f}", against]
     heads = [head for one in sets for head in (one, "against base (95 %)")]
     return table("variant, mean dB", ("parameters", "steps", "s", *heads), rows)
 

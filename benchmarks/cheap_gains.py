@@ -25,7 +25,7 @@ from diffvocsep.evaluation.report import table
 from diffvocsep.metrics import sdr
 from diffvocsep.separator import Separator
 
-from .dev_scores import dev_clips, paired, references, set_of
+from .dev_scores import dev_clips, paired, references, set_means, set_of
 
 RELEASED = Path(__file__).parents[1] / "checkpoints" / "pretrained.safetensors"
 SECONDS, EVERY = 10.0, 4  # of a clip; of long songs every fourth counts
@@ -95,10 +95,8 @@ def run(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     clips = dev_clips(args.root, SECONDS, EVERY)
     sets, separator = [set_of(clip.name) for clip in clips], Separator.from_checkpoint(args.model_path, "cpu")
-    lines = {}
-    for name, scores in references(separator.config, clips).items():
-        means = (np.mean([scores[c.name] for c in clips if set_of(c.name) == one]) for one in sorted(set(sets)))
-        lines[name] = ["", *(f"{mean:.2f}" for mean in means)]
+    untrained = references(separator.config, clips)
+    lines = {name: ["", *(f"{value:.2f}" for value in set_means(scores))] for name, scores in untrained.items()}
     lines |= rows(*measure(ways(separator), clips), sets)
     title = f"global SDR of the vocals, dB, mean of {len(clips)} clips"
     print(table(title, ("times as long", *sorted(set(sets))), lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import torch
@@ -43,6 +44,11 @@ def references(config: Config, clips: list[Clip]) -> dict[str, dict[str, float]]
 def set_of(name: str) -> str:
     """The set (folder of songs) of the clip `name`."""
     return name.rpartition("/")[0]
+
+
+def set_means(scores: dict[str, float]) -> list[float]:
+    """Mean score of each set, the sets in alphabetical order."""
+    return [mean(scores[clip] for clip in scores if set_of(clip) == one) for one in sorted(set(map(set_of, scores)))]
 
 
 def paired(differences: np.ndarray) -> tuple[str, str]:

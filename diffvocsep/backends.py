@@ -53,7 +53,7 @@ class Backend:
     def optimizer(
         self, name: str, parameters: Iterable[Tensor], lr: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        """The optimizer called `name`, `muon` (some 500 small kernels a step) or `adamw` (on CUDA one kernel)."""
+        """The optimizer called `name`, `muon` (hundreds of small kernels a step) or `adamw` (on CUDA one kernel)."""
         if name == "muon":
             return Muon(parameters, lr, weight_decay)
         fused = True if self.device.type == "cuda" else None
