@@ -73,11 +73,12 @@ def choose_model(path: Path | None, quiet: bool = False) -> Path:
 def run(argv: list[str] | None = None) -> int:
     args = parse(argv)
     from diffvocsep.backends import all_done
-    from diffvocsep.config import key_of
+    from diffvocsep.config import differences, key_of
     from diffvocsep.device import announce, place, resolve_device
     from diffvocsep.files import find_inputs, middle, pair_outputs, separate_file
     from diffvocsep.plot import plot_separation, require_picture
-    from diffvocsep.separator import Separator
+    from diffvocsep.separator import Separator, is_used
+    from diffvocsep.strict_yaml import show
     from diffvocsep.uncertainty import Spread, require_samples, save_spread, says_something
 
     sources = find_inputs(args.input)
@@ -96,12 +97,17 @@ def run(argv: list[str] | None = None) -> int:
     rank, _, processes = place()
     model = choose_model(args.model_path, quiet=rank > 0)
     device = resolve_device(args.device)
-    separator = Separator.from_checkpoint(model, str(device)).configured(args.config, args.overrides)
+    released = Separator.from_checkpoint(model, str(device))
+    separator = released.configured(args.config, args.overrides)
     options = {name: getattr(args, name) for name in OPTIONS}
     settings = separator.settings(**options)  # a setting that cannot be is said once, before any song is read
     if rank == 0:
         given = [OPTIONS[name] for name, value in options.items() if value is not None]
         warn_ignored(settings, [*given, *map(key_of, args.overrides)])
+        for key, (old, new) in differences(released.config, released.configured(args.config).config).items():
+            if is_used(key):  # a whole config.yaml undoes what suits the model
+                note = f"{args.config} sets {key} to {show(new)}; the model came with {show(old)}"
+                print(f"note: {note}", file=sys.stderr)
     if args.uncertainty:
         require_samples(settings)
     spread = Spread(settings.audio) if args.uncertainty or (args.plot and says_something(settings)) else None

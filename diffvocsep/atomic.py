@@ -33,8 +33,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove_leftovers(folder: Path, seconds: float = 60.0) -> None:
-    """Delete what killed processes left half-written in `folder`: temporary files untouched for `seconds`."""
-    for part in folder.glob("*.part"):
+    """Delete what killed processes left of checkpoints in `folder`: temporary files untouched for `seconds`."""
+    for part in folder.glob("*.pt.*.part"):  # others may download into this folder
         try:
             if time.time() - part.stat().st_mtime >= seconds:
                 part.unlink()

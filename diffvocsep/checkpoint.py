@@ -1,12 +1,13 @@
 """Checkpoints: all that a run needs to go on (`.pt`), and released weights with their config (`.safetensors`).
 
 python -m diffvocsep.checkpoint checkpoints/stems/best.pt checkpoints/pretrained.safetensors
-python -m diffvocsep.checkpoint step500.pt step1000.pt step2000.pt released.safetensors      # the mean of their weights
+python -m diffvocsep.checkpoint early.pt late.pt released.safetensors      # the mean of the weights of two models
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import zipfile
@@ -26,6 +27,9 @@ from .strict_yaml import blame
 from .unet import UNet
 
 FORMAT = 2
+# Where things lie on the computer that trained is nobody else's business.
+PLACES = """data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir
+    log.checkpoint_dir"""
 
 
 def versions() -> dict[str, str]:
@@ -81,11 +85,14 @@ def config_in(path: Path, mapping: dict[str, Any]) -> Config:
 
 
 def release(state: dict[str, Any], path: Path) -> None:
-    """Write the EMA weights of a training state as `.safetensors`, with the config in the metadata."""
+    """Write the EMA weights of a training state as `.safetensors`, and its config but for `PLACES` as metadata."""
     from safetensors.torch import save
 
     weights = {name: tensor.contiguous() for name, tensor in state["ema"].items()}
-    metadata = {"config": json.dumps(state["config"]), "step": str(state["step"]), "format": str(FORMAT)}
+    config, defaults = copy.deepcopy(state["config"]), to_dict(Config())
+    for section, key in (place.split(".") for place in PLACES.split()):
+        config[section][key] = defaults[section][key]
+    metadata = {"config": json.dumps(config), "step": str(state["step"]), "format": str(FORMAT)}
     write_atomic(path, lambda part: part.write_bytes(save(weights, metadata)))
 
 

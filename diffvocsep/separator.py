@@ -79,7 +79,7 @@ class Separator:
         config = load_config(path, overrides, base=self.config)
         require_same_network(self.config, config, "the model")
         for key in map(key_of, overrides):
-            if not (key in USED.split() or key.startswith("separation.") or is_fixed(key)):
+            if not (is_used(key) or is_fixed(key)):
                 raise UserError(f"{key} has no effect on a separation; leave it out")
         return Separator(self.model, config, self.device)
 
@@ -293,6 +293,11 @@ class Separator:
             drop = max(0, drop - ready)
         if rest is not None:
             yield rest[0][..., drop : half - hop] / rest[1][drop : half - hop]
+
+
+def is_used(key: str) -> bool:
+    """Whether a separation reads this setting, of those that weights leave open."""
+    return key in USED.split() or key.startswith("separation.")
 
 
 def first_timestep(config: Config) -> int:

@@ -114,6 +114,10 @@ def test_options_reach_the_separator(call):
     assert vocals("--seed", "1", "--steps", "3", "--eta", "1") != vocals("--seed", "1", "--steps", "3", "--eta", "0")
     Path("mine.yaml").write_text("separation: {subtract: mask}\n", encoding="utf-8")
     assert vocals("--seed", "1", "--config", "mine.yaml") == vocals("--seed", "1", "separation.subtract=mask")
+    _, _, err = call("--input", "song.wav", "--output", "v.wav", "--config", "mine.yaml", "diffusion.samples=2")
+    assert (
+        "note: mine.yaml sets separation.subtract to mask; the model came with complex" in err and "samples" not in err
+    )
 
 
 def test_16_bits(call):

@@ -182,8 +182,12 @@ def test_a_voice_over_foreign_music_has_the_level_of_a_mixture():
         assert decibels([item], "accompaniment")[0] == pytest.approx(0, abs=1e-6)
 
 
-def test_silent_tracks_are_not_made_louder():
-    tracks = [Ruler(1, stems=("vocals",), loudness=0.0), Ruler(2, stems=("accompaniment",))]
+@pytest.mark.parametrize("loudness", [0.0, 1e-5])  # digital silence, and the noise of a track where nobody sings
+@pytest.mark.parametrize("silent", BOTH)
+def test_silent_tracks_are_not_made_louder(silent, loudness):
+    tracks = [
+        Ruler(i, stems=(side,), **({"loudness": loudness} if side == silent else {})) for i, side in enumerate(BOTH, 1)
+    ]
     assert all(number(item["vocals"]) == 1 for item in drawn(tracks, draws=10))
 
 

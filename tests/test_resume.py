@@ -20,7 +20,7 @@ from trainers import ROOT, assert_same_run, assert_same_state, at_step, make, ru
 import diffvocsep.trainer as trainer_module
 from diffvocsep import checkpoint, cli
 from diffvocsep.atomic import remove_leftovers
-from diffvocsep.config import save_config
+from diffvocsep.config import Config, save_config
 from diffvocsep.errors import UserError
 from diffvocsep.rates import learning_rate
 from diffvocsep.trainer import Trainer
@@ -115,14 +115,14 @@ def test_ten_kills_change_nothing(tmp_path, workers):
 
 
 def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path):
-    for name in ("last.pt.1.part", "best.pt.22.part", "last.pt"):
+    for name in ("last.pt.1.part", "best.pt.22.part", "last.pt", "film.mp4.part"):  # the last one is not ours
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3, "another process may be writing it"
+    assert len(list(tmp_path.iterdir())) == 4, "another process may be writing it"
     for path in tmp_path.iterdir():
         os.utime(path, (time.time() - 100, time.time() - 100))
     remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "film.mp4.part"}
     remove_leftovers(tmp_path / "not there")
 
 
@@ -340,6 +340,9 @@ def test_only_the_run_s_own_last_checkpoint_goes_on_with_its_curves(tmp_path, un
 def test_a_released_file_gives_its_weights_to_a_new_run(tmp_path, undisturbed, capsys):
     released = tmp_path / "released.safetensors"
     checkpoint.release(undisturbed.state(), released)
+    trained, shipped = undisturbed.config, checkpoint.load_weights(released)[1]
+    assert shipped.log.checkpoint_dir == Config().log.checkpoint_dir != trained.log.checkpoint_dir, "a private path"
+    assert (shipped.model, shipped.train) == (trained.model, trained.train)
     trainer = make(tmp_path, "train.lr=0.1", resume=str(released))
     assert (trainer.step, trainer.samples, trainer.optimizer.state_dict()["state"]) == (0, 0, {})
     for name, weight in undisturbed.ema.items():

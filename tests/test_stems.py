@@ -17,6 +17,7 @@ from diffvocsep.config import load_config
 from diffvocsep.data import dev_tracks, stems, train_tracks
 from diffvocsep.data.stems import StemTrack, fill_cache, find_tracks
 from diffvocsep.data.synthetic import FAMILIES, VOICES, make_song
+from diffvocsep.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 RATE = 8000
@@ -78,6 +79,21 @@ def test_instruments_are_added_up_unless_there_is_an_accompaniment(tmp_path):
     write(folder / "accompaniment.flac", noise(10))
     (track,) = find_tracks(tmp_path, None)
     assert np.abs(track.read("accompaniment", 0, 1, RATE).numpy() - noise(10).T).max() < 1e-4
+
+
+@pytest.mark.parametrize("name, better", [
+    ("lead_vocals", "vocals"), ("vocal", "vocals"), ("Voice 2", "vocals"), ("보컬", "vocals"), ("mix", "mixture"),
+    ("01 Song", "mixture"), ("vocoder", None), ("remixed_strings", None),
+])  # fmt: skip
+def test_a_voice_or_a_whole_song_does_not_become_an_instrument(tmp_path, name, better):
+    write(tmp_path / "song" / "drums.wav", noise(0))
+    write(tmp_path / "song" / f"{name}.wav", noise(1))
+    if better:
+        with pytest.raises(UserError, match=rf"{name}\.wav.*count as accompaniment, .*name it {better}\.wav"):
+            find_tracks(tmp_path, None)
+        write(tmp_path / "song" / "accompaniment.wav", noise(2))  # then no other file counts
+    (track,) = find_tracks(tmp_path, None)
+    assert set(track.stems) == {"accompaniment"} and len(track.stems["accompaniment"]) == (1 if better else 2)
 
 
 def test_tracks_may_have_one_side(tmp_path):

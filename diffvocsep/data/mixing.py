@@ -23,6 +23,7 @@ from .augment import KNOTS, Room, alter, source_length, turn
 
 SIDES = ("vocals", "accompaniment")
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
+HISS = 1e-3  # a stem 60 dB below the other holds noise only, which is not made louder
 SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration
 
 
@@ -126,7 +127,7 @@ class Segments(Dataset):
             band = int(rng.choice(len(self.tracks), p=self.weights["accompaniment"]))
             voice = self.tracks[singer].loudness("vocals", audio.sample_rate)
             music = self.tracks[band].loudness("accompaniment", audio.sample_rate)
-            if voice > 0 and music > 0:
+            if voice > HISS * music and music > HISS * voice:
                 gain_db = REMIX_DB + 20 * np.log10(music / voice)
         crops = {i: _crop(self.tracks[i], self.length, data.speed_semitones, audio.sample_rate, rng)
                  for i in (singer, band)}  # fmt: skip

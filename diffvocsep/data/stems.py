@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -27,6 +29,11 @@ EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
 CHANNELS = 2  # of files with more, the first two are read
 LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces
 FULL_SCALE = 16384  # of 16 bit; leaves 6 dB above 1.0, which float stems and lossy decoders may reach
+# Words of a file name that mean a voice, or the whole song: such a file is no instrument.
+VOICES = {
+    "vocal", "vocals", "voc", "voice", "voices", "vox", "singer", "singing", "acapella", "acappella", "보컬", "목소리",
+}  # fmt: skip
+SONGS = {"mix", "mixture", "fullmix", "song", "믹스"}
 LAYOUT = "<root>/.../<track>/vocals.wav and accompaniment.wav (or drums.wav, bass.wav, ...; also .flac .ogg .mp3)"
 
 
@@ -47,6 +54,8 @@ class StemTrack:
         files = [f for f in files if names is None or f.stem.lower() in names]
         named = {side: [f for f in files if f.stem.lower() == side] for side in ("vocals", "accompaniment", "mixture")}
         others = [f for f in files if f.stem.lower() not in named]
+        for path in () if named["accompaniment"] else others:
+            _require_instrument(path)
         self.name, self.group = folder.relative_to(root).as_posix(), folder.parent.relative_to(root).as_posix()
         sides = named | {"accompaniment": named["accompaniment"] or others}
         self.stems = {side: paths for side, paths in sides.items() if paths}
@@ -195,6 +204,17 @@ def find_tracks(root: str | Path, cache: Path | None) -> list[StemTrack]:
     if not folders:
         raise UserError(f"no track was found in '{root}'; expected {LAYOUT}")
     return [StemTrack(folder, root, cache) for folder in folders]
+
+
+def _require_instrument(path: Path) -> None:
+    """Raises UserError for a file that would count as an instrument and whose name says that it is none."""
+    words = set(re.split(r"[\W\d_]+", unicodedata.normalize("NFC", path.stem.lower())))
+    for side, telling in (("vocals", VOICES), ("mixture", SONGS)):
+        if words & telling:
+            raise UserError(
+                f"'{path}' would count as accompaniment, but looks like {side}; name it {side}{path.suffix}, or "
+                "take it out of there"
+            )
 
 
 def track_folders(root: Path) -> list[Path]:
