@@ -74,7 +74,7 @@ def diffusers():
     from diffusers import DDIMScheduler, UNet2DModel
 
     model = UNet2DModel(
-        in_channels=8, out_channels=4, block_out_channels=(24, 48, 48, 72), layers_per_block=1, norm_num_groups=8,
+        in_channels=8, out_channels=4, block_out_channels=(40, 72, 80, 104), layers_per_block=1, norm_num_groups=8,
         down_block_types=("DownBlock2D",) * 4, up_block_types=("UpBlock2D",) * 4,
     ).eval()  # fmt: skip
     scheduler = DDIMScheduler()

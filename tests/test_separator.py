@@ -129,7 +129,7 @@ def test_chunks_leave_no_trace(settings):
         assert worst_db(vocals(seconds, 0.4) - whole, mixture) < max(-70, rounding + 10)
         # One pass reaches that far, but ddpm makes three, and the gain above the band looks farther.
         assert db(vocals(seconds, 0.13) - whole, mixture) < -50
-    assert worst_db(vocals(0.1, 0.0) - whole, mixture) > -60  # without a margin, this test would see the joints
+    assert worst_db(vocals(0.1, 0.0) - whole, mixture) > -60  # with the smallest margin, this test would see the joints
 
 
 def test_the_default_margin_suffices_for_the_default_network():
