@@ -1,7 +1,7 @@
 """The optimizer: Muon for kernels and matrices, AdamW for the rest.
 
-In as many steps it learns more than AdamW alone, or as much (docs/experiments.md). torch.optim.Muon takes matrices only,
-and most weights of a UNet are kernels.
+In as many steps it learns more than AdamW alone, or as much (docs/experiments.md). torch.optim.Muon takes only
+matrices, and most weights of a UNet are kernels.
 """
 
 from __future__ import annotations
