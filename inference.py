@@ -102,10 +102,10 @@ def run(argv: list[str] | None = None) -> int:
     options = {name: getattr(args, name) for name in OPTIONS}
     settings = separator.settings(**options)  # a setting that cannot be is said once, before any song is read
     if rank == 0:
-        given = [OPTIONS[name] for name, value in options.items() if value is not None]
-        warn_ignored(settings, [*given, *map(key_of, args.overrides)])
-        for key, (old, new) in differences(released.config, released.configured(args.config).config).items():
-            if is_used(key):  # a whole config.yaml undoes what suits the model
+        given = [OPTIONS[name] for name, value in options.items() if value is not None] + [*map(key_of, args.overrides)]
+        warn_ignored(settings, given)
+        for key, (old, new) in differences(released.config, separator.config).items():
+            if is_used(key) and key not in given:  # a whole config.yaml undoes what suits the model
                 note = f"{args.config} sets {key} to {show(new)}; the model came with {show(old)}"
                 print(f"note: {note}", file=sys.stderr)
     if args.uncertainty:

@@ -115,9 +115,11 @@ def test_options_reach_the_separator(call):
     Path("mine.yaml").write_text("separation: {subtract: mask}\n", encoding="utf-8")
     assert vocals("--seed", "1", "--config", "mine.yaml") == vocals("--seed", "1", "separation.subtract=mask")
     _, _, err = call("--input", "song.wav", "--output", "v.wav", "--config", "mine.yaml", "diffusion.samples=2")
-    assert (
-        "note: mine.yaml sets separation.subtract to mask; the model came with complex" in err and "samples" not in err
-    )
+    assert "note: mine.yaml sets separation.subtract to mask; the model came with complex" in err
+    assert "samples" not in err  # was asked for
+    Path("mine.yaml").write_text("diffusion: {ddim_steps: 5000}\n", encoding="utf-8")
+    code, _, err = call("--input", "song.wav", "--output", "v.wav", "--config", "mine.yaml", "diffusion.ddim_steps=2")
+    assert code == 0 and "ddim_steps" not in err
 
 
 def test_16_bits(call):

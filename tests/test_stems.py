@@ -82,14 +82,15 @@ def test_instruments_are_added_up_unless_there_is_an_accompaniment(tmp_path):
 
 
 @pytest.mark.parametrize("name, better", [
-    ("lead_vocals", "vocals"), ("vocal", "vocals"), ("Voice 2", "vocals"), ("보컬", "vocals"), ("mix", "mixture"),
-    ("01 Song", "mixture"), ("vocoder", None), ("remixed_strings", None),
+    *((name, "vocals") for name in ("lead_vocals", "vocal", "Voice 2", "LeadVox", "piano_vocal", "보컬", "메인보컬")),
+    *((name, "mixture") for name in ("mix", "01 Song", "full_mix", "믹스")),
+    *((name, None) for name in ("no_vocals", "minus vocals", "vocoder", "Love Song_drums", "drum_mix")),
 ])  # fmt: skip
 def test_a_voice_or_a_whole_song_does_not_become_an_instrument(tmp_path, name, better):
     write(tmp_path / "song" / "drums.wav", noise(0))
     write(tmp_path / "song" / f"{name}.wav", noise(1))
     if better:
-        with pytest.raises(UserError, match=rf"{name}\.wav.*count as accompaniment, .*name it {better}\.wav"):
+        with pytest.raises(UserError, match=rf"{name}\.wav.*count as accompaniment; .*name it {better}\.wav"):
             find_tracks(tmp_path, None)
         write(tmp_path / "song" / "accompaniment.wav", noise(2))  # then no other file counts
     (track,) = find_tracks(tmp_path, None)

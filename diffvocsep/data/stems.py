@@ -1,7 +1,8 @@
 """Folders of real tracks: `<root>/.../<track>/vocals.*` and `accompaniment.*`, or any set of instrument stems.
 
 A track may have one side only (a solo voice, an instrumental). What is in `accompaniment.*` is the accompaniment; where
-there is none, it is the sum of all other stems (`drums.wav`, `bass.wav`, ...) except `vocals` and `mixture`.
+there is none, it is the sum of all other stems (`drums.wav`, `bass.wav`, ...) except `vocals` and `mixture`; names that
+look like a voice or a whole song, such as `lead_vocals.wav` or `mix.wav`, are refused.
 """
 
 from __future__ import annotations
@@ -29,11 +30,10 @@ EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
 CHANNELS = 2  # of files with more, the first two are read
 LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces
 FULL_SCALE = 16384  # of 16 bit; leaves 6 dB above 1.0, which float stems and lossy decoders may reach
-# Words of a file name that mean a voice, or the whole song: such a file is no instrument.
-VOICES = {
-    "vocal", "vocals", "voc", "voice", "voices", "vox", "singer", "singing", "acapella", "acappella", "보컬", "목소리",
-}  # fmt: skip
-SONGS = {"mix", "mixture", "fullmix", "song", "믹스"}
+# Names of files that mean a voice, or the whole song; such a file is no instrument.
+VOICE = re.compile(r"voc|vox|보컬|목소리|(^|[\W\d_])(voices?|sing(er|ing)|acapp?ella)([\W\d_]|$)")
+NO_VOICE = re.compile(r"(^|[\W\d_])(no|minus|without)[\W\d_]*vo[cx]|instrumental|karaoke|vocoder")
+SONG = re.compile(r"[\W\d_]*(full|final)?[\W\d_]*(mix|mixture|song|믹스)[\W\d_]*")
 LAYOUT = "<root>/.../<track>/vocals.wav and accompaniment.wav (or drums.wav, bass.wav, ...; also .flac .ogg .mp3)"
 
 
@@ -208,13 +208,14 @@ def find_tracks(root: str | Path, cache: Path | None) -> list[StemTrack]:
 
 def _require_instrument(path: Path) -> None:
     """Raises UserError for a file that would count as an instrument and whose name says that it is none."""
-    words = set(re.split(r"[\W\d_]+", unicodedata.normalize("NFC", path.stem.lower())))
-    for side, telling in (("vocals", VOICES), ("mixture", SONGS)):
-        if words & telling:
-            raise UserError(
-                f"'{path}' would count as accompaniment, but looks like {side}; name it {side}{path.suffix}, or "
-                "take it out of there"
-            )
+    name = unicodedata.normalize("NFC", path.stem.lower())
+    voice, song = VOICE.search(name) and not NO_VOICE.search(name), SONG.fullmatch(name)
+    if voice or song:
+        side = "vocals" if voice else "mixture"
+        raise UserError(
+            f"'{path}' would count as accompaniment; if it is {side}, name it {side}{path.suffix}, and if not, "
+            "give it another name"
+        )
 
 
 def track_folders(root: Path) -> list[Path]:
