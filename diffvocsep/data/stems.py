@@ -1,8 +1,8 @@
 """Folders of real tracks: `<root>/.../<track>/vocals.*` and `accompaniment.*`, or any set of instrument stems.
 
 A track may have one side only (a solo voice, an instrumental). What is in `accompaniment.*` is the accompaniment; where
-there is none, it is the sum of all other stems (`drums.wav`, `bass.wav`, ...) except `vocals` and `mixture`; names among
-them that look like a voice or a whole song, such as `lead_vocals.wav` or `mix.wav`, are refused.
+there is none, it is the sum of all other stems (`drums.wav`, `bass.wav`, ...) except `vocals` and `mixture`; names
+among them that look like a voice or a whole song, such as `lead_vocals.wav` or `mix.wav`, are refused.
 """
 
 from __future__ import annotations
