@@ -8,7 +8,7 @@ fair where steps of all take as long, and on a busy machine fairer.) It is score
 (global SDR of the vocals, EMA weights), and compared with `base` segment by segment: mean difference with a 95 %
 bootstrap interval, for each set of songs. Where the interval holds zero it is a tie. How far two trainings of one
 design lie apart no interval over segments knows; `base_again` tells. Finished variants are kept: an interrupted
-comparison goes on where it stopped. `diffusers_unet` has the UNet of the package `diffusers` in the place of ours.
+comparison goes on where it stopped. What no setting can change is put in the place of ours: see `REPLACED`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
@@ -34,12 +35,18 @@ from diffvocsep.evaluation.clips import Clip
 from diffvocsep.evaluation.report import table
 from diffvocsep.separator import Separator
 from diffvocsep.trainer import Trainer
-from diffvocsep.unet import UNet
 
 from .dev_scores import dev_clips, paired, references, score, set_means, set_of
 from .diffusers_unet import DiffusersUNet
+from .other_networks import BandSplitUNet, MidSideSpectrogram, TimeAttentionUNet
 
-NETWORKS = {"diffusers_unet": DiffusersUNet}  # variant -> network, where it is not ours
+NETWORK = ("diffvocsep.trainer.UNet", "diffvocsep.checkpoint.UNet")
+REPLACED: dict[str, tuple[type, tuple[str, ...]]] = {  # variant -> its own class, and in the place of which of ours
+    "diffusers_unet": (DiffusersUNet, NETWORK),
+    "time_attention": (TimeAttentionUNet, NETWORK),
+    "band_split": (BandSplitUNet, NETWORK),
+    "mid_side": (MidSideSpectrogram, ("diffvocsep.spectrogram.ComplexSpectrogram",)),
+}
 VARIANTS = Path(__file__).with_name("ablation.yaml")
 PRESET = Path(__file__).parents[1] / "configs" / "stems.yaml"
 SEGMENT, EVERY = 5.0, 6  # s of a dev segment; of long songs every sixth is scored
@@ -109,8 +116,10 @@ def run(argv: list[str] | None = None) -> int:
         kept, asked = args.output / f"{name}.json", [*settings, length, *overrides]
         if not kept.exists():
             tqdm.write(f"{name}: {' '.join(overrides)}")
-            network = NETWORKS.get(name, UNet)
-            with patch("diffvocsep.trainer.UNet", network), patch("diffvocsep.checkpoint.UNet", network):
+            replacement, places = REPLACED.get(name, (None, ()))
+            with ExitStack() as stack:
+                for place in places:
+                    stack.enter_context(patch(place, replacement))
                 result = run_variant([*settings, *overrides], args.seconds, args.steps, args.output / name, clips)
             text = json.dumps({"asked": asked, **result}, indent=1)
             write_atomic(kept, lambda part, text=text: part.write_text(text, encoding="utf-8"))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,11 +18,20 @@ import yaml
 
 from benchmarks import ablation, cheap_gains, inference
 from benchmarks.diffusers_unet import DiffusersUNet
+from benchmarks.other_networks import (
+    BANDS,
+    Bands,
+    BandSplitUNet,
+    MidSideSpectrogram,
+    TimeAttention,
+    TimeAttentionUNet,
+)
 from diffvocsep import checkpoint
 from diffvocsep.checkpoint import release
 from diffvocsep.config import load_config, to_dict
 from diffvocsep.errors import UserError
 from diffvocsep.separator import Separator
+from diffvocsep.spectrogram import make_representation
 from diffvocsep.unet import UNet
 from tests.tiny import Stub, random_unet, tiny_config
 
@@ -50,7 +61,7 @@ def test_the_table_calls_a_difference_only_what_lies_outside_the_interval():
 def test_every_variant_is_a_possible_config():
     variants = yaml.safe_load(ablation.VARIANTS.read_text(encoding="utf-8"))
     assert next(iter(variants.items())) == ("base", [])
-    assert not any(variants.pop(name) for name in ablation.NETWORKS)
+    assert not any(variants.pop(name) for name in ablation.REPLACED.keys() & variants)
     configs = {name: load_config(ablation.PRESET, overrides) for name, overrides in variants.items()}
     assert len(set(map(repr, configs.values()))) == len(configs)  # each differs from the defaults, and from the others
 
@@ -61,6 +72,71 @@ def test_every_optimizer_is_a_possible_config():
     for name, overrides in variants.items():
         train = load_config(ablation.PRESET, overrides).train
         assert name == f"{train.optimizer}_{train.lr:g}"
+
+
+def test_every_structure_is_a_possible_config_or_a_class_of_its_own():
+    variants = yaml.safe_load(ablation.VARIANTS.with_name("structures.yaml").read_text(encoding="utf-8"))
+    configs = {name: repr(load_config(ablation.PRESET, overrides)) for name, overrides in variants.items()}
+    for name, config in configs.items():
+        assert (config == configs["base"]) == (name == "base" or name in ablation.REPLACED)
+    for _, places in ablation.REPLACED.values():
+        assert {resolve_name(place).__module__ for place in places} <= {"diffvocsep.unet", "diffvocsep.spectrogram"}
+
+
+def test_attention_along_time_starts_as_nothing_and_then_hears_far_frames_of_its_row_only():
+    layer = TimeAttention(8, heads=2)
+    x = torch.randn(2, 8, 40, 5)
+    assert torch.equal(layer(x), x)
+    torch.nn.init.normal_(layer.out.weight)
+    layer.norm = torch.nn.Identity()  # which would carry a change to the other rows of its frame
+    changed = x.clone()
+    changed[:, 0, 39, 3] += 5
+    difference = (layer(changed) - layer(x)).abs().amax(dim=(0, 1))  # (T, F)
+    assert (difference[0, 3] > 1e-5) and (difference[:39, :3] == 0).all()
+
+
+def test_attention_along_time_is_in_the_two_coarsest_scales():
+    config = tiny_config()
+    model = TimeAttentionUNet(config)
+    found = [name for name, module in model.named_modules() if isinstance(module, TimeAttention)]
+    scales = len(config.model.channels_mult)
+    assert found == [f"down.{scales - 2}.attention", f"down.{scales - 1}.attention", f"up.{scales - 2}.attention"]
+
+
+def test_a_band_hears_its_own_bins_and_gives_them_back():
+    bins = sum(number * width for number, width in BANDS)
+    split, merge = Bands(3, 4, split=True), Bands(4, 3, split=False)
+    x = torch.randn(2, 3, 6, bins)
+    rows = split(x)
+    assert rows.shape == (2, 4, 6, sum(number for number, _ in BANDS)) and merge(rows).shape == x.shape
+    x[:, 1, 2, 130] += 1  # the first 64 bands have two bins each, so bins 128 to 131 are band 64
+    changed = (split(x) != rows).any(1)
+    assert changed.nonzero()[:, 1:].unique(dim=0).tolist() == [[2, 64]]
+    back = merge(rows)
+    rows[:, :, 2, 64] += 1
+    assert (merge(rows) != back).any(1).nonzero()[:, 1:].unique(dim=0).tolist() == [[2, i] for i in range(128, 132)]
+
+
+def test_the_network_of_bands_starts_like_ours_and_learns():
+    config = load_config(ablation.PRESET)
+    model = BandSplitUNet(config)
+    x_t, mixture = torch.randn(2, 1, 4, model.bins, 21)
+    out = model(x_t, mixture, torch.tensor([999]))
+    assert out.shape == mixture.shape and not out.any()
+    (out - mixture).square().mean().backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in model.head[-1].weights)
+
+
+def test_middle_and_side_return_to_left_and_right_and_a_mono_song_has_no_side():
+    config = load_config(ablation.PRESET)
+    spectrum = torch.randn(2, 2, 30, 9, dtype=torch.complex64)
+    with patch("diffvocsep.spectrogram.ComplexSpectrogram", MidSideSpectrogram):
+        representation = make_representation(config.audio)
+    statistics = representation.statistics(spectrum)
+    x = representation.encode(spectrum, statistics)
+    torch.testing.assert_close(representation.decode(x, statistics, spectrum), spectrum, atol=1e-4, rtol=1e-4)
+    mono = spectrum[:, :1].expand(-1, 2, -1, -1)
+    assert representation.encode(mono, statistics)[:, 2:].abs().max() < 1e-6 < x[:, 2:].abs().max()
 
 
 def test_another_network_takes_the_same_spectrograms():
