@@ -26,9 +26,7 @@ def run(argv: list[str] | None = None) -> int:
     backend = find_backend(args.device)
     if backend.main:
         warn_ignored(config)
-    code = Trainer(config, backend, args.resume).run()
-    backend.close()
-    return code
+    return backend.finish(Trainer(config, backend, args.resume).run())
 
 
 if __name__ == "__main__":
