@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import yaml
 
 from benchmarks import ablation, cheap_gains, inference
 from benchmarks.diffusers_unet import DiffusersUNet
+from benchmarks.ema_lengths import averages
 from benchmarks.other_networks import (
     BANDS,
     Bands,
@@ -32,6 +34,7 @@ from diffvocsep.config import load_config, to_dict
 from diffvocsep.errors import UserError
 from diffvocsep.separator import Separator
 from diffvocsep.spectrogram import make_representation
+from diffvocsep.trainer import Trainer
 from diffvocsep.unet import UNet
 from tests.tiny import Stub, random_unet, tiny_config
 
@@ -146,6 +149,22 @@ def test_another_network_takes_the_same_spectrograms():
     x_t, mixture = x_t[:, :, : model.bins], mixture[:, :, : model.bins]
     output = model(x_t, mixture, torch.tensor([3, 900]))
     assert output.shape == x_t.shape and not torch.equal(output, model(x_t, -mixture, torch.tensor([3, 900])))
+
+
+def test_averages_are_those_of_the_steps_that_were_trained(tmp_path):
+    config = tiny_config(
+        "data.synthetic_songs=2", "data.synthetic_seconds=1", "data.segment_seconds=0.5", "train.max_steps=5",
+        f"data.cache_dir={tmp_path.as_posix()}", f"log.checkpoint_dir={tmp_path.as_posix()}",
+    )  # fmt: skip
+    trainer = Trainer(config, torch.device("cpu"), "none")
+    raw = []
+    optimize = trainer._optimize
+    trainer._optimize = lambda batches: (optimize(batches), raw.append(copy.deepcopy(trainer.model.state_dict())))
+    found = averages(trainer, 2, [0.0, 0.1, 0.9])
+    for name, (first, last) in {name: (raw[0][name], raw[1][name]) for name in raw[0]}.items():
+        for decay, kept in ((0.0, 0.0), (0.1, 0.1), (0.9, 2 / 11)):  # the third still in its warm-up
+            torch.testing.assert_close(found[decay][name], kept * first + (1 - kept) * last)
+    assert any(not torch.equal(raw[0][name], raw[1][name]) for name in raw[0])
 
 
 def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
