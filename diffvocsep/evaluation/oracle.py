@@ -50,9 +50,9 @@ def ceilings(clip: Clip) -> dict[str, float]:
 
 def _spectra(base: AudioConfig, mixture: Tensor, rest: Tensor, vocals: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Name and vocals' STFT, complex `(1, C, F, T)`, of everything that is compared."""
-    variants = {"complex |X|^0.5": base}
+    variants = {"complex abs(X)^0.5": base}
     for scale in SCALES:
-        variants[f"log1p({scale:g} |X|)"] = replace(base, representation="magnitude", log1p_scale=scale)
+        variants[f"log1p({scale:g} abs(X))"] = replace(base, representation="magnitude", log1p_scale=scale)
     for name, audio in variants.items():
         representation = make_representation(audio)
         statistics = representation.statistics(mixture)
