@@ -93,6 +93,13 @@ def test_a_voice_or_a_whole_song_does_not_become_an_instrument(tmp_path, name, b
         with pytest.raises(UserError, match=rf"{name}\.wav.*count as accompaniment; .*name it {better}\.wav"):
             find_tracks(tmp_path, None)
         write(tmp_path / "song" / "accompaniment.wav", noise(2))  # then no other file counts
+    if better == "vocals":
+        with pytest.raises(UserError, match=rf"{name}\.wav.*not be used; .*name it vocals\.wav"):
+            find_tracks(tmp_path, None)
+        write(tmp_path / "song" / "vocals.wav", noise(3))  # then it is one voice of several
+        assert [path.name for path in find_tracks(tmp_path, None)[0].stems["vocals"]] == ["vocals.wav"]
+        (tmp_path / "song" / "vocals.wav").unlink()
+        (tmp_path / "song" / f"{name}.wav").unlink()
     (track,) = find_tracks(tmp_path, None)
     assert set(track.stems) == {"accompaniment"} and len(track.stems["accompaniment"]) == (1 if better else 2)
 

@@ -54,8 +54,9 @@ class StemTrack:
         files = [f for f in files if names is None or f.stem.lower() in names]
         named = {side: [f for f in files if f.stem.lower() == side] for side in ("vocals", "accompaniment", "mixture")}
         others = [f for f in files if f.stem.lower() not in named]
-        for path in () if named["accompaniment"] else others:
-            _require_instrument(path)
+        if not (named["accompaniment"] and named["vocals"]):
+            for path in others:
+                _require_instrument(path, counts=not named["accompaniment"])
         self.name, self.group = folder.relative_to(root).as_posix(), folder.parent.relative_to(root).as_posix()
         sides = named | {"accompaniment": named["accompaniment"] or others}
         self.stems = {side: paths for side, paths in sides.items() if paths}
@@ -206,15 +207,16 @@ def find_tracks(root: str | Path, cache: Path | None) -> list[StemTrack]:
     return [StemTrack(folder, root, cache) for folder in folders]
 
 
-def _require_instrument(path: Path) -> None:
-    """Raises UserError for a file that would count as an instrument and whose name says that it is none."""
+def _require_instrument(path: Path, counts: bool) -> None:
+    """Raises UserError for a file that would be added to the accompaniment (or not: `counts`), and whose name says that
+    it is a voice or a whole song; of what is not added, for the only voice."""
     name = unicodedata.normalize("NFC", path.stem.lower())
-    voice, song = VOICE.search(name) and not NO_VOICE.search(name), SONG.fullmatch(name)
+    voice, song = VOICE.search(name) and not NO_VOICE.search(name), counts and SONG.fullmatch(name)
     if voice or song:
         side = "vocals" if voice else "mixture"
+        fate = "count as accompaniment" if counts else "not be used"
         raise UserError(
-            f"'{path}' would count as accompaniment; if it is {side}, name it {side}{path.suffix}, and if not, "
-            "give it another name"
+            f"'{path}' would {fate}; if it is {side}, name it {side}{path.suffix}, and if not, give it another name"
         )
 
 
