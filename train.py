@@ -26,7 +26,9 @@ def run(argv: list[str] | None = None) -> int:
     backend = find_backend(args.device)
     if backend.main:
         warn_ignored(config)
-    return backend.finish(Trainer(config, backend, args.resume).run())
+    code = Trainer(config, backend, args.resume).run()
+    backend.close()
+    return code
 
 
 if __name__ == "__main__":

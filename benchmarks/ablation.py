@@ -16,7 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -53,6 +54,16 @@ SEGMENT, EVERY = 5.0, 6  # s of a dev segment; of long songs every sixth is scor
 WARM, TIMED = 3, 6  # steps that warm up, and steps that tell how long one takes
 
 
+@contextmanager
+def replaced(name: str) -> Iterator[None]:
+    """Inside, the variant's own class is in the place of ours."""
+    replacement, places = REPLACED.get(name, (None, ()))
+    with ExitStack() as stack:
+        for place in places:
+            stack.enter_context(patch(place, replacement))
+        yield
+
+
 def step_seconds(config: Config) -> float:
     """How long a training step of `config` takes here, data included."""
     trainer = Trainer(config, torch.device("cpu"), "none")
@@ -71,7 +82,8 @@ def run_variant(overrides: list[str], seconds: float, steps: int, folder: Path, 
     if not steps:
         steps = max(1, round(seconds / step_seconds(load_config(PRESET, [*settings, "train.max_steps=1000"]))))
     began = time.monotonic()
-    Trainer(load_config(PRESET, [*settings, f"train.max_steps={steps}"]), torch.device("cpu"), "none").run()
+    if Trainer(load_config(PRESET, [*settings, f"train.max_steps={steps}"]), torch.device("cpu"), "none").run():
+        raise KeyboardInterrupt  # it was stopped before its last step
     seconds_taken = time.monotonic() - began
     model, config = load_model(folder / "last.pt")
     scores = score(Separator(model, config), clips)
@@ -108,6 +120,10 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all variants")
     args = parser.parse_args(argv)
     variants = yaml.safe_load(args.variants.read_text(encoding="utf-8"))
+    for name in [name for name, overrides in variants.items() if not overrides][1:]:
+        if name not in REPLACED:
+            known = ", ".join(REPLACED)
+            raise UserError(f"'{name}' in {args.variants} changes nothing; those with a class of their own are {known}")
     settings = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}", *args.overrides]
     clips = dev_clips(args.dev_root, SEGMENT, EVERY)
     length = f"{args.steps} steps" if args.steps else f"{args.seconds:g} s"
@@ -116,10 +132,7 @@ def run(argv: list[str] | None = None) -> int:
         kept, asked = args.output / f"{name}.json", [*settings, length, *overrides]
         if not kept.exists():
             tqdm.write(f"{name}: {' '.join(overrides)}")
-            replacement, places = REPLACED.get(name, (None, ()))
-            with ExitStack() as stack:
-                for place in places:
-                    stack.enter_context(patch(place, replacement))
+            with replaced(name):
                 result = run_variant([*settings, *overrides], args.seconds, args.steps, args.output / name, clips)
             text = json.dumps({"asked": asked, **result}, indent=1)
             write_atomic(kept, lambda part, text=text: part.write_text(text, encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Scores of the songs that decide, and how far two of them lie apart, for `ablation.py` and `cheap_gains.py`."""
+"""Scores of the songs that decide, and how far two of them lie apart: what the comparisons here share."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.ema_lengths LAST.pt --root TRAIN --dev_root DEV --steps 300
 
-goes on from a checkpoint, at the learning rate it has there, and averages the weights of these steps with each decay
-side by side, from the first of them on. Each average is scored on clips of the dev songs (global SDR of the vocals, dB)
-and compared with the last of them clip by clip: mean difference with a 95 % bootstrap interval.
+goes on from a checkpoint in the middle of a run, at the learning rate it has there (and what is found holds there), and
+averages the weights of these steps with each decay side by side: all alike until an average has as many steps as its
+decay reaches, then by the decay. Each average is scored on clips of the dev songs (global SDR of the vocals, dB) and
+compared with the last of them clip by clip: mean difference with a 95 % bootstrap interval.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from tqdm.auto import tqdm
 from diffvocsep.checkpoint import config_in, load_checkpoint
 from diffvocsep.cli import main
 from diffvocsep.config import load_config
+from diffvocsep.errors import UserError
 from diffvocsep.evaluation.report import table
-from diffvocsep.rates import ema_decay
 from diffvocsep.separator import Separator
 from diffvocsep.trainer import Trainer
 
@@ -36,14 +37,14 @@ def averages(trainer: Trainer, steps: int, decays: list[float]) -> dict[float, d
     for n, batches in zip(tqdm(range(steps), "steps"), trainer._steps(), strict=False):
         trainer._optimize(batches)
         for decay, average in found.items():
-            kept = ema_decay(n, decay) if n else 0.0
+            kept = min(decay, n / (n + 1))
             torch._foreach_lerp_(list(average.values()), list(weights.values()), 1 - kept)
     return found
 
 
 def run(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a last.pt")
+    parser.add_argument("checkpoint", type=Path, help="a last.pt of a run that is not finished")
     parser.add_argument("--root", required=True, help="training songs")
     parser.add_argument("--dev_root", required=True, type=Path, help="songs that decide")
     parser.add_argument("--steps", type=int, default=300)
@@ -54,7 +55,9 @@ def run(argv: list[str] | None = None) -> int:
     settings = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}", "train.val_batches=1"]
     config = load_config(None, [*settings, *args.overrides], base=config)
     trainer = Trainer(config, torch.device("cpu"), str(args.checkpoint))
-    first = trainer.step
+    first, left = trainer.step, trainer.total_steps - trainer.step
+    if left < args.steps:
+        raise UserError(f"'{args.checkpoint}' has {left} steps left of its run, fewer than the {args.steps} of --steps")
     clips = dev_clips(args.dev_root, SECONDS, EVERY)
     scores = references(config, clips)
     for decay, weights in averages(trainer, args.steps, args.decays).items():

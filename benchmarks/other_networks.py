@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +14,8 @@ BANDS = ((64, 2), (96, 4), (32, 8))  # (number, bins each) from the lowest: 192 
 
 
 class TimeAttention(FrequencyAttention):
-    """Self-attention along time within every row of frequency, `(B, C, T, F)` -> the same."""
+    """Self-attention along time within every row of frequency, `(B, C, T, F)` -> the same. It knows no positions, and
+    attends to all frames of a chunk alike, those of the silence around a song among them."""
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, frames, bins = x.shape
@@ -49,16 +48,18 @@ class Bands(nn.Module):
         super().__init__()
         self.split, self.channels = split, channels
         sizes = [(number, in_channels * (w if split else 1), channels * (1 if split else w)) for number, w in BANDS]
-        self.weights = nn.ParameterList(torch.empty(size).uniform_(-1, 1) / math.sqrt(size[1]) for size in sizes)
-        self.biases = nn.ParameterList(torch.zeros(number, outputs) for number, _, outputs in sizes)
+        self.layers = nn.ModuleList(  # a matrix for each band, so that Muon makes each orthogonal
+            nn.ModuleList(nn.Linear(inputs, outputs) for _ in range(number)) for number, inputs, outputs in sizes
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, T, F)` of bins -> `(B, C', T, bands)` if it splits, else the reverse."""
         parts = x.split([number * (w if self.split else 1) for number, w in BANDS], dim=-1)
         rows = []
-        for part, weight, bias in zip(parts, self.weights, self.biases, strict=True):
-            part = part.unflatten(-1, (len(weight), -1)).permute(0, 2, 3, 4, 1).flatten(3)  # (B, T, bands, bins * C)
-            part = torch.einsum("btni,nio->btno", part, weight) + bias
+        for part, layers in zip(parts, self.layers, strict=True):
+            weight, bias = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+            part = part.unflatten(-1, (len(layers), -1)).permute(0, 2, 3, 4, 1).flatten(3)  # (B, T, bands, bins * C)
+            part = torch.einsum("btni,noi->btno", part, weight) + bias
             rows.append(part.unflatten(-1, (-1, self.channels)).flatten(2, 3))
         return torch.cat(rows, dim=2).permute(0, 3, 1, 2)
 
@@ -72,12 +73,18 @@ class BandSplitUNet(UNet):
         inputs, outputs = (layer // self.patch[0] for layer in (self.stem.in_channels, self.head[-1].out_channels))
         self.patch = (1, time)  # what is left of the patch: pairs of frames
         self.stem, self.head[-1] = Bands(inputs, width, split=True), Bands(width, outputs, split=False)
-        for weight in self.head[-1].weights:
-            nn.init.zeros_(weight)
+        for parameter in self.head[-1].parameters():
+            nn.init.zeros_(parameter)
 
 
 class MidSideSpectrogram(ComplexSpectrogram):
-    """The mean of left and right and half their difference (times sqrt 2, so that energy stays), each compressed."""
+    """(L + R) / sqrt 2 and (L - R) / sqrt 2 in the place of left and right, each compressed.
+
+    The stem sees their magnitudes, and those of half their sum and half their difference, as it does of left and right.
+    """
+
+    def statistics(self, mixture: Tensor) -> Tensor:
+        return super().statistics(_mid_side(mixture))
 
     def encode(self, spectrum: Tensor, statistics: Tensor) -> Tensor:
         return super().encode(_mid_side(spectrum), statistics)

@@ -7,8 +7,6 @@ XLA        TPUs, see xla.py
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -135,9 +133,8 @@ class Backend:
         """What is worth a curve of its own."""
         return {}
 
-    def finish(self, code: int) -> int:
-        """The last call of a run that has come to a good end, or been stopped; the exit code of this process."""
-        return code
+    def close(self) -> None:
+        """The last call of a run that has come to a good end, or been stopped."""
 
 
 class Ranks(Backend):
@@ -177,13 +174,8 @@ class Ranks(Backend):
     def wait(self) -> None:
         dist.all_reduce(torch.zeros(1), group=self.patient)
 
-    def finish(self, code: int) -> int:
-        """Does not return: while Python takes itself down, gloo's threads may abort a process that has done its work
-        ("terminate called without an active exception", pytorch pull request 179291)."""
+    def close(self) -> None:
         dist.destroy_process_group()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def find_backend(name: str) -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NoReturn
@@ -21,16 +22,26 @@ def main(run: Callable[[], int]) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     listen()  # SIGTERM, of `timeout` and of clusters, is heard like Ctrl-C: what is unfinished is cleaned up
     try:
-        sys.exit(run())
+        _leave(run())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except OSError as error:  # a full disk, a folder without rights: the sentence of the system names file and reason
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _leave(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; as a process of torchrun at once: while Python took itself down, torch 2.11 with gloo was seen to abort
+    ("terminate called without an active exception"), and the code of a run that had done its work was lost."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def warn_ignored(config: Config, asked: Collection[str] | None = None) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from pkgutil import resolve_name
 from unittest.mock import patch
 
 import numpy as np
@@ -80,10 +79,44 @@ def test_every_optimizer_is_a_possible_config():
 def test_every_structure_is_a_possible_config_or_a_class_of_its_own():
     variants = yaml.safe_load(ablation.VARIANTS.with_name("structures.yaml").read_text(encoding="utf-8"))
     configs = {name: repr(load_config(ablation.PRESET, overrides)) for name, overrides in variants.items()}
-    for name, config in configs.items():
-        assert (config == configs["base"]) == (name == "base" or name in ablation.REPLACED)
-    for _, places in ablation.REPLACED.values():
-        assert {resolve_name(place).__module__ for place in places} <= {"diffvocsep.unet", "diffvocsep.spectrogram"}
+    ours = [config for name, config in configs.items() if name not in ablation.REPLACED]
+    assert len(set(ours)) == len(ours) == len(configs) - 3
+
+
+@pytest.mark.parametrize("name", ablation.REPLACED)
+def test_a_class_of_its_own_takes_the_place_of_ours_everywhere(tmp_path, name):
+    config = load_config(None, [
+        "data.synthetic_songs=2", "data.synthetic_seconds=1", "data.segment_seconds=0.5", "train.val_batches=1",
+        f"data.cache_dir={tmp_path.as_posix()}", f"log.checkpoint_dir={tmp_path.as_posix()}",
+    ])  # fmt: skip
+    own, _ = ablation.REPLACED[name]
+    with ablation.replaced(name):
+        trainer = Trainer(config, torch.device("cpu"), "none")
+        trainer._save("last.pt")
+        model, _ = checkpoint.load_model(tmp_path / "last.pt")
+        used = [trainer.model, model] if issubclass(own, torch.nn.Module) else [
+            trainer.objective.representation, Separator(model, config).representation,
+        ]  # fmt: skip
+    assert all(type(one) is own for one in used)
+    assert own not in (type(UNet(config)), type(Separator(UNet(config), config).representation))
+
+
+def test_an_interrupted_variant_is_not_taken_for_a_finished_one(tmp_path, monkeypatch):
+    class Stopped:
+        def __init__(self, *_) -> None: ...
+
+        def run(self) -> int:
+            return 130
+
+    monkeypatch.setattr(ablation, "Trainer", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ablation.run_variant([], 0, 5, tmp_path, [])
+
+
+def test_a_variant_that_changes_nothing_is_an_error(tmp_path):
+    (tmp_path / "v.yaml").write_text("base: []\ntimeattention: []\n", encoding="utf-8")
+    with pytest.raises(UserError, match="'timeattention' .* changes nothing; .* are diffusers_unet, time_attention"):
+        ablation.run(["--root", "no", "--dev_root", "no", "--variants", str(tmp_path / "v.yaml")])
 
 
 def test_attention_along_time_starts_as_nothing_and_then_hears_far_frames_of_its_row_only():
@@ -127,7 +160,7 @@ def test_the_network_of_bands_starts_like_ours_and_learns():
     out = model(x_t, mixture, torch.tensor([999]))
     assert out.shape == mixture.shape and not out.any()
     (out - mixture).square().mean().backward()
-    assert all(weight.grad.abs().sum() > 0 for weight in model.head[-1].weights)
+    assert all(layer.weight.grad.any() for layers in model.head[-1].layers for layer in layers)
 
 
 def test_middle_and_side_return_to_left_and_right_and_a_mono_song_has_no_side():
@@ -139,6 +172,8 @@ def test_middle_and_side_return_to_left_and_right_and_a_mono_song_has_no_side():
     x = representation.encode(spectrum, statistics)
     torch.testing.assert_close(representation.decode(x, statistics, spectrum), spectrum, atol=1e-4, rtol=1e-4)
     mono = spectrum[:, :1].expand(-1, 2, -1, -1)
+    middle = representation.encode(mono, representation.statistics(mono))
+    assert float(middle.square().mean()) == pytest.approx(1, abs=0.01)
     assert representation.encode(mono, statistics)[:, 2:].abs().max() < 1e-6 < x[:, 2:].abs().max()
 
 
@@ -160,11 +195,14 @@ def test_averages_are_those_of_the_steps_that_were_trained(tmp_path):
     raw = []
     optimize = trainer._optimize
     trainer._optimize = lambda batches: (optimize(batches), raw.append(copy.deepcopy(trainer.model.state_dict())))
-    found = averages(trainer, 2, [0.0, 0.1, 0.9])
-    for name, (first, last) in {name: (raw[0][name], raw[1][name]) for name in raw[0]}.items():
-        for decay, kept in ((0.0, 0.0), (0.1, 0.1), (0.9, 2 / 11)):  # the third still in its warm-up
-            torch.testing.assert_close(found[decay][name], kept * first + (1 - kept) * last)
-    assert any(not torch.equal(raw[0][name], raw[1][name]) for name in raw[0])
+    found = averages(trainer, 3, [0.0, 0.1, 0.6, 0.9])
+    for name in raw[0]:
+        first, second, third = (weights[name] for weights in raw)
+        torch.testing.assert_close(found[0.0][name], third)
+        torch.testing.assert_close(found[0.1][name], 0.01 * first + 0.09 * second + 0.9 * third)
+        torch.testing.assert_close(found[0.9][name], (first + second + third) / 3)
+        torch.testing.assert_close(found[0.6][name], 0.3 * first + 0.3 * second + 0.4 * third)  # after a mean of two
+    assert any(not torch.equal(raw[0][name], raw[2][name]) for name in raw[0])
 
 
 def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):

@@ -129,6 +129,22 @@ def test_a_dead_process_ends_the_run_and_one_alone_goes_on(tmp_path):
     assert load_checkpoint(last)["samples"] == 4 * (end - 2) + 2 * 2 + 4
 
 
+@pytest.mark.parametrize("ending, code, said", [("print('done') or 3", 3, "done"), ("fail()", 2, "")])
+def test_a_process_of_torchrun_leaves_with_its_code_whatever_would_come_then(ending, code, said):
+    """torch 2.11 with gloo was seen to abort while Python takes itself down."""
+    script = (
+        "import atexit, os, sys; from diffvocsep.cli import main; from diffvocsep.errors import UserError\n"
+        "def fail(): raise UserError('no such song')\n"
+        f"atexit.register(os.abort); main(lambda: {ending})"
+    )
+    for extra in ({"TORCHELASTIC_RUN_ID": "x"}, {}):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | extra, cwd=ROOT
+        )
+        assert (done.returncode == code) == bool(extra) and said in done.stdout
+        assert ("error: no such song" in done.stderr) == (code == 2)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
 def test_the_first_process_dead_ends_the_run_with_what_it_saved(tmp_path):
     """It alone writes; the others leave its files as they were."""

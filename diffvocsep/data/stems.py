@@ -2,7 +2,8 @@
 
 A track may have one side only (a solo voice, an instrumental). What is in `accompaniment.*` is the accompaniment; where
 there is none, it is the sum of all other stems (`drums.wav`, `bass.wav`, ...) except `vocals` and `mixture`; names
-among them that look like a voice or a whole song, such as `lead_vocals.wav` or `mix.wav`, are refused.
+among them that look like a voice or a whole song, such as `lead_vocals.wav` or `mix.wav`, are refused; beside an
+`accompaniment.*` without `vocals.*`, those that look like a voice are.
 """
 
 from __future__ import annotations
@@ -208,8 +209,11 @@ def find_tracks(root: str | Path, cache: Path | None) -> list[StemTrack]:
 
 
 def _require_instrument(path: Path, counts: bool) -> None:
-    """Raises UserError for a file that would be added to the accompaniment (or not: `counts`), and whose name says that
-    it is a voice or a whole song; of what is not added, for the only voice."""
+    """Raises UserError for a file whose name says that it is a voice or a whole song.
+
+    `counts`: it would be added to the accompaniment. If it would not, only voices are refused: the track has no
+    vocals.*, and would lose its only one.
+    """
     name = unicodedata.normalize("NFC", path.stem.lower())
     voice, song = VOICE.search(name) and not NO_VOICE.search(name), counts and SONG.fullmatch(name)
     if voice or song:
