@@ -73,6 +73,7 @@ class Trainer:
         self.without = ", without --resume," if resume != "auto" else ""  # the same command goes on
         self.samples = 0  # segments drawn, by all processes
         self.best_sdr = -math.inf
+        self.dev_songs: list[str] = []  # on which it was reached
         self.run_id = time.strftime("%Y%m%d-%H%M%S")
         self.changes: list[str] = []  # what a resumed run does differently
         self.interruption, self.agreed = Interruption(self._say), False  # the latter: of any process, all know
@@ -83,7 +84,9 @@ class Trainer:
         network = self.backend.wrap(self.model)
         self.network = torch.compile(network) if train.compile else network
         with self.backend.main_first():
-            self.clips = dev_clips(dev_tracks(config), config) if self.backend.main else []
+            dev = dev_tracks(config) if self.backend.main else []
+            self._compare_with([track.name for track in dev])
+            self.clips = dev_clips(dev, config) if self.backend.main else []
             tracks = train_tracks(config)
             fill_cache(tracks, config.audio.sample_rate)
         self.per_step = self.backend.world_size * train.accumulate * train.batch_size
@@ -104,6 +107,7 @@ class Trainer:
             "validated": self.validated,
             "skipped": self.skipped,
             "best_sdr": self.best_sdr,
+            "dev_songs": self.dev_songs,
             "run_id": self.run_id,
         }
 
@@ -112,6 +116,7 @@ class Trainer:
         state = load_state(path, self.config, automatic, self._say)
         if path.resolve() == (self.folder / "last.pt").resolve():  # else it is another run, whose curves stay its own
             self.anew, self.run_id, self.best_sdr = False, state["run_id"], state["best_sdr"]
+            self.dev_songs = state.get("dev_songs", [])  # older versions did not save them
         if state["step"] == 0:
             if "weights" in state:
                 self.model.load_state_dict(state["weights"])
@@ -126,6 +131,13 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.samples = state["step"], state["samples"]
         self.validated, self.skipped = state["validated"], state["skipped"]
+
+    def _compare_with(self, songs: list[str]) -> None:
+        """The songs that validate now: on others, scores cannot be compared."""
+        if self.backend.main and self.dev_songs not in ([], songs):
+            self.best_sdr = -math.inf
+            self._say("the dev songs are others than before: the best SDR so far is forgotten")
+        self.dev_songs = songs
 
     def _restore_moments(self, state: dict) -> None:
         """Of what a checkpoint says about the optimizer, take what has been learnt; settings are those of now, but for

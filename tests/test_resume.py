@@ -421,6 +421,24 @@ def test_other_dev_clips_or_sampling_forget_the_best_score_and_other_data_are_re
         make(tmp_path, "data.dataset=stems", resume="auto")
 
 
+def test_other_songs_under_the_same_name_forget_the_best_score(tmp_path, capsys):
+    first = make(tmp_path)
+    first.step, first.best_sdr = 1, 5.0
+    assert len(first.dev_songs) > 1
+    last = first.folder / "last.pt"
+    checkpoint.save_checkpoint(last, first.state())
+    assert make(tmp_path, resume="auto").best_sdr == 5.0
+    assert "forgotten" not in capsys.readouterr().out
+    checkpoint.save_checkpoint(last, first.state() | {"dev_songs": first.dev_songs[1:]})
+    other = make(tmp_path, resume="auto")
+    assert other.best_sdr == -math.inf and other.dev_songs == first.dev_songs
+    assert "the dev songs are others than before: the best SDR so far is forgotten" in capsys.readouterr().out
+    older = first.state()
+    del older["dev_songs"]
+    checkpoint.save_checkpoint(last, older)
+    assert make(tmp_path, resume="auto").best_sdr == 5.0
+
+
 def test_a_checkpoint_from_before_there_were_these_counters_goes_on(tmp_path, capsys):
     run(tmp_path, "train.max_steps=3")
     state = last(tmp_path)
