@@ -1,6 +1,6 @@
 """Over how many steps should the weights be averaged? Several lengths, on the way of one and the same training:
 
-    python -m benchmarks.ema_lengths LAST.pt --root TRAIN --dev_root DEV --steps 300
+    python -m benchmarks.ema_lengths --resume LAST.pt --root TRAIN --dev_root DEV --steps 300
 
 goes on from a checkpoint in the middle of a run, at the learning rate it has there (and what is found holds there), and
 averages the weights of these steps with each decay side by side: all alike until an average has as many steps as its
@@ -44,20 +44,20 @@ def averages(trainer: Trainer, steps: int, decays: list[float]) -> dict[float, d
 
 def run(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a last.pt of a run that is not finished")
+    parser.add_argument("--resume", required=True, type=Path, metavar="LAST.pt", help="of a run that is not finished")
     parser.add_argument("--root", required=True, help="training songs")
     parser.add_argument("--dev_root", required=True, type=Path, help="songs that decide")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--decays", type=float, nargs="+", default=[0.0, 0.9, 0.97, 0.99, 0.997])
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override its own")
     args = parser.parse_args(argv)
-    config = config_in(args.checkpoint, load_checkpoint(args.checkpoint)["config"])
+    config = config_in(args.resume, load_checkpoint(args.resume)["config"])
     settings = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}", "train.val_batches=1"]
     config = load_config(None, [*settings, *args.overrides], base=config)
-    trainer = Trainer(config, torch.device("cpu"), str(args.checkpoint))
+    trainer = Trainer(config, torch.device("cpu"), str(args.resume))
     first, left = trainer.step, trainer.total_steps - trainer.step
     if left < args.steps:
-        raise UserError(f"'{args.checkpoint}' has {left} steps left of its run, fewer than the {args.steps} of --steps")
+        raise UserError(f"'{args.resume}' has {left} steps left of its run, fewer than the {args.steps} of --steps")
     clips = dev_clips(args.dev_root, SECONDS, EVERY)
     scores = references(config, clips)
     for decay, weights in averages(trainer, args.steps, args.decays).items():
