@@ -21,7 +21,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import torch
 import yaml
 from tqdm.auto import tqdm
@@ -37,7 +36,7 @@ from diffvocsep.evaluation.report import table
 from diffvocsep.separator import Separator
 from diffvocsep.trainer import Trainer
 
-from .dev_scores import dev_clips, paired, references, score, set_means, set_of
+from .dev_scores import cells, dev_clips, heads, references, score
 from .diffusers_unet import DiffusersUNet
 from .other_networks import BandSplitUNet, MidSideSpectrogram, TimeAttentionUNet
 
@@ -94,19 +93,12 @@ def run_variant(overrides: list[str], seconds: float, steps: int, folder: Path, 
 def compare(results: dict[str, dict], untrained: dict[str, dict[str, float]]) -> str:
     """One line a variant: the mean over each set of songs, and how far it lies from the first variant's; before them
     the means of those who have learnt nothing."""
-    first, base = next((name, result["scores"]) for name, result in results.items())
-    sets = {one: [clip for clip in base if set_of(clip) == one] for one in sorted(set(map(set_of, base)))}
-    rows = {}
-    for name, scores in untrained.items():
-        rows[name] = ["", "", "", *(cell for value in set_means(scores) for cell in (f"{value:.2f}", ""))]
+    base = next(iter(results.values()))["scores"]
+    rows = {name: ["", "", "", *cells(scores)] for name, scores in untrained.items()}
     for name, result in results.items():
-        rows[name] = [f"{result['parameters'] / 1e6:.2f} M", str(result["steps"]), f"{result['seconds']:.0f}"]
-        for value, clips in zip(set_means(result["scores"]), sets.values(), strict=True):
-            differences = np.array([result["scores"][clip] - base[clip] for clip in clips])
-            against = "-" if name == first else ", ".join(paired(differences))
-            rows[name] += [f"{value:.2f}", against]
-    heads = [head for one in sets for head in (one, "against base (95 %)")]
-    return table("variant, mean dB", ("parameters", "steps", "s", *heads), rows)
+        about = [f"{result['parameters'] / 1e6:.2f} M", str(result["steps"]), f"{result['seconds']:.0f}"]
+        rows[name] = about + cells(result["scores"], base)
+    return table("variant, mean dB", ("parameters", "steps", "s", *heads(base, "base")), rows)
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -120,8 +112,8 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of all variants")
     args = parser.parse_args(argv)
     variants = yaml.safe_load(args.variants.read_text(encoding="utf-8"))
-    for name in [name for name, overrides in variants.items() if not overrides][1:]:
-        if name not in REPLACED:
+    for name, overrides in list(variants.items())[1:]:
+        if not overrides and name not in REPLACED:
             known = ", ".join(REPLACED)
             raise UserError(f"'{name}' in {args.variants} changes nothing; those with a class of their own are {known}")
     settings = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}", *args.overrides]

@@ -51,6 +51,23 @@ def set_means(scores: dict[str, float]) -> list[float]:
     return [mean(scores[clip] for clip in scores if set_of(clip) == one) for one in sorted(set(map(set_of, scores)))]
 
 
+def cells(scores: dict[str, float], base: dict[str, float] | None = None) -> list[str]:
+    """Two cells of a table for each set of songs: its mean, and how far that lies from `base`, clip by clip; `-` for
+    `base` itself, and nothing where there is none."""
+    found = []
+    for one, value in zip(sorted(set(map(set_of, scores))), set_means(scores), strict=True):
+        against = "" if base is None else "-"
+        if base is not None and scores is not base:
+            against = ", ".join(paired(np.array([scores[c] - base[c] for c in base if set_of(c) == one])))
+        found += [f"{value:.2f}", against]
+    return found
+
+
+def heads(scores: dict[str, float], base: str) -> list[str]:
+    """What stands above these cells; `base` is what the others are held against."""
+    return [head for one in sorted(set(map(set_of, scores))) for head in (one, f"against {base} (95 %)")]
+
+
 def paired(differences: np.ndarray) -> tuple[str, str]:
     """Mean and 95 % bootstrap interval of differences in dB, `(clips,)`, in words; and the verdict on their sign."""
     low, high = interval(differences[None], lambda drawn: float(drawn.mean()))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -25,7 +24,7 @@ from diffvocsep.evaluation.report import table
 from diffvocsep.separator import Separator
 from diffvocsep.trainer import Trainer
 
-from .dev_scores import dev_clips, paired, references, score, set_means, set_of
+from .dev_scores import cells, dev_clips, heads, references, score
 
 SECONDS, EVERY = 10.0, 4  # of a dev clip; of long songs every fourth is scored
 
@@ -59,22 +58,17 @@ def run(argv: list[str] | None = None) -> int:
     if left < args.steps:
         raise UserError(f"'{args.resume}' has {left} steps left of its run, fewer than the {args.steps} of --steps")
     clips = dev_clips(args.dev_root, SECONDS, EVERY)
-    scores = references(config, clips)
+    rows = {name: cells(scores) for name, scores in references(config, clips).items()}
+    scores = {}
     for decay, weights in averages(trainer, args.steps, args.decays).items():
         trainer.model.load_state_dict(weights)
         scores[f"train.ema_decay={decay:g}"] = score(Separator(trainer.model, config), clips)
-    base = scores[next(reversed(scores))]
-    sets = sorted(set(map(set_of, base)))
-    rows: dict[str, list[str]] = {name: [] for name in scores}
-    for name, cells in rows.items():
-        for one, mean in zip(sets, set_means(scores[name]), strict=True):
-            differences = np.array([scores[name][clip] - base[clip] for clip in base if set_of(clip) == one])
-            averaged = name.startswith("train.") and scores[name] is not base
-            cells += [f"{mean:.2f}", ", ".join(paired(differences)) if averaged else ""]
+    last = scores[next(reversed(scores))]
+    rows |= {name: cells(found, last) for name, found in scores.items()}
     print(
         f"steps {first + 1} to {trainer.step}, learning rate {trainer.optimizer.param_groups[0]['lr']:.4f} at the end"
     )
-    print(table("mean dB", tuple(head for one in sets for head in (one, "against the last (95 %)")), rows))
+    print(table("mean dB", heads(last, "the last"), rows))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffvocsep.config import Config
@@ -18,11 +17,7 @@ class TimeAttention(FrequencyAttention):
     attends to all frames of a chunk alike, those of the silence around a song among them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, frames, bins = x.shape
-        rows = self.norm(x).permute(0, 3, 2, 1).reshape(batch * bins, frames, channels)
-        q, k, v = self.qkv(rows).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, bins, frames, channels)
-        return x + self.out(h).permute(0, 3, 2, 1)
+        return x + self.attend(self.norm(x).permute(0, 3, 2, 1)).permute(0, 3, 2, 1)
 
 
 class TimeAttentionUNet(UNet):

@@ -92,11 +92,12 @@ class FrequencyAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, frames, bins = x.shape
-        rows = self.norm(x).permute(0, 2, 3, 1).reshape(batch * frames, bins, channels)
-        q, k, v = self.qkv(rows).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, frames, bins, channels)
-        return x + self.out(h).permute(0, 3, 1, 2)
+        return x + self.attend(self.norm(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def attend(self, rows: Tensor) -> Tensor:
+        """`(B, N, L, C)` -> the same: the L of each of N rows hear each other."""
+        q, k, v = self.qkv(rows.flatten(0, 1)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows.shape))
 
 
 class Stage(nn.Module):
