@@ -69,7 +69,7 @@ class AudioReader:
             if not _soundfile_can_read(self.path):
                 self._folder = tempfile.TemporaryDirectory(prefix="diffvocsep-", ignore_cleanup_errors=True)
                 self._source = _decode_with_ffmpeg(self.path, Path(self._folder.name))
-            with soundfile.SoundFile(_native(self._source)) as file:
+            with self.open() as file:
                 self.sample_rate: int = file.samplerate
                 self.channels: int = file.channels
                 self.frames: int = file.frames
@@ -85,13 +85,19 @@ class AudioReader:
             self.close()
             raise
 
-    def blocks(self, size: int) -> Iterator[Tensor]:
-        """Yield the file from its start as tensors `(C, n)`, n <= size samples; every call starts a new pass."""
-        done = 0
+    def open(self) -> soundfile.SoundFile:
+        """The samples, as they are, for what needs more than `blocks` gives."""
+        return soundfile.SoundFile(_native(self._source))
+
+    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        """Yield the file from sample `start` up to `stop` (its end) as tensors `(C, n)`, n <= size samples; every call
+        starts a new pass."""
+        done, stop = start, self.frames if stop is None else min(stop, self.frames)
         try:
-            with soundfile.SoundFile(_native(self._source)) as file:
-                while done < self.frames:
-                    data = file.read(size, dtype="float32", always_2d=True)
+            with self.open() as file:
+                file.seek(start)
+                while done < stop:
+                    data = file.read(min(size, stop - done), dtype="float32", always_2d=True)
                     if len(data) == 0:
                         break
                     block = torch.from_numpy(data).T.contiguous()
@@ -100,7 +106,7 @@ class AudioReader:
                     yield block
         except soundfile.LibsndfileError:
             pass  # the same to the user as an early end
-        missing = self.frames - done
+        missing = stop - done
         if 0 < missing <= self._loose_end:
             yield torch.zeros(self.channels, missing)
         elif missing > 0:
@@ -109,6 +115,12 @@ class AudioReader:
                 f"{self.frames / self.sample_rate:.2f} s it announces: get a whole copy, or save the readable part "
                 "with an audio editor."
             )
+
+    def part(self, start: float, seconds: float) -> Tensor:
+        """Samples `(C, n)` from `start` (s) on for at least `seconds`, or to the end."""
+        first = min(self.frames, max(0, round(start * self.sample_rate)))
+        parts = list(self.blocks(_BLOCK, first, first + round(seconds * self.sample_rate) + 1))
+        return torch.cat(parts, dim=-1) if parts else torch.zeros(self.channels, 0)
 
     def close(self) -> None:
         """Remove what ffmpeg decoded; no file stays open between passes."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from tracks import message, names, need
 from trainers import make
 
 from diffvocsep.config import load_config
-from diffvocsep.data import dev_tracks, stems, train_tracks
+from diffvocsep.data import check, dev_tracks, stems, train_tracks
 from diffvocsep.data.stems import StemTrack, fill_cache, find_tracks
 from diffvocsep.data.synthetic import FAMILIES, VOICES, make_song
 from diffvocsep.errors import UserError
@@ -193,6 +196,34 @@ def test_the_shortest_stem_ends_a_track_and_beyond_the_end_is_silence(tmp_path, 
     got = track.read("vocals", 0.4, 0.3, RATE)
     assert got.shape == (2, 2400) and got[:, :800].any() and not got[:, 800:].any()
     assert not track.read("vocals", 2.0, 0.1, RATE).any()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_an_mp3_without_a_length_header_sounds_to_its_end(tmp_path, cache):
+    """libsndfile takes the 30 s for 16: what is read of it must come from the same decoder as its length."""
+    need(shutil.which("ffmpeg") is not None, "ffmpeg")
+    folder = tmp_path / "songs" / "song"
+    rate, levels = 44100, np.repeat([0.3, 0.03], 15 * 44100)
+    wav = write(tmp_path / "fading.wav", levels * np.random.default_rng(0).uniform(-1, 1, 30 * rate), rate)
+    folder.mkdir(parents=True)
+    command = ["ffmpeg", "-v", "error", "-i", str(wav), "-q:a", "3", "-write_xing", "0", str(folder / "vocals.mp3")]
+    subprocess.run(command, check=True)
+    assert soundfile.info(folder / "vocals.mp3").duration < 29
+    (track,) = find_tracks(tmp_path / "songs", tmp_path / "cache" if cache else None)
+    assert track.seconds == pytest.approx(30, abs=0.1)
+    assert track.read("vocals", 28, 1, rate).std() == pytest.approx(0.03 / 3**0.5, rel=0.1)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names there are always Unicode")
+def test_names_in_an_old_korean_encoding(tmp_path):
+    folder = song(tmp_path / "songs" / "song")
+    samples = soundfile.read(folder / "vocals.wav")[0].T
+    folder.rename(tmp_path / "songs" / os.fsdecode("노래".encode("cp949")))
+    for cache in (None, tmp_path / "cache"):
+        tracks = find_tracks(tmp_path / "songs", cache)
+        fill_cache(tracks, RATE)
+        assert np.abs(tracks[0].read("vocals", 0, 1, RATE).numpy() - samples).max() < 1e-4
+        assert list(check.problems(tracks[0])) == []
 
 
 def test_loudness_is_that_of_the_sounding_parts(tmp_path):

@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
+from ..audio import AudioReader
 from ..config import Config
 from ..errors import UserError
 from . import dev_tracks, train_tracks
@@ -37,7 +38,7 @@ def file_problems(path: Path) -> Iterator[str]:
     wrong = flat = frames = 0
     total = 0.0
     try:
-        with soundfile.SoundFile(path) as file:
+        with AudioReader(path) as reader, reader.open() as file:
             tail = np.zeros((0, file.channels), np.float32)
             for samples in file.blocks(round(BLOCK * file.samplerate), dtype="float32", always_2d=True):
                 finite = np.isfinite(samples)
@@ -48,7 +49,7 @@ def file_problems(path: Path) -> Iterator[str]:
                 flat += _flat_tops(np.concatenate([tail, samples]))
                 tail = samples[-(FLAT - 1) :]
             announced = file.frames
-    except soundfile.LibsndfileError as error:
+    except (UserError, soundfile.LibsndfileError) as error:
         yield f"cannot be read ({error})"
         return
     if frames < announced:

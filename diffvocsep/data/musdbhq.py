@@ -10,12 +10,11 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-import soundfile
-
+from ..audio import AudioReader
 from ..device import place
 from ..errors import UserError
 from .musdb_songs import DEV_SONGS, TEST_SONGS
-from .stems import EXTENSIONS, StemTrack, read_part
+from .stems import EXTENSIONS, StemTrack
 
 STEMS = ("vocals", "drums", "bass", "other")
 BAD_SHARE = 0.1  # of the songs; with more of them bad, something is wrong with the whole
@@ -86,16 +85,12 @@ def _problem(song: Path) -> str:
     seconds, rates = {}, []
     for name in (*STEMS, *({"mixture"} & files.keys())):
         try:
-            with soundfile.SoundFile(files[name]) as file:
-                seconds[name] = file.frames / file.samplerate
-                rates.append(file.samplerate)
-            read_part(files[name], max(0, seconds[name] - 1), 1)  # a FLAC that was cut short announces its old length
-        except UserError:
-            return f"{files[name].name} ends early"
-        except (soundfile.LibsndfileError, OSError) as error:
-            return f"{files[name].name} cannot be read ({str(error).strip().splitlines()[-1]})"
-        if not seconds[name]:
-            return f"{files[name].name} holds no samples"
+            with AudioReader(files[name]) as reader:
+                seconds[name] = reader.frames / reader.sample_rate
+                rates.append(reader.sample_rate)
+                reader.part(seconds[name] - 1, 1)  # a FLAC that was cut short announces its old length
+        except UserError as error:
+            return str(error)
     if max(seconds.values()) - min(seconds.values()) > 1 / min(rates):
         return "lengths differ: " + ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
     return ""

@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -29,7 +28,6 @@ from .mixing import SIDES, Track
 
 EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
 CHANNELS = 2  # of files with more, the first two are read
-LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces
 FULL_SCALE = 16384  # of 16 bit; leaves 6 dB above 1.0, which float stems and lossy decoders may reach
 # Names of files that mean a voice, or the whole song; such a file is no instrument.
 VOICE = re.compile(r"voc|vox|보컬|목소리|(^|[\W\d_])(voices?|sing(er|ing)|acapp?ella)([\W\d_]|$)")
@@ -80,10 +78,8 @@ class StemTrack:
                 samples = cached(path, sample_rate, self.cache)[first : first + length]
                 crop = torch.from_numpy(samples.astype(np.float32).T) / FULL_SCALE
             else:
-                samples, rate = read_part(path, start, seconds)
-                crop = resample(torch.from_numpy(samples.T), rate, sample_rate)[:, :length]
-                if not crop.isfinite().all():
-                    raise UserError(f"'{path}' has samples that are not finite numbers; export it again")
+                with AudioReader(path) as reader:
+                    crop = resample(reader.part(start, seconds), reader.sample_rate, sample_rate)[:, :length]
             total = total + torch.nn.functional.pad(crop[:CHANNELS], (0, length - crop.shape[-1]))
         return total
 
@@ -96,26 +92,6 @@ class StemTrack:
             )
             self._loudness[side] = float(powers[powers >= 0.01 * powers.max()].mean()) ** 0.5
         return self._loudness[side]
-
-
-def read_part(path: Path, start: float, seconds: float) -> tuple[np.ndarray, int]:
-    """Samples `(N, C)` of a file from `start` (s) on for at least `seconds`, or to its end, and their rate in Hz.
-
-    Raises:
-        UserError: the file ends before the length that it announces, or is no audio.
-    """
-    try:
-        with soundfile.SoundFile(path) as file:
-            first = min(file.frames, round(start * file.samplerate))
-            wanted = min(file.frames - first, round(seconds * file.samplerate) + 1)
-            file.seek(first)
-            samples = file.read(wanted, "float32", always_2d=True)
-            rate = file.samplerate
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"'{path}' is damaged ({str(error).strip()}); get a whole copy") from None
-    if len(samples) < wanted - LOOSE_END * rate:
-        raise UserError(f"'{path}' is damaged (it ends before the length that it announces); get a whole copy")
-    return samples, rate
 
 
 def cached(path: Path, sample_rate: int, cache: Path) -> np.ndarray:
@@ -167,7 +143,7 @@ def _target(path: Path, sample_rate: int, cache: Path) -> Path:
     """Where the decoded samples of a file belong."""
     stat = path.stat()
     identity = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}"
-    return cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
+    return cache / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:24]}.npy"
 
 
 def _load(target: Path) -> np.ndarray | None:
