@@ -18,7 +18,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffvocsep.cli import main
+from diffvocsep.atomic import require_folder
+from diffvocsep.cli import finite, main
 from diffvocsep.errors import UserError
 
 MODES = {  # what each measurement takes besides --dataset, --root and --output
@@ -37,7 +38,7 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--dataset", choices=["synthetic", "stems", "musdb", "musdbhq"], default="synthetic")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the songs (not synthetic)")
     parser.add_argument("--split", choices=["test", "valid"], default="test", help="which songs (not stems)")
-    parser.add_argument("--seconds", type=float, default=0.0, help="cut songs into clips of this length (0: whole)")
+    parser.add_argument("--seconds", type=finite, default=0.0, help="cut songs into clips of this length (0: whole)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write numbers and pictures there")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=0, help="processes (default: one per core)")
@@ -73,6 +74,8 @@ def run(argv: list[str] | None = None) -> int:
     if args.seconds < 0 or args.jobs < 0 or args.songs < 1:
         raise UserError("--seconds and --jobs cannot be negative, and --songs is at least 1")
 
+    if args.output:
+        require_folder(args.output)
     from diffvocsep.evaluation import modes as measurements
 
     getattr(measurements, mode)(args)

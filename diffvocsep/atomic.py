@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+from .errors import UserError
+
+PART = ".diffvocsep.part"  # how temporary names end
+
+
+def require_folder(path: Path) -> None:
+    """Make a folder, if need be, and see before any work that files can be written there.
+
+    Raises:
+        UserError: they cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"nothing can be written into the folder '{path}' ({error.strerror}); name another") from None
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses, and short: a suffix to a long Korean name could pass the 255
+    bytes of a file name."""
+    return path.with_name(f".{uuid.uuid4().hex}{PART}")
 
 
 def replace_file(temporary: Path, path: Path) -> None:
@@ -22,7 +48,7 @@ def replace_file(temporary: Path, path: Path) -> None:
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary name beside `path`, flush to disk, then rename: never a half-written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes may write the same file
+    temporary = temporary_name(path)
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -33,8 +59,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove_leftovers(folder: Path, seconds: float = 60.0) -> None:
-    """Delete what killed processes left of checkpoints in `folder`: temporary files untouched for `seconds`."""
-    for part in folder.glob("*.pt.*.part"):  # others may download into this folder
+    """Delete what killed processes left in `folder`: temporary files untouched for `seconds`."""
+    for part in folder.glob(f".*{PART}"):
         try:
             if time.time() - part.stat().st_mtime >= seconds:
                 part.unlink()

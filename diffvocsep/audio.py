@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import uuid
 from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from .atomic import replace_file
+from .atomic import remove_leftovers, replace_file, temporary_name
 from .errors import UserError
 from .resampling import rechunk, resample, resample_blocks
 from .wavfile import WavSink, data_size
@@ -29,6 +28,7 @@ from .wavfile import WavSink, data_size
 __all__ = ["AudioReader", "AudioWriter", "read", "rechunk", "resample", "resample_blocks", "write"]
 
 SAMPLE_RATES = range(8_000, 192_001)  # Hz
+ABANDONED = 24 * 3600.0  # s without a change, after which a temporary file is nobody's
 _BLOCK = 1 << 18  # samples of a stream that are worked on at once
 _LOSSY = {"OGG", "MP3"}  # formats, by soundfile's names
 _LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces; more is damage
@@ -254,8 +254,7 @@ class AudioWriter:
             raise UserError(
                 f"{_name(self.path)} cannot hold {self.subtype} samples: choose from {', '.join(kind.subtypes)}."
             )
-        # A short name of its own: a suffix on a long Korean name could pass the 255 bytes of a file name.
-        self._part = self.path.parent / f".{uuid.uuid4().hex}.part"
+        self._part = temporary_name(self.path)
         self._done = 0
 
     def __enter__(self) -> AudioWriter:
@@ -263,6 +262,7 @@ class AudioWriter:
             if self.path.is_dir():
                 raise UserError(f"{_name(self.path)} is a folder: give a file name.")
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path.parent, ABANDONED)
             with suppress(FileNotFoundError):  # a name that the system cannot hold is refused now, not after the work
                 self.path.stat()
             if self._suffix == ".wav" and self.frames is not None:

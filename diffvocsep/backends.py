@@ -146,6 +146,8 @@ class Ranks(Backend):
         if device.type not in ("cpu", "cuda"):
             raise UserError(f"several processes cannot share '{device}'; start train.py without torchrun")
         if device.type == "cuda":
+            if not dist.is_nccl_available():
+                raise UserError("this torch has no NCCL (on Windows none has); start train.py without torchrun")
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Collection
@@ -42,6 +43,14 @@ def _leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def finite(text: str) -> float:
+    """A number, for argparse: neither nan nor infinite."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 def warn_ignored(config: Config, asked: Collection[str] | None = None) -> None:

@@ -311,9 +311,14 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
         if not (equals and dot):
             raise UserError(f'override "{override}" must be section.key=value, such as train.lr=0.001')
         with blame(f'override "{override}"'):
-            typed = _typed({section: {key: strict_yaml.parse(value)}})
+            typed = _typed({section: {key: _override_value(value.strip())}})
         sections.setdefault(section, {}).update(typed[section])
     return _build(sections)
+
+
+def _override_value(text: str) -> object:
+    """The value of an override: YAML, but ` #` in plain text is part of a name, for nobody comments on a command."""
+    return text if " #" in text and text[0] not in "'\"[{#" else strict_yaml.parse(text)
 
 
 def _typed(mapping: object) -> strict_yaml.Sections:

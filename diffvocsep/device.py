@@ -26,6 +26,8 @@ class Place(NamedTuple):
 
 
 def place() -> Place:
+    if "RANK" not in os.environ:  # some clusters set WORLD_SIZE for what they call tasks
+        return Place(0, 0, 1)
     return Place(*(int(os.environ.get(name, default)) for name, default in
                    (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))))  # fmt: skip
 

@@ -83,11 +83,12 @@ class Diffusion:
         loss_weighting: LossWeighting,
         min_snr_gamma: float,
         terminal_share: float,
+        start: int | None = None,
     ) -> None:
-        """Build the tables.
+        """Build the tables. `start` is the timestep where sampling starts, T - 1 if not given.
 
         Raises:
-            UserError: an unknown name, or a number outside its range.
+            UserError: an unknown name, a number outside its range, or a schedule that ends before its last timestep.
         """
         _require_one_of("prediction_type", prediction_type, get_args(PredictionType))
         _require_one_of("loss_weighting", loss_weighting, get_args(LossWeighting))
@@ -98,14 +99,20 @@ class Diffusion:
         self.timesteps = timesteps
         self.prediction_type = prediction_type
         self.terminal_share = terminal_share
+        self.start = timesteps - 1 if start is None else start
 
         betas = make_betas(beta_schedule, timesteps, beta_start, beta_end)
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         if zero_terminal_snr:
             self.alphas_cumprod = rescale_zero_terminal_snr(self.alphas_cumprod)
+        if not (self.alphas_cumprod[:-1] > 0).all():  # samplers divide by it
+            raise UserError(
+                f"with beta_start {beta_start}, beta_end {beta_end} and {timesteps} timesteps nothing of the signal is "
+                "left well before the last timestep: set beta_end lower."
+            )
         signal, sigma = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
         self._signal, self._sigma = Table(signal), Table(sigma)
-        self._over_signal, self._over_sigma = Table(_reciprocal(signal)), Table(_reciprocal(sigma))
+        self._over_signal = Table(_reciprocal(signal))
         self._weights = Table(self._make_weights(loss_weighting, min_snr_gamma))
 
     @classmethod
@@ -113,7 +120,8 @@ class Diffusion:
         """The process that the `diffusion` section describes."""
         names = ("timesteps", "beta_schedule", "beta_start", "beta_end", "zero_terminal_snr", "prediction_type")
         names += ("loss_weighting", "min_snr_gamma", "terminal_share")
-        return cls(**{name: getattr(config, name) for name in names})
+        start = config.start_step if config.start == "mixture" else None
+        return cls(**{name: getattr(config, name) for name in names}, start=start)
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t, a sample of q(x_t | x_0) (Ho et al. 2020, eq. 4)."""
@@ -142,19 +150,15 @@ class Diffusion:
             return _at(self._signal, t, x_t) * x_t - _at(self._sigma, t, x_t) * output
         return output if self.prediction_type == "x_0" else mixture - output
 
-    def predict_noise(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The noise that takes `x_start` to `x_t`; set to 0 where alphas_cumprod is 1 and there is none."""
-        return (x_t - _at(self._signal, t, x_t) * x_start) * _at(self._over_sigma, t, x_t)
-
     def sample_timesteps(self, uniform: Tensor) -> Tensor:
         """Training timesteps `(B,)` from one uniform number in [0, 1) per item.
 
-        Numbers from `1 - terminal_share` on go to T - 1, the timestep that few-step sampling from noise leans on
-        most; the rest are spread evenly over 0 .. T - 1.
+        Numbers from `1 - terminal_share` on go to the timestep where sampling starts, T - 1 from noise, on which few
+        steps lean most; the rest are spread evenly over 0 .. T - 1.
         """
         evenly_spread = 1 - self.terminal_share
         t = (uniform * self.timesteps / evenly_spread).floor()
-        terminal = torch.full_like(t, self.timesteps - 1)
+        terminal = torch.full_like(t, self.start)
         return torch.where(uniform < evenly_spread, t, terminal).clamp(max=self.timesteps - 1).long()
 
     def loss_weight(self, t: Tensor) -> Tensor:
@@ -163,8 +167,8 @@ class Diffusion:
         `none` is 1. `min_snr` is Hang et al. 2023, section 3.4, for the prediction type: min(SNR, gamma) on the error
         of x_0 (and of the residual, which is the same error), over SNR for epsilon and over SNR + 1 for v.
 
-        That weight is about 0 at T - 1 for all types but epsilon. A `terminal_share` above 0 asks for T - 1 to be
-        learned, so it then has weight 1 (for the few items drawn there evenly as well).
+        That weight is about 0 at T - 1 for all types but epsilon. A `terminal_share` above 0 asks for the timestep
+        where sampling starts to be learned, so it then has weight 1 (for the few items drawn there evenly as well).
         """
         return self._weights.on(t.device, torch.float32)[t]
 
@@ -196,7 +200,7 @@ class Diffusion:
             else:
                 weights = snr.clamp(max=gamma)
             if self.terminal_share > 0:
-                weights[-1] = 1
+                weights[self.start] = 1
         return weights
 
 

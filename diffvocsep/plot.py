@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .atomic import write_atomic
+from .cli import finite
 from .errors import UserError
 from .spectrogram import STFT
 
@@ -128,8 +129,10 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--truth", type=Path, metavar="VOCALS", help="the true vocals, where they are known")
     parser.add_argument("--uncertainty", type=Path, metavar="PATH.npz", help="from inference.py --uncertainty")
     parser.add_argument("--output", type=Path, default=Path("separation.png"), metavar="PATH.png")
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of the excerpt, from the middle")
+    parser.add_argument("--seconds", type=finite, default=20.0, help="length of the excerpt, from the middle")
     args = parser.parse_args(argv)
+    if args.seconds <= 0:
+        raise UserError("--seconds must be more than 0")
     require_picture(args.output)
     from .files import middle
     from .uncertainty import load_spread

@@ -58,7 +58,11 @@ def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str],
         require_same_network(released, config, str(path))
         say(f"a new run begins with the weights of {path}; it holds no more, so this is no exact resume")
         return {"step": 0, "weights": weights}
-    state = load_checkpoint(path)
+    try:
+        state = load_checkpoint(path)
+    except UserError as error:
+        advice = "; --resume none starts anew and keeps this file aside" if automatic else ""
+        raise UserError(f"{error}{advice}") from None
     state["changes"] = []
     before = config_in(path, state["config"])
     if state["step"] == 0:  # nothing is learnt, so nothing binds; but its weights may be those of a released file

@@ -15,17 +15,42 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, count
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from .atomic import write_atomic
 from .checkpoint import versions
 from .config import Config, save_config
+from .errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torchaudio", "pyyaml", "tqdm", "tensorboard", "soundfile", "safetensors", "matplotlib", "psutil")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder of the checkpoints, for a second training would overwrite those of the first. Where the file
+    system knows no locks, nobody is kept out.
+
+    Raises:
+        UserError: another training holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        with suppress(NotImplementedError):
+            lock.acquire(timeout=0)
+        yield
+    except Timeout:
+        raise UserError(
+            f"another training writes into '{folder}': wait for it, or set another log.checkpoint_dir"
+        ) from None
+    finally:
+        lock.release()
 
 
 def numbered(name: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +30,11 @@ from .streams import frame_noise
 from .uncertainty import Spread, require_samples
 
 BLOCK_SECONDS = 4.0  # how much audio is read at a time
+RATES = range(1_000, 192_001)  # Hz, whole numbers
+MANY = 8  # channels; a waveform with more of them than samples is taken for (samples, channels)
 
-# What a separation reads, beside `separation.*`, of the settings that weights leave open.
-USED = """diffusion.sampler diffusion.use_ddim diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.start
+# What a separation reads beside `separation.*`, of the settings that weights leave open.
+READS = """diffusion.sampler diffusion.use_ddim diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.start
 diffusion.start_step train.seed train.amp"""
 
 
@@ -68,6 +71,8 @@ class Separator:
         from .checkpoint import load_model
 
         model, config = load_model(Path(path))
+        if config.train.amp in ("bf16", "fp16"):  # chosen for another machine: this one may only emulate it
+            config = replace(config, train=replace(config.train, amp="auto"))
         return cls(model, config, resolve_device(device))
 
     def configured(self, path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Separator:
@@ -91,11 +96,16 @@ class Separator:
         counterfactuals lie apart).
 
         Raises:
-            UserError: the waveform has not two dimensions, or an option is impossible.
+            UserError: the waveform is not `(C, N)`, has a sample that is not finite or a rate outside 1 to 192 kHz, or
+                an option is impossible.
         """
         waveform = torch.as_tensor(waveform, dtype=torch.float32)
-        if waveform.ndim != 2:
+        if waveform.ndim != 2 or not 1 <= len(waveform) <= max(MANY, waveform.shape[-1]):
             raise UserError(f"the waveform has shape {tuple(waveform.shape)}; give (channels, samples), mono as (1, N)")
+        if sample_rate not in RATES:
+            raise UserError(f"the sample rate is {sample_rate} Hz; resample the waveform to one from 1000 to 192000 Hz")
+        if not waveform.isfinite().all():
+            raise UserError("the waveform has samples that are not finite numbers; repair it first")
         size = round(BLOCK_SECONDS * sample_rate)
         parts = list(self.separate_stream(lambda: waveform.split(size, -1), sample_rate, waveform.shape[-1], **options))
         if not parts:
@@ -297,7 +307,7 @@ class Separator:
 
 def is_used(key: str) -> bool:
     """Whether a separation reads this setting, of those that weights leave open."""
-    return key in USED.split() or key.startswith("separation.")
+    return key in READS.split() or key.startswith("separation.")
 
 
 def first_timestep(config: Config) -> int:

@@ -7,14 +7,14 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .atomic import remove_leftovers
+from .atomic import remove_leftovers, require_folder
 from .backends import Backend
 from .checkpoint import is_finite, save_checkpoint
 from .config import Config, to_dict
@@ -28,7 +28,7 @@ from .monitor import EXAMPLES, Monitor
 from .objective import Objective
 from .rates import ema_decay, learning_rate
 from .resume import find_checkpoint, keep_aside, load_state
-from .runfolder import describe_run, new_folder
+from .runfolder import alone_in, describe_run, new_folder
 from .separator import Separator, first_timestep
 from .unet import UNet
 from .validation import dev_clips, median_sdr, validate
@@ -84,6 +84,9 @@ class Trainer:
         network = self.backend.wrap(self.model)
         self.network = torch.compile(network) if train.compile else network
         with self.backend.main_first():
+            if self.backend.main:
+                require_folder(self.folder)
+                require_folder(Path(config.log.tb_log_dir))
             dev = dev_tracks(config) if self.backend.main else []
             self._compare_with([track.name for track in dev])
             self.clips = dev_clips(dev, config) if self.backend.main else []
@@ -176,11 +179,16 @@ class Trainer:
 
         Raises:
             ConnectionError: another process of this run is gone.
+            UserError: another training writes into the same folder.
         """
         last = self.folder / "last.pt"
         if self.step >= self.total_steps and self.validated == self.step:
             self._say(f"{last} has all its {self.total_steps} steps; --resume none starts anew")
             return 0
+        with alone_in(self.folder) if self.backend.main else nullcontext():
+            return self._run(last)
+
+    def _run(self, last: Path) -> int:
         monitor = self._monitor() if self.backend.main else None
         try:
             if self.anew:

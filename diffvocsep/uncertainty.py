@@ -7,6 +7,8 @@ belongs to both. It says where the model is unsure, not whether it is right; whe
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -101,5 +103,5 @@ def load_spread(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as file:
             return {name: file[name] for name in ("time", "frequency", "mixture", "vocals", "spread")}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"'{path}' is not a file that --uncertainty wrote ({error})") from None

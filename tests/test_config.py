@@ -695,3 +695,11 @@ def test_a_key_with_two_conditions_needs_both() -> None:
 def test_every_rule_of_the_table_is_tested() -> None:
     tested = {setting.split("=")[0] for setting, _, _ in IGNORED + USED_BY_DEFAULT}
     assert {key for _, _, keys in USED for key in keys.split()} == tested
+
+
+@pytest.mark.parametrize("path", ["songs #2", "C:\\노래 # 1\\x", "한국 #음악"])
+def test_a_hash_in_a_path_is_no_comment(path: str) -> None:
+    """The shell has its own comments; a cut path would name another folder."""
+    assert load_config(None, [f"data.root={path}"]).data.root == path
+    assert load_config(None, [f"data.root='{path}'"]).data.root == path
+    assert "finite number" in message(load_config, None, ["train.lr=0.1 # high"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffvocsep import device as device_module
-from diffvocsep.device import choose_device, resolve_device
+from diffvocsep.device import choose_device, place, resolve_device
 from diffvocsep.errors import UserError
 
 
@@ -88,8 +88,8 @@ def test_more_processes_than_gpus_are_told_how_many_can_be(monkeypatch, name):
     for function, value in {"is_available": True, "device_count": 2}.items():
         monkeypatch.setattr(torch.cuda, function, lambda value=value: value)
     monkeypatch.setattr(torch, "ones", refuse)
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    for variable, number in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(variable, number)
     with pytest.raises(UserError, match="invalid device ordinal.*--nproc_per_node=2 or less") as error:
         resolve_device(name)
     assert "auto" not in str(error.value)
@@ -112,3 +112,13 @@ def test_a_full_gpu_is_not_advised_to_whoever_has_just_tried_it(monkeypatch, nam
     with pytest.raises(UserError) as error:
         resolve_device(name)
     assert str(error.value).endswith(f"; {advice}") and "out of memory" in str(error.value)
+
+
+def test_a_world_without_a_rank_is_none(monkeypatch):
+    """Some clusters set WORLD_SIZE; torchrun sets both."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert place() == (0, 0, 1)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert place() == (1, 1, 2)

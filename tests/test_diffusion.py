@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr as diffusers_rescale
 
+from diffvocsep.config import DiffusionConfig
 from diffvocsep.diffusion import Diffusion, make_betas, rescale_zero_terminal_snr
 from diffvocsep.errors import UserError
 
@@ -92,7 +93,6 @@ def test_target_and_predict_x_start_are_inverse(prediction_type, zero_terminal_s
     x_t = diffusion.q_sample(x_start, t, noise)
     output = diffusion.target(x_start, noise, t, mixture)
     torch.testing.assert_close(diffusion.predict_x_start(output, x_t, t, mixture), x_start, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(diffusion.predict_noise(x_start, x_t, t), noise, rtol=1e-9, atol=1e-11)
 
 
 def test_predictions_are_finite_where_they_are_undefined():
@@ -103,9 +103,6 @@ def test_predictions_are_finite_where_they_are_undefined():
     x_start = diffusion.predict_x_start(output, x_t, t, mixture)
     assert torch.equal(x_start[0], x_t[0])
     assert torch.equal(x_start[1], torch.zeros_like(x_start[1]))
-    noise = diffusion.predict_noise(output, x_t, t)
-    assert torch.equal(noise[0], torch.zeros_like(noise[0]))
-    assert torch.equal(noise[1], x_t[1])
 
 
 def test_float32_comes_from_float64_tables():
@@ -127,7 +124,7 @@ def test_results_stay_on_the_device_of_the_tensors(prediction_type):
     x_t = diffusion.q_sample(x_start, t, noise)
     output = diffusion.target(x_start, noise, t, mixture)
     results = [x_t, output, diffusion.predict_x_start(output, x_t, t, mixture), diffusion.loss_weight(t)]
-    assert all(result.is_meta for result in [t, *results, diffusion.predict_noise(x_start, x_t, t)])
+    assert all(result.is_meta for result in [t, *results])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
@@ -220,3 +217,18 @@ def test_check_refuses_epsilon_from_pure_noise_only():
 def test_bad_options_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         make_diffusion(**changes)
+
+
+def test_the_terminal_share_goes_to_where_sampling_starts():
+    config = DiffusionConfig(start="mixture", start_step=300, terminal_share=0.4, loss_weighting="min_snr")
+    diffusion = Diffusion.from_config(config)
+    t = diffusion.sample_timesteps((torch.arange(10_000) + 0.5) / 10_000)
+    counts = torch.bincount(t, minlength=1000)
+    assert counts[300].item() == pytest.approx(4000 + 6, abs=2)
+    assert counts[999] <= 7
+    assert diffusion.loss_weight(torch.tensor([300, 999])).tolist() == [1, 0]
+
+
+def test_a_schedule_that_ends_early_is_refused():
+    with pytest.raises(UserError, match=r"beta_end.*lower"):
+        make_diffusion(beta_end=0.95)

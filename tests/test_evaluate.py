@@ -480,3 +480,10 @@ def test_what_is_missing_is_named(arguments, songs, monkeypatch, capsys):
         cli.main(lambda: evaluate.run(["--dataset", "stems", *arguments]))
     error = capsys.readouterr().err.strip().splitlines()
     assert exit_.value.code == 2 and len(error) == 1 and arguments[-1] in error[0]
+
+
+def test_an_output_that_cannot_be_is_said_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(modes, "oracle", lambda args: pytest.fail("it has begun"))
+    with pytest.raises(UserError, match="nothing can be written into the folder"):
+        evaluate.run(["--oracle", "--output", str(tmp_path / "file" / "x")])

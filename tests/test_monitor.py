@@ -19,6 +19,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch import Tensor
 from trainers import CPU, ROOT, run, tiny
 
 import diffvocsep.monitor as monitor_module
@@ -26,6 +27,7 @@ from diffvocsep import runfolder
 from diffvocsep.checkpoint import load_checkpoint
 from diffvocsep.config import load_config
 from diffvocsep.monitor import CURVES, EXAMPLES, Monitor, loss_by_noise
+from diffvocsep.objective import Objective
 from diffvocsep.runfolder import History, describe_run
 from diffvocsep.trainer import Trainer
 from diffvocsep.validation import Validation
@@ -34,16 +36,28 @@ ALL = {"size_guidance": {"images": 0, "audio": 0, "scalars": 0, "tensors": 0}}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Iterator[tuple[Trainer, str]]:
+def items() -> list[tuple[Tensor, Tensor]]:
+    """What the objective said of each batch of `trained`: the items' losses and their timesteps."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, items) -> Iterator[tuple[Trainer, str]]:
     """A run of two sampling steps, and what it said on the terminal."""
-    stderr = sys.stderr
-    sys.stderr = io.StringIO()
+    stderr, objective = sys.stderr, Objective.__call__
+
+    def listening(self: Objective, *args) -> dict[str, Tensor]:
+        terms = objective(self, *args)
+        items.append((terms["per_item"].clone(), terms["t"].clone()))
+        return terms
+
+    sys.stderr, Objective.__call__ = io.StringIO(), listening
     try:
         trainer = run(tmp_path_factory.mktemp("run"), "diffusion.ddim_steps=2", "diffusion.terminal_share=0.5",
                       "log.every_steps=2")  # fmt: skip
         yield trainer, sys.stderr.getvalue()
     finally:
-        sys.stderr = stderr
+        sys.stderr, Objective.__call__ = stderr, objective
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +192,15 @@ def test_loss_is_told_apart_by_noise_level():
     assert loss_by_noise(per_item[4:], t[4:], 1000) == {"loss_quarter_4": 9.0}
 
 
-def test_the_loss_by_noise_adds_up_to_the_loss(tmp_path, folder, log):
-    """What is logged is the objective's own `per_item` at its `t`."""
-    logged = {tag: {e.step: e.value for e in log.Scalars(tag)} for tag in log.Tags()["scalars"] if "noise" in tag}
-    for event in log.Scalars("train/diffusion"):
-        levels = [values[event.step] for values in logged.values() if event.step in values]
-        assert min(levels) <= event.value * 1.0001 and max(levels) >= event.value * 0.9999
+def test_the_loss_by_noise_is_of_the_items_and_timesteps_of_these_steps(trained, items, log):
+    config, steps = trained[0].config, trained[0].step  # what came after them is of other tests
+    assert len(items) >= steps == 6 and config.log.every_steps == 2
+    logged = {name: {e.step: e.value for e in log.Scalars(tag)} for name, tag in CURVES.items()
+              if name.startswith("loss_") and tag in log.Tags()["scalars"]}  # fmt: skip
+    for step in range(2, steps + 1, 2):
+        per_item, t = (torch.cat(values) for values in zip(*items[step - 2 : step], strict=True))
+        found = {name: values[step] for name, values in logged.items() if step in values}
+        assert found == pytest.approx(loss_by_noise(per_item, t, config.diffusion.timesteps))
 
 
 def test_pictures_show_the_four_panels_of_fixed_clips(log, trained):

@@ -122,3 +122,10 @@ def test_the_uncertainty_of_a_file_is_drawn_by_hand(tmp_path, drawn):
     files = [str(tmp_path / name) for name in ("mixture.wav", "vocals.wav")]
     assert run([*files, "--uncertainty", str(tmp_path / "u.npz"), "--output", str(tmp_path / "a.png")]) == 0
     assert len([axis for axis in drawn[0].axes if axis.get_title(loc="left")]) == 4
+
+
+@pytest.mark.parametrize("seconds", ["nan", "0", "-1", "inf"])
+def test_a_length_that_is_none_is_refused(seconds, tmp_path):
+    with pytest.raises((UserError, SystemExit)) as error:
+        run(["a.wav", "b.wav", "--output", str(tmp_path / "a.png"), "--seconds", seconds])
+    assert error.type is UserError or error.value.code == 2

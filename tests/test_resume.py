@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainers import ROOT, assert_same_run, assert_same_state, at_step, make, run, start
+from trainers import CPU, ROOT, assert_same_run, assert_same_state, at_step, make, run, start, tiny
 
 import diffvocsep.trainer as trainer_module
 from diffvocsep import checkpoint, cli
-from diffvocsep.atomic import remove_leftovers
+from diffvocsep.atomic import PART, remove_leftovers
 from diffvocsep.config import Config, save_config
 from diffvocsep.errors import UserError
 from diffvocsep.rates import learning_rate
@@ -81,7 +81,7 @@ def test_killed_in_a_checkpoint_and_at_random_it_ends_as_if_undisturbed(tmp_path
     process = start(tmp_path, argument, script=ROOT / "tests" / "killed.py", KILL_IN_SAVE="4")
     _, error = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL, error
-    (half,) = (tmp_path / "ck").glob("*.pt.*.part")
+    (half,) = (tmp_path / "ck").glob(f".*{PART}")
     assert last(tmp_path)["step"] == 2 and half.stat().st_size > 10000
 
     killed_at_random(tmp_path, np.random.default_rng(), 1, argument)
@@ -115,7 +115,7 @@ def test_ten_kills_change_nothing(tmp_path, workers):
 
 
 def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path):
-    for name in ("last.pt.1.part", "best.pt.22.part", "last.pt", "film.mp4.part"):  # the last one is not ours
+    for name in (f".1{PART}", f".22{PART}", "last.pt", "film.mp4.part"):  # the last one is not ours
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     assert len(list(tmp_path.iterdir())) == 4, "another process may be writing it"
@@ -372,7 +372,7 @@ def test_a_new_run_keeps_the_checkpoints_that_it_finds(tmp_path, undisturbed, re
         assert {name: (tmp_path / "ck" / name).read_bytes() for name in found} == found
         for name in ("last.pt", "best.pt"):
             assert checkpoint.load_checkpoint(tmp_path / "ck" / name)["run_id"] == trainer.run_id
-    assert len(list((tmp_path / "ck").iterdir())) == len(found) + 2
+    assert len(list((tmp_path / "ck").glob("*.pt"))) == len(found) + 2
 
 
 def test_a_run_that_goes_on_keeps_its_best_checkpoint_where_it_is_unless_its_score_is_forgotten(tmp_path):
@@ -382,7 +382,7 @@ def test_a_run_that_goes_on_keeps_its_best_checkpoint_where_it_is_unless_its_sco
     goes_on = make(tmp_path, "train.max_steps=3", "separation.batch_chunks=2", resume="auto")
     assert goes_on.best_sdr > -math.inf, "how many chunks are computed at once is a matter of speed"
     goes_on.best_sdr = 99.0  # so that it is not replaced
-    assert goes_on.run() == 0 and best.read_bytes() == before and len(list(best.parent.iterdir())) == 2
+    assert goes_on.run() == 0 and best.read_bytes() == before and len(list(best.parent.glob("*.pt"))) == 2
     resumed = run(tmp_path, "train.max_steps=4", "train.val_seconds=0.7", resume="auto")
     assert (best.parent / f"best.{resumed.run_id}.pt").read_bytes() == before
     assert checkpoint.load_checkpoint(best)["step"] == 4
@@ -474,3 +474,21 @@ def test_a_checkpoint_with_a_setting_that_is_gone_is_named(tmp_path, undisturbed
             make(tmp_path, resume=str(old))
         with pytest.raises(UserError, match=r"the config in '.*older\..*': unknown key data\.mono"):
             checkpoint.load_model(old)
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path, capsys):
+    """The second one would overwrite what the first writes."""
+    config = tiny(tmp_path)
+    first, second = Trainer(config, CPU), Trainer(config, CPU)
+    optimize, said = first._optimize, []
+
+    def beside(batches: list) -> dict:
+        if not said:
+            with pytest.raises(UserError, match="another training writes into") as error:
+                second.run()
+            said.append(str(error.value))
+        return optimize(batches)
+
+    first._optimize = beside
+    assert first.run() == 0 and said
+    assert Trainer(config, CPU).run() == 0  # the folder is free again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -344,3 +345,12 @@ def test_the_sweep_has_plain_ticks_and_names_each_heap_of_steps_once(tmp_path, d
         assert not axis.get_xticklabels(minor=True)
         assert sorted(text.get_text() for text in axis.texts) == ["1", "16"]
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["ddim", "dpmpp", "frontier"]
+
+
+def test_columns_line_up_where_a_letter_is_two_wide():
+    """A terminal gives a Korean syllable two columns, also where macOS has taken it apart."""
+    names = {"현악기": 6, unicodedata.normalize("NFD", "피아노"): 6, "strings": 7}
+    _, rule, *lines = table("a", ["b"], {key: ["1"] for key in names}).splitlines()
+    assert rule == "|---------|---|"
+    for line, (name, columns) in zip(lines, names.items(), strict=True):
+        assert line == f"| {name}{' ' * (7 - columns)} | 1 |"

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage, signal
 
+from diffvocsep.config import load_config
+from diffvocsep.data import synthetic_tracks
 from diffvocsep.data.score import Note, Score, melody, random_score
 from diffvocsep.data.synthetic import FAMILIES, VOICES, Song, make_song
 from diffvocsep.data.tones import (
@@ -392,3 +395,19 @@ def test_vowels_change_the_spectrum_from_note_to_note() -> None:
     frames = np.linspace(0.5, 5.5, 6) * RATE / 2048
     gravity = (frequency[frequency < 4000] @ power / power.sum(axis=0))[frames.astype(int)]
     assert gravity.max() > 1.3 * gravity.min()
+
+
+def test_songs_are_kept_or_made_each_time(monkeypatch):
+    """The samples are the same; without a cache, memory does not grow."""
+    made = []
+    monkeypatch.setattr(synthetic_tracks, "make_song", lambda *a: made.append(a) or make_song(*a))
+    found = {}
+    for cache in ("memory", "none"):
+        made.clear()
+        config = load_config(None, ["data.synthetic_songs=1", "audio.sample_rate=8000", f"data.cache={cache}"])
+        (track,) = synthetic_tracks.synthetic_tracks(config, "train")
+        found[cache] = [track.read(side, 0.5, 1.0, 8000) for side in ("vocals", "accompaniment")]
+        levels = [track.loudness("vocals", 8000) for _ in range(3)]
+        assert levels[0] == levels[2] > 0
+        assert len(made) == {"memory": 1, "none": 3}[cache]
+    assert all(map(torch.equal, found["memory"], found["none"]))

@@ -31,7 +31,7 @@ def test_train_py_trains_validates_logs_and_saves(tmp_path, undisturbed):
     assert process.returncode == 0, err
     validated = re.findall(r"step (\d+): median SDR .* (-?\d+\.\d+) dB", out)
     assert [int(step) for step, _ in validated] == [2, 3, 4, 6]  # every 2 steps, every epoch of 3, and at the end
-    assert {p.name for p in (tmp_path / "ck").iterdir()} == {"last.pt", "best.pt"}
+    assert {p.name for p in (tmp_path / "ck").iterdir()} - {".lock"} == {"last.pt", "best.pt"}
     last, best = (checkpoint.load_checkpoint(tmp_path / "ck" / name) for name in ("last.pt", "best.pt"))
     assert last["step"] == 6
     assert f"{best['best_sdr']:.2f}" == max((score for _, score in validated), key=float)

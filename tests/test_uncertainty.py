@@ -118,3 +118,14 @@ def test_other_bad_requests(call, folder):
     (folder / "bad.npz").write_bytes(b"PK nothing")
     with pytest.raises(UserError, match=r"bad\.npz"):
         load_spread(folder / "bad.npz")
+
+
+@pytest.mark.parametrize("spoil", ["cut", "npy"])
+def test_a_file_that_is_no_spread_is_one_sentence(tmp_path, spoil):
+    path = tmp_path / "spread.npz"
+    with open(path, "wb") as file:
+        np.savez_compressed(file, time=np.arange(1000.0)) if spoil == "cut" else np.save(file, np.zeros(3))
+    if spoil == "cut":
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match="spread.npz"):
+        load_spread(path)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..atomic import write_atomic
+from ..atomic import remove_leftovers, write_atomic
 from ..audio import AudioReader, read, resample
 from ..errors import UserError
 from .mixing import SIDES, Track
@@ -129,6 +129,7 @@ def fill_cache(tracks: Iterable[Track], sample_rate: int) -> None:
         return
     cache = next(iter(missing)).parent
     cache.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(cache, 600)
     needed, free = sum(_decoded_bytes(path, sample_rate) for path in missing.values()), shutil.disk_usage(cache).free
     if needed > free:
         raise UserError(

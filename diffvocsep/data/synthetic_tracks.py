@@ -1,4 +1,4 @@
-"""Synthetic songs as tracks to train and decide on: made when first read, then kept in memory as 16 bit."""
+"""Synthetic songs as tracks to train and decide on: made when first read; then, if so wished, kept, as 16 bit."""
 
 from __future__ import annotations
 
@@ -19,24 +19,34 @@ class SyntheticTrack:
     group = "synthetic"
     stems = ("vocals", "accompaniment")
 
-    def __init__(self, seed: int, index: int, seconds: float, rate: int, voices: tuple, families: tuple) -> None:
+    def __init__(
+        self, seed: int, index: int, seconds: float, rate: int, voices: tuple, families: tuple, keep: bool
+    ) -> None:
         self.name, self.seconds, self.source_rate = f"song {index}", seconds, rate
         self._arguments = (seed, index, seconds, rate, voices, families)
-        self._samples: dict[str, np.ndarray] = {}
+        self._keep, self._samples = keep, {}
+        self._loudness: dict[str, float] = {}
 
     def read(self, side: str, start: float, seconds: float, sample_rate: int) -> Tensor:
         """Waveform `(2, round(seconds * sample_rate))`; the song is made at the rate of the model."""
-        if not self._samples:
-            song: Song = make_song(*self._arguments)
-            for name in self.stems:
-                self._samples[name] = np.round(getattr(song, name) * 32767).astype(np.int16)
+        samples = self._samples or self._make()
         first, length = round(start * sample_rate), round(seconds * sample_rate)
-        crop = torch.from_numpy(self._samples[side][:, first : first + length].astype(np.float32) / 32767)
+        crop = torch.from_numpy(samples[side][:, first : first + length].astype(np.float32) / 32767)
         return torch.nn.functional.pad(crop, (0, length - crop.shape[-1]))
+
+    def _make(self) -> dict[str, np.ndarray]:
+        song: Song = make_song(*self._arguments)
+        samples = {name: np.round(getattr(song, name) * 32767).astype(np.int16) for name in self.stems}
+        if self._keep:
+            self._samples = samples
+        return samples
 
     def loudness(self, side: str, sample_rate: int) -> float:
         """RMS of one side."""
-        return float(self.read(side, 0, self.seconds, sample_rate).square().mean()) ** 0.5
+        if side not in self._loudness:
+            power = self.read(side, 0, self.seconds, sample_rate).square().mean()
+            self._loudness[side] = float(power) ** 0.5
+        return self._loudness[side]
 
 
 def synthetic_tracks(config: Config, split: str) -> list[SyntheticTrack]:
@@ -50,5 +60,5 @@ def synthetic_tracks(config: Config, split: str) -> list[SyntheticTrack]:
         voices = tuple(v for v in VOICES if v not in data.held_out_voices)
         families = tuple(f for f in FAMILIES if f not in data.held_out_families)
     songs = data.synthetic_songs if split == "train" else DECIDING_SONGS
-    rate = config.audio.sample_rate
-    return [SyntheticTrack(seed, i, data.synthetic_seconds, rate, voices, families) for i in range(songs)]
+    rate, keep = config.audio.sample_rate, data.cache != "none"
+    return [SyntheticTrack(seed, i, data.synthetic_seconds, rate, voices, families, keep) for i in range(songs)]

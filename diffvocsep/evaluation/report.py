@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAWS = 2000
+KOREAN = ("Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic", "NanumGothic", "Noto Sans CJK KR", "Noto Sans KR")
 
 
 def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
@@ -45,10 +47,18 @@ def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]])
     """A Markdown table under a line of text; the columns line up in a terminal too."""
     lines = [[title, *columns], *([name, *cells] for name, cells in rows.items())]
     lines = [[cell.replace("|", "&#124;") for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-            for line in lines]  # fmt: skip
+    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+    padded = [[cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    text = [f"| {' | '.join(line)} |" for line in padded]
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal takes for it: two for a Korean syllable, none for a mark over the letter before."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in unicodedata.normalize("NFC", text)
+    )
 
 
 def write_csv(path: Path, lines: Iterable[Sequence[object]]) -> None:
@@ -59,8 +69,12 @@ def write_csv(path: Path, lines: Iterable[Sequence[object]]) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
+    import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import get_font_names
 
+    known = [name for name in KOREAN if name in get_font_names()]
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *known]  # what the first lacks comes from the others
     return Figure(figsize=(width, height), layout="constrained")
 
 

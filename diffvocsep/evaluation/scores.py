@@ -79,9 +79,9 @@ def _score_song(
         museval_file = output / "museval" / folder / "test" / f"{name}.json" if output and with_frames else None
         one = _read(record, key) if record else None
         if one is None or (museval_file and not museval_file.exists()):
-            clip = clip or excerpt.read()
-            if system == systems.TRUE_ACCOMPANIMENT and not clip.own_mixture:
+            if system == systems.TRUE_ACCOMPANIMENT and "mixture" not in excerpt.track.stems:
                 continue  # it is exact
+            clip = clip or excerpt.read()
             one = score_clip(clip, system, model, with_frames, museval_file)
             if record:
                 text = json.dumps({"key": key, **asdict(one)}, indent=1, ensure_ascii=False)
