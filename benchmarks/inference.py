@@ -91,6 +91,7 @@ def run(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", type=Path, default=Path("checkpoints/pretrained.safetensors"))
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of an environment with the peers")
+    parser.add_argument("--only", choices=PEERS, help="this peer alone")
     parser.add_argument("--root", type=Path, metavar="DIR", help="songs that tell how good the separators are")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write inference.json and inference.png there")
     args = parser.parse_args(argv)
@@ -104,10 +105,10 @@ def run(argv: list[str] | None = None) -> int:
             found = measure(sys.executable, "diffvocsep", clips, str(args.model_path), str(steps))
             if found:
                 rows[f"Diff-VocSep, {steps} step{'s' if steps > 1 else ''}"] = {**found, "file_mib": size}
-        for peer in PEERS if args.peers else ():
+        for peer in ([args.only] if args.only else PEERS) if args.peers else ():
             if found := measure(args.peers, peer, clips):
                 rows[found.pop("name")] = found
-    columns = ("parameters", "file", "x real time", "peak memory", "cold start", "SDR, dB")
+    columns = ("parameters", "file", "x real time", "peak memory", "cold start", "global SDR, dB")
     print(table("system", columns, {name: _cells(row) for name, row in rows.items()}))
     if args.output:
         text = json.dumps(rows, indent=1)

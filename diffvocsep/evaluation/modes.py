@@ -98,7 +98,7 @@ def sweep(args: Namespace) -> None:
     _refuse(args, ["diffusion.use_ddim", *map(key_of, Setting().overrides())], "--grid")
     measured = list(measure(_excerpts(args), _model(args), args.grid or DEFAULT_GRIDS))
     best = frontier(measured)
-    columns = ["evaluations", "SDR", "SI-SDR", "log-spectral distance", "s per s of song", "frontier"]
+    columns = ["evaluations", "global SDR", "SI-SDR", "log-spectral distance", "s per s of song", "frontier"]
     names = ["sdr", "si_sdr", "distance"]
     rows = {
         str(one.setting): [str(one.setting.evaluations), *(f"{quartiles(getattr(one, n))[0]:.2f}" for n in names),
