@@ -69,7 +69,7 @@ class AudioReader:
             if not _soundfile_can_read(self.path):
                 self._folder = tempfile.TemporaryDirectory(prefix="diffvocsep-", ignore_cleanup_errors=True)
                 self._source = _decode_with_ffmpeg(self.path, Path(self._folder.name))
-            with self.open() as file:
+            with self.raw() as file:
                 self.sample_rate: int = file.samplerate
                 self.channels: int = file.channels
                 self.frames: int = file.frames
@@ -85,7 +85,7 @@ class AudioReader:
             self.close()
             raise
 
-    def open(self) -> soundfile.SoundFile:
+    def raw(self) -> soundfile.SoundFile:
         """The samples, as they are, for what needs more than `blocks` gives."""
         return soundfile.SoundFile(_native(self._source))
 
@@ -94,7 +94,7 @@ class AudioReader:
         starts a new pass."""
         done, stop = start, self.frames if stop is None else min(stop, self.frames)
         try:
-            with self.open() as file:
+            with self.raw() as file:
                 file.seek(start)
                 while done < stop:
                     data = file.read(min(size, stop - done), dtype="float32", always_2d=True)

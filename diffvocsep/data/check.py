@@ -38,7 +38,7 @@ def file_problems(path: Path) -> Iterator[str]:
     wrong = flat = frames = 0
     total = 0.0
     try:
-        with AudioReader(path) as reader, reader.open() as file:
+        with AudioReader(path) as reader, reader.raw() as file:
             tail = np.zeros((0, file.channels), np.float32)
             for samples in file.blocks(round(BLOCK * file.samplerate), dtype="float32", always_2d=True):
                 finite = np.isfinite(samples)
