@@ -12,11 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
 from test_evaluate import tables
+from tiny import random_unet, tiny_config
 
+from diffvocsep.checkpoint import load_model, release
+from diffvocsep.config import to_dict
 from diffvocsep.data.score import random_score
 from diffvocsep.errors import UserError
-from scripts import held_out_family, render_soundfont
+from scripts import deepen, held_out_family, render_soundfont
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,3 +133,26 @@ def test_two_trainings_are_compared(tmp_path):
     assert len(rows) == 7 and "drums (held out)" in rows
     assert len(re.findall(r"other families minus drums: -?\d", done.stdout)) == 2 and "2 steps each" in done.stdout
     assert (tmp_path / "held_out.csv").exists()
+
+
+# --- deeper networks ----------------------------------------------------------------------------------------------
+
+
+def test_a_deeper_network_begins_as_the_one_before_and_can_learn(tmp_path, capsys):
+    config = tiny_config()
+    shallow, deeper = tmp_path / "shallow.safetensors", tmp_path / "deeper.safetensors"
+    release({"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 3}, shallow)
+    assert deepen.run([str(shallow), str(deeper), "--blocks", "3"]) == 0
+    before, after = load_model(shallow)[0], load_model(deeper)[0]
+    assert load_model(deeper)[1].model.blocks == 3
+    size = sum(weight.numel() for weight in after.parameters())
+    assert size > sum(weight.numel() for weight in before.parameters())
+    assert f"{size / 1e6:.2f} M" in capsys.readouterr().out
+    x_t, mixture = torch.randn(2, 2, 4, before.bins, 9)
+    t = torch.tensor([0, 999])
+    torch.testing.assert_close(after(x_t, mixture, t), before(x_t, mixture, t))
+    after(x_t, mixture, t).square().sum().backward()
+    new = [p for name, p in after.named_parameters() if ".blocks.2.conv2.weight" in name]
+    assert new and all(p.grad.abs().max() > 0 for p in new)
+    with pytest.raises(UserError, match="adds none"):
+        deepen.run([str(deeper), str(shallow), "--blocks", "3"])
