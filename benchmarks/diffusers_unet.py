@@ -37,5 +37,5 @@ class DiffusersUNet(nn.Module):
     def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
         """`(B, C, F, T)`, `(B, C, F, T)`, `(B,)` -> `(B, C, F, T)`."""
         bins, frames = x_t.shape[-2:]
-        x = self.unet(self._fold(torch.cat([x_t, mixture], dim=1)), t).sample
-        return self._unfold(x)[..., :bins, :frames]
+        x = self.unet(self._fold(torch.cat([x_t, mixture], dim=1).mT), t).sample
+        return self._unfold(x)[..., :frames, :bins].mT

@@ -57,10 +57,10 @@ def extend_band(vocals: Tensor, mixture: Tensor, limit: int, sample_rate: int, h
     half = round(SMOOTHING_SECONDS * sample_rate / hop_length)
 
     def power(spectrum: Tensor) -> Tensor:
-        total = spectrum.abs().square().sum(-2)  # (B, C, T)
+        total = torch.linalg.vector_norm(torch.view_as_real(spectrum), dim=(-3, -1)).square()  # (B, C, T)
         return F.avg_pool1d(total, 2 * half + 1, stride=1, padding=half)
 
     band = slice(max(0, limit - width), limit)
     whole, part = power(mixture), power(mixture[..., band, :])
     gain = (power(vocals[..., band, :]) / part.clamp_min(1e-30)).clamp(0, 1) * (part > EMPTY * whole)
-    return torch.cat([vocals, mixture[..., limit:, :] * gain[..., None, :]], dim=-2)
+    return torch.cat([vocals.mT, (mixture[..., limit:, :] * gain[..., None, :]).mT], dim=-1).mT

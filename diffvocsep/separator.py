@@ -281,10 +281,11 @@ class Separator:
             step = part - vocals
             vocals = vocals + step / (k + 1)  # Welford 1962
             scatter += (step * (part - vocals).conj()).real
+        sounding = torch.linalg.vector_norm(torch.view_as_real(mixture), torch.inf, (1, 2, 4))[:, None, None] > 0
+        vocals, scatter = vocals * sounding, scatter * sounding
         audio = self.config.audio
         vocals = extend_band(vocals, mixture, bins, audio.sample_rate, audio.hop_length)
-        sounding = mixture.abs().amax(dim=(1, 2), keepdim=True) > 0  # silence in, silence out
-        return vocals * sounding, scatter / max(1, settings.samples - 1) * sounding
+        return vocals, scatter / max(1, settings.samples - 1)
 
     def _synthesise(self, spectra: Iterable[Tensor]) -> Iterator[Tensor]:
         """A stream of STFT frames `(G, C, F, T)` -> a stream of samples `(G * C, n)`, from the centre of the first

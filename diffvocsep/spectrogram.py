@@ -50,14 +50,9 @@ class STFT:
     def overlap_add(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Complex `(B, C, F, T)` -> windowed frames added up `(B, C, N)` and their envelope `(N,)`,
         N = (T - 1) * hop + n_fft. Their quotient is the least-squares inverse (Griffin & Lim 1984, eq. 6)."""
-        *batch, _, frames = spectrum.shape
-        length = (frames - 1) * self.hop_length + self.n_fft
         window = self.window.on(spectrum.device, spectrum.real.dtype)
-        pieces = torch.fft.irfft(spectrum, n=self.n_fft, dim=-2) * window[:, None]
-        return (
-            self._fold(pieces.reshape(-1, self.n_fft, frames), length).reshape(*batch, length),
-            self._fold(window.square().expand(frames, -1).T[None], length)[0],
-        )
+        pieces = torch.fft.irfft(spectrum.transpose(-1, -2), n=self.n_fft) * window
+        return self._add(pieces), self._add(window.square().expand(spectrum.shape[-1], -1))
 
     def inverse(self, spectrum: Tensor, length: int) -> Tensor:
         """Complex `(B, C, F, T)` of a centred STFT -> waveform `(B, C, length)`."""
@@ -65,8 +60,16 @@ class STFT:
         keep = slice(self.n_fft // 2, self.n_fft // 2 + length)
         return total[..., keep] / envelope[keep]
 
-    def _fold(self, frames: Tensor, length: int) -> Tensor:
-        return F.fold(frames, (1, length), (1, self.n_fft), stride=(1, self.hop_length)).reshape(-1, length)
+    def _add(self, pieces: Tensor) -> Tensor:
+        """Frames `(..., T, n_fft)` added up where they overlap, `(..., N)`. One hop of all frames at a time is several
+        times faster than `torch.nn.functional.fold`."""
+        *batch, frames, n_fft = pieces.shape
+        overlap = -(-n_fft // self.hop_length)
+        hops = F.pad(pieces, (0, -n_fft % self.hop_length)).unflatten(-1, (overlap, self.hop_length))
+        total = pieces.new_zeros(*batch, frames + overlap - 1, self.hop_length)
+        for i in range(overlap):
+            total[..., i : i + frames, :] += hops[..., i, :]
+        return total.flatten(-2)[..., : (frames - 1) * self.hop_length + n_fft]
 
 
 class Representation:
@@ -125,10 +128,10 @@ class ComplexSpectrogram(Representation):
     def encode(self, spectrum: Tensor, statistics: Tensor) -> Tensor:
         scaled = spectrum / self.level(statistics).clamp_min(1e-20)
         compressed = scaled * scaled.abs().clamp_min(1e-20).pow(self.exponent - 1) * 2**0.5  # re and im: variance 1
-        return torch.view_as_real(compressed).movedim(-1, 2).flatten(1, 2)
+        return torch.view_as_real(compressed.mT).movedim(-1, 2).flatten(1, 2).mT
 
     def decode(self, x: Tensor, statistics: Tensor, mixture: Tensor) -> Tensor:
-        compressed = torch.view_as_complex(x.float().unflatten(1, (-1, 2)).movedim(2, -1).contiguous()) / 2**0.5
+        compressed = torch.view_as_complex(x.mT.float().unflatten(1, (-1, 2)).movedim(2, -1).contiguous()).mT / 2**0.5
         magnitude = compressed.abs().clamp_min(1e-20)  # keeps the gradient finite at zero
         return compressed * magnitude.pow(1 / self.exponent - 1) * self.level(statistics)
 

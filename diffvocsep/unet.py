@@ -167,7 +167,8 @@ class UNet(nn.Module):
         bins, frames = x_t.shape[-2:]
         if bins > self.bins:
             raise ValueError(f"the network models {self.bins} frequency bins, but was given {bins}")
-        x = self._fold(torch.cat([x_t, mixture, magnitudes(mixture, self.parts)], dim=1))
+        x_t, mixture = x_t.mT, mixture.mT
+        x = torch.cat([self._fold(x) for x in (x_t, mixture, magnitudes(mixture, self.parts))], dim=1)
         embedding = self.embed(timestep_embedding(t * (1000 / self.max_period), 64))
         x = self.stem(x)
         skips = []
@@ -178,8 +179,8 @@ class UNet(nn.Module):
                 x = self.shrink[i](x)
         for i in reversed(range(len(self.up))):
             x = self.up[i](torch.cat([self.grow[i](x), skips[i]], dim=1), embedding)
-        gain, gain_x, offset = self._unfold(self.head(x))[..., :bins, :frames].chunk(3, dim=1)
-        return self._apply_gain(gain, mixture) + self._apply_gain(gain_x, x_t) + offset
+        gain, gain_x, offset = self._unfold(self.head(x))[..., :frames, :bins].chunk(3, dim=1)
+        return (self._apply_gain(gain, mixture) + self._apply_gain(gain_x, x_t) + offset).mT
 
     def _apply_gain(self, gain: Tensor, x: Tensor) -> Tensor:
         """Gain times x, bin by bin; where channels are real and imaginary parts, as complex numbers."""
@@ -189,23 +190,24 @@ class UNet(nn.Module):
         return torch.stack([a * c - b * d, a * d + b * c], dim=2).flatten(1, 2)
 
     def _fold(self, x: Tensor) -> Tensor:
-        """`(B, C, F, T)` -> `(B, C * pf * pt, T / pt, F / pf)`, zero-padded to the strides."""
+        """`(B, C, T, F)` -> `(B, C * pf * pt, T / pt, F / pf)`, zero-padded to the strides."""
         pf, pt = self.patch
         rows = -(-self.bins // self.frequency_stride) * self.frequency_stride
-        x = F.pad(x, (0, -x.shape[-1] % self.time_stride, 0, rows - x.shape[-2]))
-        batch, channels, bins, frames = x.shape
-        x = x.reshape(batch, channels, bins // pf, pf, frames // pt, pt).permute(0, 1, 3, 5, 4, 2)
+        x = F.pad(x, (0, rows - x.shape[-1], 0, -x.shape[-2] % self.time_stride))
+        batch, channels, frames, bins = x.shape
+        x = x.reshape(batch, channels, frames // pt, pt, bins // pf, pf).permute(0, 1, 5, 3, 2, 4)
         return x.reshape(batch, channels * pf * pt, frames // pt, bins // pf)
 
     def _unfold(self, x: Tensor) -> Tensor:
+        """The inverse of `_fold`, but for the padding."""
         pf, pt = self.patch
-        batch, _, frames, bins = x.shape
-        x = x.reshape(batch, -1, pf, pt, frames, bins).permute(0, 1, 5, 2, 4, 3)
-        return x.reshape(batch, -1, bins * pf, frames * pt)
+        batch, channels, frames, bins = x.shape
+        x = x.reshape(batch, channels // (pf * pt), pf, pt, frames, bins).permute(0, 1, 4, 3, 5, 2)
+        return x.reshape(batch, channels // (pf * pt), frames * pt, bins * pf)
 
 
 def magnitudes(x: Tensor, parts: int) -> Tensor:
-    """`(B, C, F, T)` of real and imaginary parts -> `(B, C', F, T)`: the magnitude of every channel of audio and, in
+    """`(B, C, T, F)` of real and imaginary parts -> `(B, C', T, F)`: the magnitude of every channel of audio and, in
     stereo, of their mean and of half their difference. Nothing where x holds magnitudes already (`parts` is 1)."""
     if parts == 1:
         return x[:, :0]
