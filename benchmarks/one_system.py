@@ -19,7 +19,9 @@ SECONDS = float(os.environ.get("BENCHMARK_SECONDS", 30))  # the tests have no ti
 
 def diffvocsep(model_path: str, steps: str):
     from diffvocsep import Separator
+    from diffvocsep.heap import keep_freed_memory
 
+    keep_freed_memory()  # as inference.py does
     separator = Separator.from_checkpoint(model_path, "cpu")
     return f"Diff-VocSep, {steps} steps", separator.model, lambda m: separator.separate(m, RATE, steps=int(steps))[0]
 
@@ -74,7 +76,7 @@ def diffusers():
     from diffusers import DDIMScheduler, UNet2DModel
 
     model = UNet2DModel(
-        in_channels=8, out_channels=4, block_out_channels=(40, 72, 80, 104), layers_per_block=1, norm_num_groups=8,
+        in_channels=8, out_channels=4, block_out_channels=(56, 96, 112, 136), layers_per_block=1, norm_num_groups=8,
         down_block_types=("DownBlock2D",) * 4, up_block_types=("UpBlock2D",) * 4,
     ).eval()  # fmt: skip
     scheduler = DDIMScheduler()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, NoReturn
 
 from .errors import UserError
+from .heap import keep_freed_memory
 from .interrupt import listen
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def main(run: Callable[[], int]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):  # a Korean Windows console defaults to cp949
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    keep_freed_memory()
     listen()  # SIGTERM, of `timeout` and of clusters, is heard like Ctrl-C: what is unfinished is cleaned up
     try:
         _leave(run())
