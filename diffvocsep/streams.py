@@ -7,11 +7,13 @@ whatever was drawn before it, by however many workers, in whatever order; and va
 from __future__ import annotations
 
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+DRAWING = 4  # threads that draw noise: NumPy lets them work side by side
 NOISE_BLOCK = 64  # frames
 ORIGIN = 2**16  # blocks; keeps indices of frames before the song's start positive
 
@@ -31,6 +33,8 @@ def frame_noise(channels: int, bins: int, first: int, frames: int, seed: int, *i
     it is computed in."""
     blocks = range(first // NOISE_BLOCK, (first + frames - 1) // NOISE_BLOCK + 1)
     shape = (channels, bins, NOISE_BLOCK)
-    noise = torch.cat([normal(shape, seed, "frames", *indices, ORIGIN + b) for b in blocks], dim=-1)
+    with ThreadPoolExecutor(DRAWING, "noise") as threads:
+        drawn = list(threads.map(lambda b: normal(shape, seed, "frames", *indices, ORIGIN + b), blocks))
+    noise = torch.cat(drawn, dim=-1)
     start = first - blocks[0] * NOISE_BLOCK
     return noise[..., start : start + frames]

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from ..streams import generator, normal
+from ..streams import DRAWING, generator, normal
 from .mixing import Segments
 from .resident import resident_batches
 
 T = TypeVar("T")
-DRAWING = 4  # threads that draw noise
 
 
 def load_segments(
@@ -44,7 +43,7 @@ def load_segments(
 def with_noise(batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], seed: int) -> Iterator[dict[str, Tensor]]:
     """The batches, and with each what decides the timesteps of its items, `uniform` `(B,)` in [0, 1), and their `noise`
     `(B, C, F, T)`: functions of an item's global index, like the item."""
-    with ThreadPoolExecutor(DRAWING, "noise") as threads:  # NumPy draws side by side
+    with ThreadPoolExecutor(DRAWING, "noise") as threads:
         for batch in batches:
             indices = batch["index"].tolist()
             uniform = torch.tensor([generator(seed, "timestep", i).random() for i in indices], dtype=torch.float32)
