@@ -30,6 +30,8 @@ FORMAT = 2
 # Where things lie on the computer that trained is nobody else's business.
 PLACES = """data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir
     log.checkpoint_dir"""
+# Settings that are gone, with the values that say what the program does now.
+FORMER = (("train", "loss", "l1_l2"), ("separation", "contrast", 1.0))
 
 
 def versions() -> dict[str, str]:
@@ -74,12 +76,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def config_in(path: Path, mapping: dict[str, Any]) -> Config:
     """The config saved in `path`; raises UserError that names the file, for one that this version cannot have."""
-    train = mapping.get("train") if isinstance(mapping, dict) else None
-    if isinstance(train, dict):
-        train = {"optimizer": "adamw"} | train  # once the only one
-        if train.get("loss") == "l1_l2":  # once a choice, now the only one
-            del train["loss"]
-        mapping = mapping | {"train": train}
+    mapping = copy.deepcopy(mapping)
+    if isinstance(mapping, dict) and isinstance(mapping.get("train"), dict):
+        mapping["train"].setdefault("optimizer", "adamw")  # once the only one
+    for section, key, value in FORMER:
+        settings = mapping.get(section) if isinstance(mapping, dict) else None
+        if isinstance(settings, dict) and settings.get(key) == value:
+            del settings[key]
     with blame(f"the config in '{path}'"):
         return from_dict(mapping)
 

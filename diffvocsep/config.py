@@ -113,7 +113,6 @@ class DiffusionConfig:
 @dataclass(frozen=True)
 class SeparationConfig:
     subtract: Literal["complex", "mask", "magnitude", "normalized"] = "complex"
-    contrast: float = 1.0
     chunk_seconds: float = 8.0
     margin_seconds: float = 1.5
     batch_chunks: int = 1
@@ -185,7 +184,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "more than 0",
         lambda v: v > 0,
-        """audio.log1p_scale diffusion.beta_start diffusion.min_snr_gamma separation.chunk_seconds separation.contrast
+        """audio.log1p_scale diffusion.beta_start diffusion.min_snr_gamma separation.chunk_seconds
         train.lr train.val_seconds""",
     ),
     ("names with numbers above 0", lambda v: all(weight > 0 for weight in v.values()), "data.set_weights"),
@@ -240,7 +239,6 @@ USED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("diffusion.sampler", lambda v: v == "ddim", "diffusion.eta"),
     ("diffusion.ddim_steps", lambda v: v > 1, "diffusion.sampler diffusion.eta"),
     ("diffusion.start", lambda v: v == "mixture", "diffusion.start_step"),
-    ("separation.subtract", lambda v: v != "normalized", "separation.contrast"),
     ("train.max_steps", lambda v: v == 0, "train.epochs"),
 )
 

@@ -20,23 +20,16 @@ def subtract(
     x_0: Tensor,
     statistics: Tensor,
     representation: Representation,
-    contrast: float = 1.0,
 ) -> Tensor:
     """The vocals' STFT, complex `(B, C, F, T)`, from the mixture and the generated accompaniment `x_0`.
 
     how: `complex` M - A; `mask` (1 - |A|^2 / |M|^2) M; `magnitude` (|M| - |A|) with the mixture's phase;
     `normalized` the difference taken in the represented space (log1p or compressed) and expanded without its offset.
     Negative masks and magnitudes become 0. What each can reach with a perfect generator is in docs/method.md.
-
-    contrast: the power to which |A| / |M| is raised first, where it is below 1 (not for `normalized`). Above 1, more is
-    taken where a careful model doubts; where it says "all" or "nothing", the power changes nothing.
     """
     if how == "normalized":
         return representation.decode_difference(x_mixture, x_0, statistics, mixture)
     accompaniment = representation.decode(x_0, statistics, mixture)
-    if contrast != 1:  # in training it is
-        ratio = accompaniment.abs() / mixture.abs().clamp_min(1e-20)
-        accompaniment = accompaniment * ratio.clamp(1e-6, 1) ** (contrast - 1)
     if how == "complex":
         return mixture - accompaniment
     ratio = accompaniment.abs() / mixture.abs().clamp_min(1e-20)

@@ -18,7 +18,7 @@ from .strict_yaml import show
 DECISIVE = """data.dataset data.dev_root data.musdb_root data.musdbhq_root data.synthetic_seconds
     train.seed train.val_batches train.val_seconds
     diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.start diffusion.start_step
-    separation.subtract separation.contrast separation.chunk_seconds separation.margin_seconds"""
+    separation.subtract separation.chunk_seconds separation.margin_seconds"""
 
 
 def find_checkpoint(resume: str, last: Path) -> Path | None:

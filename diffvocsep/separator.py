@@ -276,8 +276,8 @@ class Separator:
                 x_t = start_from(x_mixture, x_t, alphas_cumprod, start)
             fresh = partial(noise, k)
             x_0 = sample(settings.sampler, denoise, x_t, alphas_cumprod, schedule, fresh, settings.eta)
-            how, contrast = config.separation.subtract, config.separation.contrast
-            part = subtract(how, modelled, x_mixture, x_0, statistics, self.representation, contrast)
+            how = config.separation.subtract
+            part = subtract(how, modelled, x_mixture, x_0, statistics, self.representation)
             step = part - vocals
             vocals = vocals + step / (k + 1)  # Welford 1962
             scatter += (step * (part - vocals).conj()).real

@@ -242,12 +242,14 @@ def test_the_mean_of_models_is_released_with_a_setting(tmp_path):
     checkpoint.save_checkpoint(files[0], states[0])
     checkpoint.release(states[1], files[1])
     target = tmp_path / "mean.safetensors"
-    assert checkpoint.run([*map(str, [files[1], files[0], files[0], target]), "--set", "separation.contrast=1.5"]) == 0
+    assert (
+        checkpoint.run([*map(str, [files[1], files[0], files[0], target]), "--set", "separation.batch_chunks=3"]) == 0
+    )
     weights, shipped = checkpoint.load_weights(target)
     for name, tensor in weights.items():
         expected = (2 * states[0]["ema"][name] + states[1]["ema"][name]) / 3
         torch.testing.assert_close(tensor, expected)
-    assert shipped == replace(config, separation=replace(config.separation, contrast=1.5))
+    assert shipped == replace(config, separation=replace(config.separation, batch_chunks=3))
     with pytest.raises(UserError, match="model.blocks = 1"):
         checkpoint.run([str(files[0]), str(target), "--set", "model.blocks=2"])
 

@@ -336,7 +336,6 @@ IMPOSSIBLE = [
     ("diffusion.samples", "0", "at least 1"),
     ("diffusion.start_step", "-1", "at least 0"),
     ("separation.chunk_seconds", "0", "more than 0"),
-    ("separation.contrast", "0", "more than 0"),
     ("separation.margin_seconds", "-1", "at least 0"),
     ("separation.batch_chunks", "0", "at least 1"),
     ("train.seed", "-1", "between 0 and 4294967295"),
@@ -644,7 +643,6 @@ IGNORED = [
     ("diffusion.eta=0.5", "diffusion.ddim_steps is 1", "diffusion.ddim_steps=2"),
 ]
 USED_BY_DEFAULT = [
-    ("separation.contrast=1.5", "separation.subtract is normalized", "separation.subtract=normalized"),
     ("audio.compression=0.3", "audio.representation is magnitude", "audio.representation=magnitude"),
     ("data.synthetic_songs=3", "data.dataset is musdb", "data.dataset=musdb"),
     ("data.synthetic_seconds=3", "data.dataset is stems", "data.dataset=stems"),

@@ -97,24 +97,21 @@ def test_the_naive_reading_is_far_worse_than_silence(songs, stft):
 # The formulas
 
 
-@pytest.mark.parametrize("contrast", [1.0, 1.7])
 @pytest.mark.parametrize("representation", [ComplexSpectrogram(0.5), MagnitudeSpectrogram(1.0)])
-def test_subtractions_equal_their_formulas(songs, representation, contrast):
+def test_subtractions_equal_their_formulas(songs, representation):
     songs = {name: signal[:2] for name, signal in songs.items()}
     x_mixture, x_0, statistics = encoded(songs, representation)
     m, a = (songs[name].numpy().astype(np.complex128) for name in ("mixture", "accompaniment"))
     if representation.parts == 1:
         a = np.abs(a) * np.exp(1j * np.angle(m))
     ratio = np.abs(a) / np.maximum(np.abs(m), 1e-20)
-    a = a * np.where(ratio < 1, ratio ** (contrast - 1), 1)
-    ratio = np.where(ratio < 1, ratio**contrast, ratio)
     expected = {
         "complex": m - a,
         "mask": m * np.maximum(1 - ratio**2, 0),
         "magnitude": np.maximum(np.abs(m) - np.abs(a), 0) * np.exp(1j * np.angle(m)),
     }
     for how, value in expected.items():
-        estimate = subtract(how, songs["mixture"], x_mixture, x_0, statistics, representation, contrast).numpy()
+        estimate = subtract(how, songs["mixture"], x_mixture, x_0, statistics, representation).numpy()
         np.testing.assert_allclose(estimate, value, rtol=0, atol=2e-4 * np.abs(m).max(), err_msg=how)
 
 

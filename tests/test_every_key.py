@@ -240,7 +240,6 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "diffusion.start": ("mixture", (), separation),
     "diffusion.start_step": (200, ("diffusion.start=mixture",), separation),
     "separation.subtract": ("mask", (), separation),
-    "separation.contrast": (1.5, (), separation),
     "separation.chunk_seconds": (0.5, (), separation),
     "separation.margin_seconds": (0.5, (), separation),
     "separation.batch_chunks": (2, CHUNKS, separation),
@@ -270,7 +269,6 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
 
 # Settings under which a key is ignored, where BASE itself is not such a setting.
 IGNORING: dict[str, tuple[str, ...]] = {
-    "separation.contrast": ("separation.subtract=normalized",),
     "audio.compression": MAGNITUDE,
     "data.synthetic_songs": STEMS,
     "data.synthetic_seconds": STEMS,

@@ -300,16 +300,19 @@ def test_a_foreign_model_is_refused(trained):
             load_model(trained.parent / name)
 
 
-def test_a_choice_that_is_none_any_more_is_forgotten_if_it_was_the_one_that_stayed(trained):
-    """`train.loss` could be l1, l2 or l1_l2 once."""
+@pytest.mark.parametrize(
+    ("section", "key", "stayed", "gone"), [("train", "loss", "l1_l2", "l1"), ("separation", "contrast", 1.0, 1.5)]
+)
+def test_a_setting_that_is_gone_is_forgotten_if_it_had_the_value_that_stayed(trained, section, key, stayed, gone):
+    """`train.loss` could be l1, l2 or l1_l2 once, `separation.contrast` any number."""
     state = load_checkpoint(trained)
-    state["config"]["train"]["loss"] = "l1_l2"
+    state["config"][section][key] = stayed
     save_checkpoint(trained, state)
     _, config = load_model(trained)
-    assert not hasattr(config.train, "loss")
-    state["config"]["train"]["loss"] = "l1"
+    assert not hasattr(getattr(config, section), key)
+    state["config"][section][key] = gone
     save_checkpoint(trained, state)
-    with pytest.raises(UserError, match="unknown key train.loss"):
+    with pytest.raises(UserError, match=f"unknown key {section}.{key}"):
         load_model(trained)
 
 
