@@ -19,9 +19,7 @@ SECONDS = float(os.environ.get("BENCHMARK_SECONDS", 30))  # the tests have no ti
 
 def diffvocsep(model_path: str, steps: str):
     from diffvocsep import Separator
-    from diffvocsep.heap import keep_freed_memory
 
-    keep_freed_memory()  # as inference.py does
     separator = Separator.from_checkpoint(model_path, "cpu")
     return f"Diff-VocSep, {steps} steps", separator.model, lambda m: separator.separate(m, RATE, steps=int(steps))[0]
 
@@ -119,6 +117,9 @@ def scores(separate, clips: Path) -> list[float]:
 def main(system: str, clips: str, *arguments: str) -> None:
     import torch
 
+    from diffvocsep.heap import keep_freed_memory
+
+    keep_freed_memory()  # as inference.py does; for the others, too, so that separators are compared
     torch.set_num_threads(2)
     torch.manual_seed(0)
     mixture = 0.1 * torch.randn(2, int(SECONDS * RATE))

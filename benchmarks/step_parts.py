@@ -34,7 +34,7 @@ KINDS = {  # of an operator, by its name; the first that fits
     "convolutions": r"conv",
     "matrix products": r"mm$|mm_|matmul|linear$|linear_backward|dot_product|attention",
     "normalization": r"group_norm",
-    STFT: r"fft|stft|col2im|im2col",
+    STFT: r"fft|stft",
     UPDATE: r"_foreach_|_fused_adam|vector_norm",
     "copies and layout": r"copy|clone|contiguous|cat$|stack|pad|fill_|zero|empty|view|reshape|permute|transpose|select|"
                          r"slice|strided|narrow|chunk|split|unbind|flatten|expand|squeeze|resize|alias|movedim|detach|"
@@ -108,6 +108,8 @@ def run(argv: list[str] | None = None) -> int:
         config = settings(args.config, args.overrides, folder)
         trainer = Trainer(config, Backend(device), "none")
         trainer._average = marked(trainer._average, UPDATE)
+        synthesis = trainer.objective.synthesis
+        synthesis.overlap_add = marked(synthesis.overlap_add, "inverse stft")
         batches = next(trainer._steps())
 
         def step() -> object:

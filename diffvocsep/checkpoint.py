@@ -23,7 +23,7 @@ from .atomic import write_atomic
 from .cli import main
 from .config import Config, from_dict, load_config, require_same_network, to_dict
 from .errors import UserError
-from .strict_yaml import blame
+from .strict_yaml import blame, show
 from .unet import UNet
 
 FORMAT = 2
@@ -77,12 +77,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def config_in(path: Path, mapping: dict[str, Any]) -> Config:
     """The config saved in `path`; raises UserError that names the file, for one that this version cannot have."""
     mapping = copy.deepcopy(mapping)
-    if isinstance(mapping, dict) and isinstance(mapping.get("train"), dict):
-        mapping["train"].setdefault("optimizer", "adamw")  # once the only one
-    for section, key, value in FORMER:
-        settings = mapping.get(section) if isinstance(mapping, dict) else None
-        if isinstance(settings, dict) and settings.get(key) == value:
-            del settings[key]
+    sections = mapping if isinstance(mapping, dict) else {}
+    if isinstance(sections.get("train"), dict):
+        sections["train"].setdefault("optimizer", "adamw")  # once the only one
+    for section, key, stayed in FORMER:
+        settings = sections.get(section)
+        value = settings.pop(key, stayed) if isinstance(settings, dict) else stayed
+        if value != stayed:
+            raise UserError(
+                f"'{path}' was saved with {section}.{key} = {show(value)}, which this version no longer has; use the "
+                "version that saved it, or another file"
+            )
     with blame(f"the config in '{path}'"):
         return from_dict(mapping)
 

@@ -50,7 +50,8 @@ def extend_band(vocals: Tensor, mixture: Tensor, limit: int, sample_rate: int, h
     half = round(SMOOTHING_SECONDS * sample_rate / hop_length)
 
     def power(spectrum: Tensor) -> Tensor:
-        total = torch.linalg.vector_norm(torch.view_as_real(spectrum), dim=(-3, -1)).square()  # (B, C, T)
+        # (B, C, T); a norm, for it makes no copy of all the squares
+        total = torch.linalg.vector_norm(torch.view_as_real(spectrum), dim=(-3, -1)).square()
         return F.avg_pool1d(total, 2 * half + 1, stride=1, padding=half)
 
     band = slice(max(0, limit - width), limit)

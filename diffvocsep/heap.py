@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -11,12 +12,13 @@ LARGEST = 2**25  # bytes; the most that every 64-bit glibc takes for M_MMAP_THRE
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep up to 1 GiB of freed memory for its next request (`man mallopt`); nothing but on glibc.
+    """Let this process keep freed memory for its next request (`man mallopt`). Only on glibc, and only where the
+    environment says nothing about it.
 
     Otherwise glibc hands tensors of some MB back to the kernel, which fills their pages with zeros anew, layer after
-    layer: a sixth of the time of a separation on two CPU cores (docs/benchmarks.md). The peak stays what it was.
+    layer: a sixth of the time of a separation on two CPU cores (docs/benchmarks.md). The peak stays about what it was.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
+    told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not told else None
+    if mallopt is not None and mallopt(M_MMAP_THRESHOLD, LARGEST):  # else it would never grow by itself again
         mallopt(M_TRIM_THRESHOLD, KEEP)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import AudioConfig, Config
@@ -105,10 +104,7 @@ class Objective:
 
     def _synthesise(self, spectrum: Tensor) -> Tensor:
         """Waveform of the modelled bins; if they end in the lower half, at half the sample rate and half the cost."""
-        missing = self.synthesis.n_fft // 2 + 1 - self.bins
-        return self.synthesis.inverse(
-            F.pad(spectrum, (0, 0, 0, missing)), (spectrum.shape[-1] - 1) * self.synthesis.hop_length
-        )
+        return self.synthesis.inverse(spectrum, (spectrum.shape[-1] - 1) * self.synthesis.hop_length)
 
 
 def _band_stft(audio: AudioConfig, bins: int) -> STFT:

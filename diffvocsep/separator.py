@@ -276,13 +276,13 @@ class Separator:
                 x_t = start_from(x_mixture, x_t, alphas_cumprod, start)
             fresh = partial(noise, k)
             x_0 = sample(settings.sampler, denoise, x_t, alphas_cumprod, schedule, fresh, settings.eta)
-            how = config.separation.subtract
-            part = subtract(how, modelled, x_mixture, x_0, statistics, self.representation)
+            part = subtract(config.separation.subtract, modelled, x_mixture, x_0, statistics, self.representation)
             step = part - vocals
             vocals = vocals + step / (k + 1)  # Welford 1962
-            scatter += (step * (part - vocals).conj()).real
-        sounding = torch.linalg.vector_norm(torch.view_as_real(mixture), torch.inf, (1, 2, 4))[:, None, None] > 0
-        vocals, scatter = vocals * sounding, scatter * sounding
+            if k:  # one alone has no distance from itself
+                scatter += (step * (part - vocals).conj()).real
+        sounding = torch.view_as_real(mixture.mT).flatten(-2).abs().amax((1, -1))[:, None, None] > 0
+        vocals, scatter = vocals * sounding, scatter * sounding  # silence in, silence out, and no share of the treble
         audio = self.config.audio
         vocals = extend_band(vocals, mixture, bins, audio.sample_rate, audio.hop_length)
         return vocals, scatter / max(1, settings.samples - 1)

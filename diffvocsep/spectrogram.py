@@ -7,6 +7,9 @@
 
 Both measure the mixture once (`statistics`) and use those numbers for the mixture, the target and the inverse, so
 that mixture and counterfactual live on one scale, and a song 12 dB louder comes out 12 dB louder.
+
+Spectra are `(B, C, F, T)`, but in memory they lie frame after frame, as `torch.stft` writes them and the network reads
+them: that is why transposed views (`.mT`) are worked on here and there.
 """
 
 from __future__ import annotations
@@ -49,10 +52,11 @@ class STFT:
 
     def overlap_add(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Complex `(B, C, F, T)` -> windowed frames added up `(B, C, N)` and their envelope `(N,)`,
-        N = (T - 1) * hop + n_fft. Their quotient is the least-squares inverse (Griffin & Lim 1984, eq. 6)."""
+        N = (T - 1) * hop + n_fft; bins missing at the top count as zero. The quotient of the two is the least-squares
+        inverse (Griffin & Lim 1984, eq. 6)."""
         window = self.window.on(spectrum.device, spectrum.real.dtype)
-        pieces = torch.fft.irfft(spectrum.transpose(-1, -2), n=self.n_fft) * window
-        return self._add(pieces), self._add(window.square().expand(spectrum.shape[-1], -1))
+        pieces = torch.fft.irfft(spectrum.mT, n=self.n_fft) * window
+        return self._add_up(pieces), self._add_up(window.square().expand(spectrum.shape[-1], -1))
 
     def inverse(self, spectrum: Tensor, length: int) -> Tensor:
         """Complex `(B, C, F, T)` of a centred STFT -> waveform `(B, C, length)`."""
@@ -60,15 +64,14 @@ class STFT:
         keep = slice(self.n_fft // 2, self.n_fft // 2 + length)
         return total[..., keep] / envelope[keep]
 
-    def _add(self, pieces: Tensor) -> Tensor:
+    def _add_up(self, pieces: Tensor) -> Tensor:
         """Frames `(..., T, n_fft)` added up where they overlap, `(..., N)`. One hop of all frames at a time is several
         times faster than `torch.nn.functional.fold`."""
         *batch, frames, n_fft = pieces.shape
-        overlap = -(-n_fft // self.hop_length)
-        hops = F.pad(pieces, (0, -n_fft % self.hop_length)).unflatten(-1, (overlap, self.hop_length))
-        total = pieces.new_zeros(*batch, frames + overlap - 1, self.hop_length)
-        for i in range(overlap):
-            total[..., i : i + frames, :] += hops[..., i, :]
+        hops = pieces.split(self.hop_length, dim=-1)
+        total = pieces.new_zeros(*batch, frames + len(hops) - 1, self.hop_length)
+        for i, hop in enumerate(hops):
+            total[..., i : i + frames, : hop.shape[-1]] += hop
         return total.flatten(-2)[..., : (frames - 1) * self.hop_length + n_fft]
 
 
@@ -128,7 +131,8 @@ class ComplexSpectrogram(Representation):
     def encode(self, spectrum: Tensor, statistics: Tensor) -> Tensor:
         scaled = spectrum / self.level(statistics).clamp_min(1e-20)
         compressed = scaled * scaled.abs().clamp_min(1e-20).pow(self.exponent - 1) * 2**0.5  # re and im: variance 1
-        return torch.view_as_real(compressed.mT).movedim(-1, 2).flatten(1, 2).mT
+        compressed = compressed.mT
+        return torch.stack([compressed.real, compressed.imag], dim=2).flatten(1, 2).mT
 
     def decode(self, x: Tensor, statistics: Tensor, mixture: Tensor) -> Tensor:
         compressed = torch.view_as_complex(x.mT.float().unflatten(1, (-1, 2)).movedim(2, -1).contiguous()).mT / 2**0.5

@@ -201,9 +201,9 @@ class UNet(nn.Module):
     def _unfold(self, x: Tensor) -> Tensor:
         """The inverse of `_fold`, but for the padding."""
         pf, pt = self.patch
-        batch, channels, frames, bins = x.shape
-        x = x.reshape(batch, channels // (pf * pt), pf, pt, frames, bins).permute(0, 1, 4, 3, 5, 2)
-        return x.reshape(batch, channels // (pf * pt), frames * pt, bins * pf)
+        batch, _, frames, bins = x.shape
+        x = x.reshape(batch, -1, pf, pt, frames, bins).permute(0, 1, 4, 3, 5, 2)
+        return x.reshape(batch, -1, frames * pt, bins * pf)
 
 
 def magnitudes(x: Tensor, parts: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tiny import (
 )
 
 from diffvocsep import separator as separator_module
+from diffvocsep.audio import read
 from diffvocsep.checkpoint import save_checkpoint
 from diffvocsep.config import Config, load_config, to_dict
 from diffvocsep.errors import UserError
@@ -166,6 +168,19 @@ def test_a_late_start_changes_nothing_but_the_noise():
     assert worst_db((shifted - vocals)[:, 32:], mixture) < -55  # half a window: frames before the song begin to count
 
 
+def test_where_a_song_is_cut_is_not_heard_with_the_shipped_model():
+    """Its margins are shorter than the default ones: what it was trained for is near."""
+    root = Path(__file__).parents[1]
+    mixture, sample_rate = read(root / "data" / "demo" / "song.ogg")
+    shipped = Separator.from_checkpoint(root / "checkpoints" / "pretrained.safetensors", "cpu")
+    whole, cut = (
+        shipped.configured(None, ["train.amp=none", f"separation.chunk_seconds={seconds}"]) for seconds in (20, 3)
+    )
+    vocals = whole.separate(mixture, sample_rate)[0]
+    assert db(vocals, mixture) > -30
+    assert db(cut.separate(mixture, sample_rate)[0] - vocals, mixture) < -70
+
+
 # --- level and silence --------------------------------------------------------------------------------------------
 
 
@@ -196,6 +211,19 @@ def test_silence_inside_a_song_stays_silent(separator, sample_rate):
     assert not vocals[:, inside].any()
     assert not accompaniment[:, inside].any()
     assert vocals[:, : sample_rate // 2].abs().max() > 0
+
+
+def test_what_is_invented_in_silence_takes_no_treble_from_the_sound_beside_it():
+    """Above the band the vocals' share is an average over 0.3 s, which may reach into a gap."""
+    mixture = song(1.5)
+    mixture[:, RATE // 2 : RATE] = 0
+
+    def invents(x_t, mixture, t):
+        silent = (mixture == 0).all(dim=1, keepdim=True).all(dim=2, keepdim=True)
+        return 10.0 * silent.expand_as(mixture)
+
+    vocals = stubbed(invents, "audio.bandwidth=1500").separate(mixture, RATE)[0]
+    assert worst_db(vocals, mixture) < -100
 
 
 def test_a_silent_channel_pair_is_silent_beside_a_sounding_one(separator):

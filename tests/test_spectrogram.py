@@ -154,6 +154,23 @@ def test_decode_inverts_encode(representation):
     assert level_db(back - mixture, mixture) < -80
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_spectra_lie_frame_after_frame_in_memory(representation, channels):
+    """As `torch.stft` writes them and the network reads them: turning them round would cost a copy each."""
+    mixture = music(1)[:, :channels].mT.contiguous().mT
+    statistics = representation.statistics(mixture)
+    x = representation.encode(mixture, statistics)
+    assert x.mT.is_contiguous()
+    assert representation.decode(x, statistics, mixture).mT.is_contiguous()
+
+
+def test_missing_bins_at_the_top_are_zero():
+    stft = STFT(128, 32, 128)
+    spectrum = stft(waveform(1, 2, 1000))
+    whole = torch.cat([spectrum[..., :40, :], torch.zeros_like(spectrum[..., 40:, :])], dim=-2)
+    torch.testing.assert_close(stft.inverse(spectrum[..., :40, :], 1000), stft.inverse(whole, 1000))
+
+
 def test_a_target_uses_the_statistics_of_the_mixture(representation):
     """Complex bins come back as they are; magnitudes come back with the mixture's phase."""
     mixture, target = music(), 0.3 * music(seed=1)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..device import resolve_device
 from ..errors import UserError
+from ..heap import keep_freed_memory
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 ON_ONE_DEVICE = 4  # processes that share a GPU; each holds the model of its own
@@ -71,6 +72,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], jobs: int, label
 
 
 def _begin(threads: int) -> None:
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its children
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
