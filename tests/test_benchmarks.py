@@ -16,7 +16,7 @@ import soundfile
 import torch
 import yaml
 
-from benchmarks import ablation, cheap_gains, inference
+from benchmarks import ablation, cheap_gains, in_turns, inference
 from benchmarks.diffusers_unet import DiffusersUNet
 from benchmarks.ema_lengths import averages
 from benchmarks.other_networks import (
@@ -304,3 +304,15 @@ def test_differences_of_a_trick_are_those_of_its_clips():
     lines = cheap_gains.rows(scores, {"as it is": 2.0, "better": 5.0}, ["a", "a", "b"])
     assert lines["as it is"] == ["1.0", "1.50", "5.00"]
     assert lines["better"] == ["2.5", "2.50 +1.00 (+1.00 .. +1.00)", "4.00 -1.00 (-1.00 .. -1.00)"]
+
+
+def test_versions_take_turns(capsys, tmp_path):
+    root = str(Path(__file__).parents[1])
+    assert in_turns.run([root, root + "+keep", "--rounds", "2", "--seconds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines[2:]]
+    times = {version: (float(middle), float(least)) for version, middle, least in cells}
+    assert set(times) == {root, root + "+keep"}
+    assert all(0 < least <= middle < 60 for middle, least in times.values())
+    with pytest.raises(UserError, match="is no checkout"):
+        in_turns.run([str(tmp_path)])

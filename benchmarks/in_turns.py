@@ -1,0 +1,91 @@
+"""How fast versions of this program are beside each other, on a machine whose speed comes and goes.
+
+    git worktree add OLD 694ae4b
+    python -m benchmarks.in_turns OLD . .+keep --rounds 9
+
+Each version is a checkout in a process of its own, with two threads; with `+keep` it keeps freed memory, as the scripts
+do (`diffvocsep/heap.py`). They take turns, so that all meet the same neighbours on the machine: in each round every
+one separates the same 30 s of stereo noise with the model of its checkout. Medians and minima over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+from tqdm.auto import tqdm
+
+from diffvocsep.cli import main
+from diffvocsep.errors import UserError
+from diffvocsep.evaluation.report import table
+
+SHIPPED = Path("checkpoints") / "pretrained.safetensors"
+KEEP = "+keep"
+CHILD = """
+import sys, time, torch
+from diffvocsep import Separator
+if "keep" in sys.argv:
+    from diffvocsep.heap import keep_freed_memory
+    keep_freed_memory()
+torch.set_num_threads(2)
+torch.manual_seed(0)
+mixture = 0.1 * torch.randn(2, int(float(sys.argv[2]) * 44100))
+separator = Separator.from_checkpoint(sys.argv[1], "cpu")
+separator.separate(mixture, 44100)
+print("ready", flush=True)
+for _ in sys.stdin:
+    began = time.perf_counter()
+    separator.separate(mixture, 44100)
+    print(time.perf_counter() - began, flush=True)
+"""
+
+
+def begin(version: str, seconds: float) -> subprocess.Popen:
+    """A process of this version that separates once for every line it is sent; it has warmed up."""
+    folder = Path(version.removesuffix(KEEP)).resolve()
+    if not (folder / SHIPPED).is_file():
+        raise UserError(f"'{folder}' is no checkout of Diff-VocSep: it has no {SHIPPED.as_posix()}")
+    keep = ["keep"] if version.endswith(KEEP) else []
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder / SHIPPED), str(seconds), *keep],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(folder)},
+    )  # fmt: skip
+    if not process.stdout.readline():
+        raise UserError(f"the version in '{folder}' ended before it had separated anything; its last words are above")
+    return process
+
+
+def once(process: subprocess.Popen) -> float:
+    """One separation, in s."""
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def run(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("versions", nargs="+", metavar="CHECKOUT[+keep]")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of song")
+    args = parser.parse_args(argv)
+    processes = {}
+    try:
+        for version in args.versions:
+            processes[version] = begin(version, args.seconds)
+        rounds = [[once(process) for process in processes.values()] for _ in tqdm(range(args.rounds), leave=False)]
+    finally:
+        for process in processes.values():
+            process.kill()
+    times = dict(zip(processes, zip(*rounds, strict=True), strict=True))
+    cells = {version: [f"{median(found):.2f}", f"{min(found):.2f}"] for version, found in times.items()}
+    print(table(f"s for {args.seconds:g} s of stereo, {args.rounds} rounds", ("median", "least"), cells))
+    return 0
+
+
+if __name__ == "__main__":
+    main(run)
