@@ -184,7 +184,7 @@ def test_what_is_known_without_computing(model, results):
     assert width > 900 and height > 500
 
 
-def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(songs, model, results, monkeypatch):
+def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(songs, model, results, monkeypatch, capsys):
     folder, _ = results
     before = (folder / "results.csv").read_bytes()
     scored, score_clip = [], scores.score_clip
@@ -196,8 +196,10 @@ def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(song
     monkeypatch.setattr(scores, "score_clip", counted)
     evaluate.run([*arguments(songs, model), "--output", str(folder)])
     assert scored == [] and (folder / "results.csv").read_bytes() == before
+    assert "museval leaves out" in capsys.readouterr().out
     os.utime(songs / "b" / "vocals.wav", (1, 1))
     evaluate.run([*arguments(songs, model), "--output", str(folder), "--no-museval"])
+    assert "museval" not in capsys.readouterr().out
     changed = {pair for pair in scored if pair[0] == "b"}
     assert len(changed) == 6
     scored.clear()

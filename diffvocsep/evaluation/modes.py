@@ -68,7 +68,7 @@ def scores(args: Namespace) -> None:
     seconds = sum(one.frames for one in own)
     if silent:
         print(f"{silent} of {len(own)} clips have silent vocals: there are no scores of those")
-    if missing:
+    if missing and frames:
         print(f"museval leaves out {missing} of {seconds} seconds, for something is silent there")
     if args.output:
         write_csv(args.output / "results.csv", lines(found))
