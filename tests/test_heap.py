@@ -6,7 +6,8 @@ import sys
 import pytest
 
 CHILD = """
-import resource, sys, torch
+import ctypes, resource, sys, torch
+ctypes.CDLL(None).mallopt(-3, 65536)  # every large block is the kernel's, which else depends on what was freed before
 from diffvocsep import cli
 from diffvocsep.evaluation.parallel import each
 
