@@ -169,7 +169,7 @@ def test_a_late_start_changes_nothing_but_the_noise():
 
 
 def test_where_a_song_is_cut_is_not_heard_with_the_shipped_model():
-    """Its margins are shorter than the default ones: what it was trained for is near."""
+    """Its margins are shorter than its reach and than the default ones; what lies beyond hardly counts."""
     root = Path(__file__).parents[1]
     mixture, sample_rate = read(root / "data" / "demo" / "song.ogg")
     shipped = Separator.from_checkpoint(root / "checkpoints" / "pretrained.safetensors", "cpu")
