@@ -18,9 +18,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffvocsep.atomic import require_folder
-from diffvocsep.cli import finite, main
-from diffvocsep.errors import UserError
+from diffvocsep.util.atomic import require_folder
+from diffvocsep.util.cli import finite, main
+from diffvocsep.util.errors import UserError
 
 MODES = {  # what each measurement takes besides --dataset, --root and --output
     "scores": "--model_path --split --seconds --device --jobs --no-museval overrides",

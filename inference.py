@@ -14,8 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from diffvocsep.cli import main, warn_ignored
-from diffvocsep.errors import UserError
+from diffvocsep.util.cli import main, print_notes
+from diffvocsep.util.errors import UserError
 
 RELEASED, TRAINED = Path("checkpoints/pretrained.safetensors"), Path("checkpoints/best.pt")
 SHIPPED = Path(__file__).resolve().parent / RELEASED  # the same, from whatever folder this is called
@@ -72,14 +72,14 @@ def choose_model(path: Path | None, quiet: bool = False) -> Path:
 
 def run(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from diffvocsep.backends import all_done
-    from diffvocsep.config import differences, key_of
-    from diffvocsep.device import announce, place, resolve_device
-    from diffvocsep.files import find_inputs, middle, pair_outputs, separate_file
+    from diffvocsep.batch import find_inputs, middle, pair_outputs, separate_file
+    from diffvocsep.config import differences, ignored_settings, key_of
     from diffvocsep.plot import plot_separation, require_picture
     from diffvocsep.separator import Separator, is_used
-    from diffvocsep.strict_yaml import show
+    from diffvocsep.training.backends import all_done
     from diffvocsep.uncertainty import Spread, require_samples, save_spread, says_something
+    from diffvocsep.util.device import announce, place, resolve_device
+    from diffvocsep.util.strict_yaml import show
 
     sources = find_inputs(args.input)
     one = len(args.input) == 1 and not args.input[0].is_dir()
@@ -103,7 +103,7 @@ def run(argv: list[str] | None = None) -> int:
     settings = separator.settings(**options)  # a setting that cannot be is said once, before any song is read
     if rank == 0:
         given = [OPTIONS[name] for name, value in options.items() if value is not None] + [*map(key_of, args.overrides)]
-        warn_ignored(settings, given)
+        print_notes(ignored_settings(settings, given))
         for key, (old, new) in differences(released.config, separator.config).items():
             if is_used(key) and key not in given:  # a whole config.yaml undoes what suits the model
                 note = f"{args.config} sets {key} to {show(new)}; the model came with {show(old)}"

@@ -10,7 +10,8 @@ The same command goes on after an interruption (`--resume auto`); `--resume none
 
 from __future__ import annotations
 
-from diffvocsep.cli import main, training_arguments, warn_ignored
+from diffvocsep.training.arguments import training_arguments
+from diffvocsep.util.cli import main, print_notes
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -18,14 +19,14 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
     args = parser.parse_args(argv)
 
-    from diffvocsep.backends import find_backend
-    from diffvocsep.config import load_config
-    from diffvocsep.trainer import Trainer
+    from diffvocsep.config import ignored_settings, load_config
+    from diffvocsep.training.backends import find_backend
+    from diffvocsep.training.trainer import Trainer
 
     config = load_config(args.config, args.overrides)
     backend = find_backend(args.device)
     if backend.main:
-        warn_ignored(config)
+        print_notes(ignored_settings(config))
     code = Trainer(config, backend, args.resume).run()
     backend.close()
     return code

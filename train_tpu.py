@@ -13,10 +13,11 @@ import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
 
-from diffvocsep.cli import main, training_arguments, warn_ignored
-from diffvocsep.config import Config, load_config
-from diffvocsep.errors import UserError
-from diffvocsep.interrupt import listen
+from diffvocsep.config import Config, ignored_settings, load_config
+from diffvocsep.training.arguments import training_arguments
+from diffvocsep.util.cli import main, print_notes
+from diffvocsep.util.errors import UserError
+from diffvocsep.util.interrupt import listen
 
 if __name__ == "__mp_main__":  # torch_xla runs `process` in a thread of a child, whose main thread alone hears Ctrl-C
     listen()
@@ -24,8 +25,8 @@ if __name__ == "__mp_main__":  # torch_xla runs `process` in a thread of a child
 
 def process(index: int, config: Config, resume: str) -> None:
     """What each device does."""
-    from diffvocsep.trainer import Trainer
-    from diffvocsep.xla import XLA, end_all
+    from diffvocsep.training.trainer import Trainer
+    from diffvocsep.training.xla import XLA, end_all
 
     try:
         code = Trainer(config, XLA(config.train), resume).run()
@@ -39,7 +40,7 @@ def process(index: int, config: Config, resume: str) -> None:
 def run(argv: list[str] | None = None) -> int:
     args = training_arguments(__doc__).parse_args(argv)
     config = load_config(args.config, args.overrides)
-    warn_ignored(config)
+    print_notes(ignored_settings(config))
     chosen = "PJRT_DEVICE" in os.environ
     try:
         import torch_xla

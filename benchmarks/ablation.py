@@ -26,21 +26,21 @@ import yaml
 from tqdm.auto import tqdm
 
 from diffvocsep import load_config
-from diffvocsep.atomic import write_atomic
 from diffvocsep.checkpoint import load_model
-from diffvocsep.cli import main
 from diffvocsep.config import Config
-from diffvocsep.errors import UserError
 from diffvocsep.evaluation.clips import Clip
 from diffvocsep.evaluation.report import table
 from diffvocsep.separator import Separator
-from diffvocsep.trainer import Trainer
+from diffvocsep.training.trainer import Trainer
+from diffvocsep.util.atomic import write_atomic
+from diffvocsep.util.cli import main
+from diffvocsep.util.errors import UserError
 
 from .dev_scores import cells, dev_clips, heads, references, score
 from .diffusers_unet import DiffusersUNet
 from .other_networks import BandSplitUNet, MidSideSpectrogram, TimeAttentionUNet
 
-NETWORK = ("diffvocsep.trainer.UNet", "diffvocsep.checkpoint.UNet")
+NETWORK = ("diffvocsep.training.trainer.UNet", "diffvocsep.checkpoint.UNet")
 REPLACED: dict[str, tuple[type, tuple[str, ...]]] = {  # variant -> its own class, and in the place of which of ours
     "diffusers_unet": (DiffusersUNet, NETWORK),
     "time_attention": (TimeAttentionUNet, NETWORK),

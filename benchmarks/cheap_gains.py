@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffvocsep.cli import main
 from diffvocsep.evaluation.clips import Clip
+from diffvocsep.evaluation.metrics import sdr
 from diffvocsep.evaluation.report import table
-from diffvocsep.metrics import sdr
 from diffvocsep.separator import Separator
+from diffvocsep.util.cli import main
 
 from .dev_scores import dev_clips, paired, references, set_means, set_of
 

@@ -24,12 +24,12 @@ import soundfile
 import torch
 from torch import Tensor
 
-from diffvocsep.cli import main
 from diffvocsep.config import Config, load_config
 from diffvocsep.data import Segments, train_tracks
-from diffvocsep.data.loading import load_segments, with_noise
-from diffvocsep.device import resolve_device
-from diffvocsep.trainer import Trainer
+from diffvocsep.data.loader import load_segments, with_noise
+from diffvocsep.training.trainer import Trainer
+from diffvocsep.util.cli import main
+from diffvocsep.util.device import resolve_device
 
 SONGS = ("A - One", "B - Two", "Leaf - Summerghost")  # the last one is of the validation set
 CROPS = 20  # that the comparison with the musdb package draws, at least

@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 from diffvocsep.config import Config
 from diffvocsep.evaluation.clips import Clip, find_excerpts
+from diffvocsep.evaluation.metrics import sdr
 from diffvocsep.evaluation.report import interval
-from diffvocsep.metrics import sdr
 from diffvocsep.separator import Separator
 from diffvocsep.unet import UNet
 

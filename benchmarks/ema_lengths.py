@@ -17,12 +17,12 @@ import torch
 from tqdm.auto import tqdm
 
 from diffvocsep.checkpoint import config_in, load_checkpoint
-from diffvocsep.cli import main
 from diffvocsep.config import load_config
-from diffvocsep.errors import UserError
 from diffvocsep.evaluation.report import table
 from diffvocsep.separator import Separator
-from diffvocsep.trainer import Trainer
+from diffvocsep.training.trainer import Trainer
+from diffvocsep.util.cli import main
+from diffvocsep.util.errors import UserError
 
 from .dev_scores import cells, dev_clips, heads, references, score
 

@@ -3,9 +3,10 @@
     git worktree add OLD 694ae4b
     python -m benchmarks.in_turns OLD . .+keep --rounds 9
 
-Each version is a checkout in a process of its own, with two threads; with `+keep` it keeps freed memory, as the scripts
-do (`diffvocsep/heap.py`). They take turns, so that all meet the same neighbours on the machine: in each round every
-one separates the same 30 s of stereo noise with the model of its checkout. Medians and minima over the rounds.
+Each version is a checkout in a process of its own, with two threads; with `+keep` it keeps freed memory, as the
+scripts do (`diffvocsep/util/memory.py`). They take turns, so that all meet the same neighbours on the machine: in each
+round every one separates the same 30 s of stereo noise with the model of its checkout. Medians and minima over the
+rounds.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from statistics import median
 
 from tqdm.auto import tqdm
 
-from diffvocsep.cli import main
-from diffvocsep.errors import UserError
 from diffvocsep.evaluation.report import table
+from diffvocsep.util.cli import main
+from diffvocsep.util.errors import UserError
 
 SHIPPED = Path("checkpoints") / "pretrained.safetensors"
 KEEP = "+keep"
@@ -29,7 +30,7 @@ CHILD = """
 import sys, time, torch
 from diffvocsep import Separator
 if "keep" in sys.argv:
-    from diffvocsep.heap import keep_freed_memory
+    from diffvocsep.util.memory import keep_freed_memory
     keep_freed_memory()
 torch.set_num_threads(2)
 torch.manual_seed(0)

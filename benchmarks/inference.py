@@ -25,13 +25,13 @@ from statistics import median
 
 import soundfile
 
-from diffvocsep.atomic import write_atomic
-from diffvocsep.cli import main
+from diffvocsep.audio.resampling import resample
 from diffvocsep.data.mixing import to_channels
-from diffvocsep.errors import UserError
 from diffvocsep.evaluation.clips import find_excerpts
 from diffvocsep.evaluation.report import new_figure, save, table
-from diffvocsep.resampling import resample
+from diffvocsep.util.atomic import write_atomic
+from diffvocsep.util.cli import main
+from diffvocsep.util.errors import UserError
 
 STEPS = (1, 2, 4, 8, 20)
 PEERS = ("spleeter", "openunmix", "htdemucs", "diffusers")

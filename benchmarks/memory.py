@@ -12,10 +12,10 @@ import argparse
 
 import torch
 
-from diffvocsep.cli import main
 from diffvocsep.config import Config, load_config
-from diffvocsep.objective import Objective
+from diffvocsep.training.objective import Objective
 from diffvocsep.unet import UNet
+from diffvocsep.util.cli import main
 
 
 def kept(config: Config, model: UNet, items: int, dtype: torch.dtype | None) -> int:

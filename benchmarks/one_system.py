@@ -102,7 +102,7 @@ def scores(separate, clips: Path) -> list[float]:
     import soundfile
     import torch
 
-    from diffvocsep.metrics import sdr
+    from diffvocsep.evaluation.metrics import sdr
 
     found = []
     for folder in sorted(clips.iterdir()):
@@ -117,7 +117,7 @@ def scores(separate, clips: Path) -> list[float]:
 def main(system: str, clips: str, *arguments: str) -> None:
     import torch
 
-    from diffvocsep.heap import keep_freed_memory
+    from diffvocsep.util.memory import keep_freed_memory
 
     keep_freed_memory()  # as inference.py does; for the others, too, so that separators are compared
     torch.set_num_threads(2)

@@ -15,14 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from diffvocsep.backends import Backend
-from diffvocsep.cli import main
 from diffvocsep.config import Config, load_config
-from diffvocsep.device import amp_dtype, channels_last, fast_bf16, resolve_device
-from diffvocsep.errors import UserError
 from diffvocsep.evaluation.report import spread, table
-from diffvocsep.objective import Objective
+from diffvocsep.training.backends import Backend
+from diffvocsep.training.objective import Objective
 from diffvocsep.unet import FrameNorm, UNet
+from diffvocsep.util.cli import main
+from diffvocsep.util.device import amp_dtype, channels_last, fast_bf16, resolve_device
+from diffvocsep.util.errors import UserError
 
 from .train_step import Work, about, flops, in_turn, make_parser, network_inputs, network_step
 

@@ -19,11 +19,11 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from diffvocsep.backends import Backend
-from diffvocsep.cli import main
-from diffvocsep.device import resolve_device
 from diffvocsep.evaluation.report import table
-from diffvocsep.trainer import Trainer
+from diffvocsep.training.backends import Backend
+from diffvocsep.training.trainer import Trainer
+from diffvocsep.util.cli import main
+from diffvocsep.util.device import resolve_device
 
 from .train_step import about, in_turn, make_parser, settings, synchronize
 

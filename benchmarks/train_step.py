@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffvocsep.backends import Backend
-from diffvocsep.cli import main
 from diffvocsep.config import Config, load_config
-from diffvocsep.device import autocast, describe, fast_bf16, resolve_device
 from diffvocsep.evaluation.report import spread, table
-from diffvocsep.trainer import Trainer
+from diffvocsep.training.backends import Backend
+from diffvocsep.training.trainer import Trainer
+from diffvocsep.util.cli import main
+from diffvocsep.util.device import autocast, describe, fast_bf16, resolve_device
 
 from .diffusers_unet import DiffusersUNet
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .config import Config, load_config
-from .errors import UserError
+from .util.errors import UserError
 
 if TYPE_CHECKING:
     from .separator import Separator

@@ -19,12 +19,12 @@ import numpy
 import torch
 from torch import Tensor
 
-from .atomic import write_atomic
-from .cli import main
 from .config import Config, from_dict, load_config, require_same_network, to_dict
-from .errors import UserError
-from .strict_yaml import blame, show
 from .unet import UNet
+from .util.atomic import write_atomic
+from .util.cli import main
+from .util.errors import UserError
+from .util.strict_yaml import blame, show
 
 FORMAT = 2
 # Where things lie on the computer that trained is nobody else's business.

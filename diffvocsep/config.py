@@ -18,10 +18,10 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from diffvocsep import strict_yaml
-from diffvocsep.atomic import write_atomic
-from diffvocsep.errors import UserError
-from diffvocsep.strict_yaml import blame, show
+from .util import strict_yaml
+from .util.atomic import write_atomic
+from .util.errors import UserError
+from .util.strict_yaml import blame, show
 
 
 @dataclass(frozen=True)

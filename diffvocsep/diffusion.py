@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .config import DiffusionConfig
-from .device import Table
-from .errors import UserError
+from .util.device import Table
+from .util.errors import UserError
 
 BetaSchedule = Literal["linear", "cosine"]
 PredictionType = Literal["epsilon", "v", "x_0", "residual"]

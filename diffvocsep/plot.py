@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .atomic import write_atomic
-from .cli import finite
-from .errors import UserError
+from .batch import middle
 from .spectrogram import STFT
+from .uncertainty import load_spread
+from .util.atomic import write_atomic
+from .util.cli import finite, main
+from .util.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,9 +136,6 @@ def run(argv: list[str] | None = None) -> int:
     if args.seconds <= 0:
         raise UserError("--seconds must be more than 0")
     require_picture(args.output)
-    from .files import middle
-    from .uncertainty import load_spread
-
     mixture, rate, start = middle(args.mixture, args.seconds)
     others = [middle(path, args.seconds)[:2] for path in (args.vocals, args.truth) if path]
     for path, (waveform, other) in zip((args.vocals, args.truth), others, strict=False):
@@ -149,6 +148,4 @@ def run(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from .cli import main
-
     main(run)

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from diffvocsep.errors import UserError
+from .util.errors import UserError
 
 Denoise = Callable[[Tensor, int], Tensor]  # (x_t, t) -> x_0
 Noise = Callable[[int], Tensor]  # index of the step, 0 the noisiest -> standard normal noise

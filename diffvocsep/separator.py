@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .audio import resample_blocks
+from .checkpoint import load_model
 from .config import Config, from_dict, is_fixed, key_of, load_config, require_same_network, to_dict
 from .counterfactual import extend_band, subtract
-from .device import amp_dtype, autocast, resolve_device
 from .diffusion import Diffusion
-from .errors import UserError
 from .samplers import sample, start_from, timestep_schedule
 from .spectrogram import STFT, TRUSTED, make_representation, modelled_bins
-from .streams import frame_noise
 from .uncertainty import Spread, require_samples
+from .util.device import amp_dtype, autocast, resolve_device
+from .util.errors import UserError
+from .util.rng import frame_noise
 
 BLOCK_SECONDS = 4.0  # how much audio is read at a time
 RATES = range(1_000, 192_001)  # Hz, whole numbers
@@ -68,8 +69,6 @@ class Separator:
         Raises:
             UserError: the file is missing or is no checkpoint of ours, or the device is not there.
         """
-        from .checkpoint import load_model
-
         model, config = load_model(Path(path))
         if config.train.amp in ("bf16", "fp16"):  # chosen for another machine: this one may only emulate it
             config = replace(config, train=replace(config.train, amp="auto"))

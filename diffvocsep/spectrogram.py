@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import AudioConfig
-from .device import Table
+from .util.device import Table
 
 TRUSTED = 0.45  # share of a recording's sample rate below which its content is real
 

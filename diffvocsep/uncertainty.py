@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .atomic import write_atomic
 from .config import AudioConfig, Config
-from .errors import UserError
+from .util.atomic import write_atomic
+from .util.errors import UserError
 
 LEAST_STEPS = 8  # with fewer, K samples hardly differ
 CELL = (4, 2)  # STFT bins x frames that share a number: 43 Hz x 46 ms with the default STFT

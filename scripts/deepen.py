@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from diffvocsep.checkpoint import config_in, load_any, release
-from diffvocsep.cli import main
 from diffvocsep.config import load_config, to_dict
-from diffvocsep.errors import UserError
 from diffvocsep.unet import UNet
+from diffvocsep.util.cli import main
+from diffvocsep.util.errors import UserError
 
 
 def run(argv: list[str] | None = None) -> int:

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from diffvocsep.atomic import write_atomic
-from diffvocsep.cli import main
-from diffvocsep.data.synthetic import FAMILIES
-from diffvocsep.errors import UserError
-from diffvocsep.evaluation.instruments import gap, instruments, synthetic_parts
+from diffvocsep.data.synthetic.song import FAMILIES
+from diffvocsep.evaluation.families import gap, instruments, synthetic_parts
 from diffvocsep.evaluation.parallel import processes
 from diffvocsep.evaluation.report import interval, table, write_csv
 from diffvocsep.evaluation.systems import Model
+from diffvocsep.util.atomic import write_atomic
+from diffvocsep.util.cli import main
+from diffvocsep.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBE = (10, 40)  # steps of two short runs, whose difference tells the time of a step

@@ -21,12 +21,12 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
-from diffvocsep.atomic import write_atomic
-from diffvocsep.cli import main
-from diffvocsep.data.score import Score, melody, random_score, voicing
-from diffvocsep.data.synthetic_tracks import SPLITS
-from diffvocsep.errors import UserError
-from diffvocsep.evaluation.instruments import RATE, SONG_SECONDS
+from diffvocsep.data.synthetic.score import Score, melody, random_score, voicing
+from diffvocsep.data.synthetic.tracks import SPLITS
+from diffvocsep.evaluation.families import RATE, SONG_SECONDS
+from diffvocsep.util.atomic import write_atomic
+from diffvocsep.util.cli import main
+from diffvocsep.util.errors import UserError
 
 # General MIDI programs of each family; drums are a channel, not a program.
 FAMILIES: dict[str, tuple[int, ...]] = {

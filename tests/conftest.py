@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from diffvocsep.trainer import Trainer
+    from diffvocsep.training.trainer import Trainer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; programs would inherit it

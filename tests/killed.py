@@ -36,7 +36,7 @@ def kill_in_save(number: int) -> None:
 
 
 def slow_steps(seconds: float) -> None:
-    from diffvocsep.trainer import Trainer
+    from diffvocsep.training.trainer import Trainer
 
     optimize = Trainer._optimize
 

@@ -14,8 +14,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 def train(folder: Path, batch: str, result: Path, *overrides: str) -> None:
     from trainers import tiny
 
-    from diffvocsep.backends import find_backend
-    from diffvocsep.trainer import Trainer
+    from diffvocsep.training.backends import find_backend
+    from diffvocsep.training.trainer import Trainer
 
     torch.set_default_dtype(torch.float64)
     torch.compile = partial(torch.compile, backend="eager")  # what is traced, without the minutes of building kernels

@@ -26,7 +26,7 @@ from diffvocsep.config import (
     save_config,
     to_dict,
 )
-from diffvocsep.errors import UserError
+from diffvocsep.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = {f.name: [k.name for k in fields(getattr(Config(), f.name))] for f in fields(Config)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffvocsep.counterfactual import extend_band, subtract
-from diffvocsep.data.synthetic import make_song
+from diffvocsep.data.synthetic.song import make_song
 from diffvocsep.spectrogram import STFT, ComplexSpectrogram, MagnitudeSpectrogram, Representation
 
 RATE, BINS, LIMIT = 22050, 1025, 600  # Hz; bins of the STFT; how many of them are modelled, up to 6460 Hz

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr as di
 
 from diffvocsep.config import DiffusionConfig
 from diffvocsep.diffusion import Diffusion, make_betas, rescale_zero_terminal_snr
-from diffvocsep.errors import UserError
+from diffvocsep.util.errors import UserError
 
 PREDICTION_TYPES = ["epsilon", "v", "x_0", "residual"]
 

@@ -23,13 +23,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from diffvocsep.config import USED, Config, ignored_keys, load_config
-from diffvocsep.data import Segments, dev_tracks, musdb, synthetic_tracks, train_tracks
-from diffvocsep.device import fast_bf16
-from diffvocsep.errors import UserError
+from diffvocsep.data import Segments, dev_tracks, musdb, train_tracks
+from diffvocsep.data.synthetic import tracks as synthetic_tracks
 from diffvocsep.separator import Separator
-from diffvocsep.trainer import Trainer
+from diffvocsep.training.trainer import Trainer
+from diffvocsep.training.validation import dev_clips
 from diffvocsep.unet import UNet
-from diffvocsep.validation import dev_clips
+from diffvocsep.util.device import fast_bf16
+from diffvocsep.util.errors import UserError
 
 CPU = torch.device("cpu")
 BASE = """audio.sample_rate=8000 audio.n_fft=256 audio.hop_length=64 audio.win_length=256 audio.bandwidth=0
@@ -151,7 +152,7 @@ def fetched(config: Config) -> list[tuple[str, ...]]:
 @cache
 def loading(config: Config) -> list[int]:
     """How many processes load the segments, if a loader does."""
-    import diffvocsep.data.loading as module
+    import diffvocsep.data.loader as module
 
     counts, loader = [], module.DataLoader
     module.DataLoader = lambda *args, num_workers, **options: (counts.append(num_workers), loader(*args, **options))[1]

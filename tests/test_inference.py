@@ -18,10 +18,10 @@ import torch
 from tiny import RATE, random_unet, song, tiny_config, worst_db
 
 import inference
-from diffvocsep import cli
 from diffvocsep.audio import read, write
 from diffvocsep.checkpoint import load_checkpoint, release, save_checkpoint
 from diffvocsep.config import to_dict
+from diffvocsep.util import cli
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = [sys.executable, str(ROOT / "inference.py")]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from diffvocsep.audio import write
-from diffvocsep.errors import UserError
 from diffvocsep.plot import plot_separation, require_picture, run, spectrogram_db
+from diffvocsep.util.errors import UserError
 
 RATE = 16000
 

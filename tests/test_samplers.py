@@ -14,8 +14,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from diffvocsep.diffusion import Diffusion
-from diffvocsep.errors import UserError
 from diffvocsep.samplers import ddim, ddpm, dpmpp, sample, start_from, timestep_schedule
+from diffvocsep.util.errors import UserError
 
 THEIR_NAME = {"epsilon": "epsilon", "v": "v_prediction", "x_0": "sample"}
 

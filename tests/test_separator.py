@@ -23,13 +23,13 @@ from tiny import (
 
 from diffvocsep import separator as separator_module
 from diffvocsep.audio import read
+from diffvocsep.audio.resampling import resample
 from diffvocsep.checkpoint import save_checkpoint
 from diffvocsep.config import Config, load_config, to_dict
-from diffvocsep.errors import UserError
-from diffvocsep.resampling import resample
 from diffvocsep.separator import Separator
-from diffvocsep.streams import frame_noise
 from diffvocsep.unet import UNet
+from diffvocsep.util.errors import UserError
+from diffvocsep.util.rng import frame_noise
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from test_inference import model as model
 from tiny import RATE, nobody_sings, random_separator, song, stubbed
 
 from diffvocsep.audio import read
-from diffvocsep.errors import UserError
 from diffvocsep.uncertainty import Spread, load_spread, pool
+from diffvocsep.util.errors import UserError
 
 STEPS = ("diffusion.ddim_steps=8", "diffusion.samples=4", "diffusion.sampler=ddpm")
 

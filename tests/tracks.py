@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from diffvocsep.data import Track
-from diffvocsep.errors import UserError
+from diffvocsep.util.errors import UserError
 
 
 def message(call: Callable, *args) -> str:

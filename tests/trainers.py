@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from diffvocsep.config import Config, load_config, save_config
-from diffvocsep.trainer import Trainer
+from diffvocsep.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from typing import IO
 
 from tqdm.auto import tqdm
 
-from ..errors import UserError
+from ..util.errors import UserError
 
 LARGEST = 100 * 10**9  # bytes unpacked; MUSDB18-HQ has 32e9
 ENTRIES = 100_000

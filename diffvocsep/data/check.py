@@ -20,10 +20,12 @@ import soundfile
 from tqdm.auto import tqdm
 
 from ..audio import AudioReader
-from ..config import Config
-from ..errors import UserError
+from ..config import Config, load_config
+from ..util.cli import main
+from ..util.errors import UserError
 from . import dev_tracks, train_tracks
 from .mixing import Track
+from .songs import find_songs
 
 BLOCK = 10.0  # s
 FULL = 0.99  # where clipping begins
@@ -128,8 +130,6 @@ def splits(config: Config) -> Iterable[tuple[str, Sequence[Track]]]:
     yield "train", train_tracks(config)
     yield "dev", dev_tracks(config)
     if config.data.dataset in ("musdb", "musdbhq"):
-        from .songs import find_songs
-
         root = config.data.musdb_root if config.data.dataset == "musdb" else config.data.musdbhq_root
         try:
             songs = find_songs(config.data.dataset, Path(root), "test")
@@ -149,8 +149,6 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
     args = parser.parse_args(argv)
 
-    from ..config import load_config
-
     lines = [report(name, tracks) for name, tracks in splits(load_config(args.config, args.overrides))]
     print(f"{'split':<6}{'songs':>7}{'hours':>9}{'with vocals':>14}{'with problems':>15}")
     print("\n".join(lines))
@@ -159,6 +157,4 @@ def run(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ..cli import main
-
     main(run)

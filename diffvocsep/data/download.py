@@ -19,9 +19,9 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from ..atomic import replace_file
 from ..config import DataConfig
-from ..errors import UserError
+from ..util.atomic import replace_file
+from ..util.errors import UserError
 from .archive import BadArchive, clear, unpack
 
 WORK, LOCK = ".download", ".download.lock"  # in the root

@@ -2,7 +2,7 @@
 
 Segment `index` is a function of (seed, index) alone: any number of workers, any number of processes and any resumed
 run draw the same segments. `Segments.draw` makes the decisions, `render` carries them out, for one segment in a loader
-process as for a batch on a GPU (resident.py).
+process as for a batch on a GPU (device_cache.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import Config
-from ..errors import UserError
-from ..streams import generator
+from ..util.errors import UserError
+from ..util.rng import generator
 from .augment import KNOTS, Room, alter, source_length, turn
 
 SIDES = ("vocals", "accompaniment")

@@ -13,8 +13,8 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
-from ..atomic import replace_file
-from ..errors import UserError
+from ..util.atomic import replace_file
+from ..util.errors import UserError
 
 if TYPE_CHECKING:
     from musdb import DB, MultiTrack

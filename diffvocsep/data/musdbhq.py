@@ -11,8 +11,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..audio import AudioReader
-from ..device import place
-from ..errors import UserError
+from ..util.device import place
+from ..util.errors import UserError
 from .musdb_songs import DEV_SONGS, TEST_SONGS
 from .stems import EXTENSIONS, StemTrack
 

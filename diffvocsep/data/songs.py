@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..errors import UserError
+from ..util.errors import UserError
 from .mixing import Track
 from .musdb import damaged, open_musdb
 from .musdbhq import musdbhq_tracks
 from .stems import find_tracks
-from .synthetic_tracks import synthetic_tracks
+from .synthetic.tracks import synthetic_tracks
 
 _musdb = lru_cache(maxsize=2)(open_musdb)  # each half of MUSDB18 is opened once in every process
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..atomic import remove_leftovers, write_atomic
 from ..audio import AudioReader, read, resample
-from ..errors import UserError
+from ..util.atomic import remove_leftovers, write_atomic
+from ..util.errors import UserError
 from .mixing import SIDES, Track
 
 EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}

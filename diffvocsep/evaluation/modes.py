@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli import warn_ignored
-from ..config import key_of
-from ..device import choose_device
-from ..errors import UserError
-from . import bsseval, systems
+from ..config import ignored_settings, key_of
+from ..util.cli import print_notes
+from ..util.device import choose_device
+from ..util.errors import UserError
+from . import museval_scores, systems
 from .clips import Excerpt, find_excerpts
 from .parallel import processes
 from .report import draw_rows, draw_summary, quartiles, spread, table, write_csv
@@ -27,7 +27,7 @@ def _model(args: Namespace) -> systems.Model:
     model = systems.Model(args.model_path, args.device, tuple(args.overrides))
     config = model.separator().config  # what is missing or impossible is said before any work
     if not args.sweep:  # it samples in ways of its own
-        warn_ignored(config, list(map(key_of, args.overrides)))
+        print_notes(ignored_settings(config, list(map(key_of, args.overrides))))
     choose_device(args.device)  # says which, and why
     return model
 
@@ -43,8 +43,8 @@ def scores(args: Namespace) -> None:
 
     excerpts, model = _excerpts(args), _model(args)
     frames = not args.no_museval
-    if frames and bsseval.available() is None:
-        print(f"note: {bsseval.MISSING}", file=sys.stderr)
+    if frames and museval_scores.available() is None:
+        print(f"note: {museval_scores.MISSING}", file=sys.stderr)
         frames = False
     jobs = processes(args.jobs, len(excerpts), args.device)
     found = score(excerpts, model, args.output, jobs, frames)
@@ -113,11 +113,11 @@ def sweep(args: Namespace) -> None:
 
 def uncertainty(args: Namespace) -> None:
     """Whether the spread of K counterfactuals tells the truth about their error."""
-    from .honesty import FEWEST_SAMPLES, draw_honesty, honesty
+    from .calibration import FEWEST_SAMPLES, calibration, draw_calibration
 
     _refuse(args, ["diffusion.samples"], "--samples")
     excerpts, model = _excerpts(args), _model(args)
-    found = honesty(excerpts, model, args.samples, processes(args.jobs, len(excerpts), args.device))
+    found = calibration(excerpts, model, args.samples, processes(args.jobs, len(excerpts), args.device))
     if not found:
         raise UserError("nobody sings in these songs: there is no error to compare with")
     rows = {name: [one.numbers.get(name, np.nan) for one in found] for name in found[0].numbers}
@@ -127,12 +127,12 @@ def uncertainty(args: Namespace) -> None:
         print(f"\nhow often the truth lies among the samples can be told from --samples {FEWEST_SAMPLES} on")
     if args.output:
         write_csv(args.output / "uncertainty.csv", [list(rows), *zip(*rows.values(), strict=True)])
-        draw_honesty(args.output / "uncertainty.png", found)
+        draw_calibration(args.output / "uncertainty.png", found)
 
 
 def counterfactual(args: Namespace) -> None:
     """What must not change, in dB."""
-    from .counterfactual import suite
+    from .invariance import suite
 
     excerpts, model = _excerpts(args), _model(args)
     found = suite(excerpts, model, processes(args.jobs, len(excerpts), args.device))
@@ -150,8 +150,8 @@ def counterfactual(args: Namespace) -> None:
 
 def instruments(args: Namespace) -> None:
     """SDR per instrument family, and the gap between those seen in training and those held out."""
-    from .instruments import folder_parts, held_out_of, report, synthetic_parts
-    from .instruments import instruments as measure
+    from .families import folder_parts, held_out_of, report, synthetic_parts
+    from .families import instruments as measure
 
     if args.dataset not in ("synthetic", "stems"):
         raise UserError(f"--instruments takes --dataset synthetic or stems, not {args.dataset}")

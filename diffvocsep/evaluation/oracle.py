@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..config import AudioConfig
 from ..counterfactual import extend_band, subtract
-from ..metrics import sdr
 from ..spectrogram import STFT, TRUSTED, make_representation, modelled_bins
 from .clips import Clip, Excerpt
-from .parallel import each
+from .metrics import sdr
+from .parallel import parallel_map
 from .systems import ratio_mask
 
 SCALES = (10.0, 1.0, 0.1, 0.01)
@@ -23,7 +23,7 @@ LOSSY = "true mixture - true accompaniment (lossy files)"
 
 def oracle(excerpts: Sequence[Excerpt], jobs: int) -> dict[str, list[float]]:
     """Row of the table -> global SDR of the vocals of every clip, dB (NaN where nobody sings)."""
-    columns = each(_oracle_song, excerpts, jobs, "Oracle")
+    columns = parallel_map(_oracle_song, excerpts, jobs, "Oracle")
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name, float("nan")) for column in columns] for name in names}
 

@@ -16,9 +16,9 @@ from typing import TypeVar
 import torch
 from tqdm.auto import tqdm
 
-from ..device import resolve_device
-from ..errors import UserError
-from ..heap import keep_freed_memory
+from ..util.device import resolve_device
+from ..util.errors import UserError
+from ..util.memory import keep_freed_memory
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 ON_ONE_DEVICE = 4  # processes that share a GPU; each holds the model of its own
@@ -39,7 +39,7 @@ def progress(items: Iterable[Item], label: str, total: int, unit: str = "song") 
     return tqdm(items, label, total, unit=unit, disable=None, leave=False)
 
 
-def each(work: Callable[[Item], Result], items: Sequence[Item], jobs: int, label: str) -> list[Result]:
+def parallel_map(work: Callable[[Item], Result], items: Sequence[Item], jobs: int, label: str) -> list[Result]:
     """`[work(item) for item in items]` with a bar, in `jobs` processes (1: in this one).
 
     Work that fails, or Ctrl-C, ends the processes at once; what they have written stays.

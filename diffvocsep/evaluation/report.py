@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..atomic import write_atomic
-from ..streams import generator
+from ..util.atomic import write_atomic
+from ..util.rng import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..atomic import write_atomic
-from ..metrics import sdr, si_sdr
-from . import bsseval, systems
+from ..util.atomic import write_atomic
+from . import museval_scores, systems
 from .clips import Clip, Excerpt
-from .parallel import each
+from .metrics import sdr, si_sdr
+from .parallel import parallel_map
 
 TARGETS = ("vocals", "accompaniment")
-METRICS = ("global SDR", "SI-SDR", *bsseval.NAMES)
+METRICS = ("global SDR", "SI-SDR", *museval_scores.NAMES)
 WITHOUT_FRAMES = (systems.SILENCE, systems.UNTRAINED)  # museval has no score for silence
 
 
@@ -53,7 +53,7 @@ def score(
     if output and frames:
         _leave_only(output / "museval", {f"{file_name(excerpt.name)}.json" for excerpt in excerpts})
     work = partial(_score_song, model=model, fingerprint=model.fingerprint(), output=output, frames=frames)
-    return [one for song in each(work, excerpts, jobs, "Scoring") for one in song]
+    return [one for song in parallel_map(work, excerpts, jobs, "Scoring") for one in song]
 
 
 def _leave_only(museval: Path, names: set[str]) -> None:
@@ -72,7 +72,7 @@ def _score_song(
     for system in systems_of(model):
         own = fingerprint if system in (systems.UNTRAINED, model.name) else ""
         with_frames = frames and system not in WITHOUT_FRAMES
-        key = _key(excerpt, system, own, bsseval.available() if with_frames else None)
+        key = _key(excerpt, system, own, museval_scores.available() if with_frames else None)
         folder = "model" if system == model.name else system
         name = file_name(excerpt.name)
         record = output / "scores" / folder / f"{name}.json" if output else None
@@ -102,17 +102,17 @@ def score_clip(clip: Clip, system: str, model: systems.Model | None, frames: boo
         for target in TARGETS
     }
     if frames:
-        by_frame = bsseval.bsseval(references, estimates, clip.sample_rate)
+        by_frame = museval_scores.bsseval(references, estimates, clip.sample_rate)
         if museval_file:
-            bsseval.write_track(museval_file, by_frame)
+            museval_scores.write_track(museval_file, by_frame)
         for target, values in by_frame.items():
-            targets[target] |= {name: bsseval.median_of_frames(value) for name, value in values.items()}
+            targets[target] |= {name: museval_scores.median_of_frames(value) for name, value in values.items()}
     silent = silent_seconds(references.values(), estimates.values(), clip.sample_rate)
     return Score(clip.name, system, targets, len(silent), sum(silent), not clip.vocals.any())
 
 
 def silent_seconds(references: Iterable[Tensor], estimates: Iterable[Tensor], sample_rate: int) -> list[bool]:
-    """Which seconds museval gives no scores: a source (of 16 bit, see bsseval.py) or an estimate is silent in them."""
+    """Which seconds museval gives no scores: a source (as 16 bit) or an estimate is silent in them."""
     waves = [wave.sum(0) for wave in (*((wave * 2**15).round() for wave in references), *estimates)]
     count = max(1, len(waves[0]) // sample_rate)  # museval leaves out the rest of a second
     return [any(not wave[i * sample_rate :][:sample_rate].any() for wave in waves) for i in range(count)]

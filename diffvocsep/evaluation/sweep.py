@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UserError
-from ..metrics import log_spectral_distance, sdr, si_sdr
 from ..separator import Separator
+from ..util.errors import UserError
 from .clips import Excerpt
+from .metrics import log_spectral_distance, sdr, si_sdr
 from .parallel import progress
 from .report import new_figure, save
 from .systems import Model

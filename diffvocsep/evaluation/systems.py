@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..checkpoint import load_model
 from ..config import AudioConfig
-from ..device import resolve_device
 from ..separator import Separator
 from ..spectrogram import STFT
 from ..unet import UNet
+from ..util.device import resolve_device
 from .clips import Clip
 
 SILENCE, MIXTURE, UNTRAINED = "silence", "mixture", "untrained network"

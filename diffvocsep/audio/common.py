@@ -1,0 +1,28 @@
+"""What reading and writing share: a path in a message and for libsndfile, and samples that are finite."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from ..util.errors import UserError
+
+
+def shown(path: Path) -> str:
+    """The path as it is shown in a message: a file name that is not valid Unicode must still be printable."""
+    return f'"{path}"'.encode(errors="replace").decode()
+
+
+def native_path(path: Path) -> str | bytes:
+    """The path for soundfile: bytes on POSIX, where a name need not be UTF-8 (old Korean archives)."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
+def require_finite(block: Tensor, done: int, sample_rate: int, name: str, remedy: str) -> None:
+    """Raise UserError if `block` (C, n), which starts at sample `done`, holds a NaN or an infinity."""
+    bad = ~block.isfinite().all(0)
+    if bad.any():
+        seconds = (done + int(bad.nonzero()[0])) / sample_rate
+        raise UserError(f"{name} has a sample that is not a finite number at {seconds:.3f} s: {remedy}.")

@@ -1,0 +1,154 @@
+"""Write .wav, .flac and .mp3 files, whole or block by block; nothing is clipped, and a file appears only when whole."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Container
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+from torch import Tensor
+
+from ..util.atomic import remove_leftovers, replace_file, temporary_name
+from ..util.errors import UserError
+from .common import native_path, require_finite, shown
+from .wav import WavSink, data_size
+
+ABANDONED = 24 * 3600.0  # s without a change, after which a temporary file is nobody's
+
+
+@dataclass(frozen=True)
+class _Format:
+    subtypes: dict[str, str]  # ours -> soundfile's; the first is the default
+    sample_rates: Container[int]
+    max_channels: int
+    limits: str
+
+
+_MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+_FORMATS = {
+    ".wav": _Format({"float": "FLOAT", "pcm16": "PCM_16", "pcm24": "PCM_24"}, range(1, 1 << 31), 1024, "1024 channels"),
+    ".flac": _Format(
+        {"pcm24": "PCM_24", "pcm16": "PCM_16"}, range(1, 655_351), 8, "8 channels and sample rates up to 655350 Hz"
+    ),
+    ".mp3": _Format(
+        {"mp3": "MPEG_LAYER_III"}, _MP3_RATES, 2, f"2 channels and sample rates of {', '.join(map(str, _MP3_RATES))} Hz"
+    ),
+}
+
+
+class AudioWriter:
+    """Write a .wav, .flac or .mp3 file block by block; the target appears, whole, when the `with` block ends well.
+
+    `subtype` is "float" (default), "pcm16" or "pcm24" for .wav, "pcm24" (default) or "pcm16" for .flac, and "mp3"
+    (320 kbit/s where the rate allows it) for .mp3. PCM is rounded to nearest, without dither. `frames` is the length
+    to come, in samples: where it is known, a disk too small for the .wav is refused before any work.
+    Raises UserError for what the format cannot hold, a peak above 1.0 (0 dBFS) outside float .wav, samples that are
+    not finite, and a path that cannot be written. An error removes the unfinished file and leaves the old one alone.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        sample_rate: int,
+        channels: int,
+        subtype: str | None = None,
+        frames: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.sample_rate, self.channels, self.frames = sample_rate, channels, frames
+        self._suffix = self.path.suffix.lower()
+        if self._suffix not in _FORMATS:
+            raise UserError(f"{shown(self.path)} cannot be written: the name must end in {', '.join(_FORMATS)}.")
+        kind = _FORMATS[self._suffix]
+        if sample_rate not in kind.sample_rates or not 1 <= channels <= kind.max_channels:
+            raise UserError(
+                f"{shown(self.path)} cannot hold {channels} channels at {sample_rate} Hz ({self._suffix} has at most "
+                f"{kind.limits}): write a .wav."
+            )
+        self.subtype = subtype or next(iter(kind.subtypes))
+        if self.subtype not in kind.subtypes:
+            raise UserError(
+                f"{shown(self.path)} cannot hold {self.subtype} samples: choose from {', '.join(kind.subtypes)}."
+            )
+        self._part = temporary_name(self.path)
+        self._done = 0
+
+    def __enter__(self) -> AudioWriter:
+        try:
+            if self.path.is_dir():
+                raise UserError(f"{shown(self.path)} is a folder: give a file name.")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path.parent, ABANDONED)
+            with suppress(FileNotFoundError):  # a name that the system cannot hold is refused now, not after the work
+                self.path.stat()
+            if self._suffix == ".wav" and self.frames is not None:
+                needed = data_size(self.subtype, self.channels, self.frames)
+                if needed > shutil.disk_usage(self.path.parent).free:
+                    raise UserError(
+                        f"{shown(self.path)} needs {needed / 1e9:.2f} GB, more than the disk has free: make room."
+                    )
+            self._sink = self._open_sink()
+        except (OSError, ValueError, soundfile.LibsndfileError) as error:
+            self._discard()
+            raise UserError(f"{shown(self.path)} cannot be written ({error}): choose another name or place.") from error
+        return self
+
+    def _open_sink(self) -> WavSink | soundfile.SoundFile:
+        if self._suffix == ".wav":
+            return WavSink(self._part, self.sample_rate, self.channels, self.subtype)
+        self._part.touch()  # fails with a reason, where libsndfile would only say "System error"
+        best = {"compression_level": 0.0, "bitrate_mode": "CONSTANT"} if self._suffix == ".mp3" else {}
+        subtype = _FORMATS[self._suffix].subtypes[self.subtype]
+        layout = (self.sample_rate, self.channels, subtype, None, self._suffix[1:].upper())
+        return soundfile.SoundFile(native_path(self._part), "w", *layout, **best)
+
+    def write(self, block: Tensor) -> None:
+        """Append `block` (C, n)."""
+        if block.ndim != 2 or block.shape[0] != self.channels:
+            raise ValueError(f"expected ({self.channels}, n), got {tuple(block.shape)}")
+        if block.shape[1] == 0:
+            return
+        block = block.detach().to("cpu", torch.float32)
+        require_finite(block, self._done, self.sample_rate, shown(self.path), "it is not written, check the input")
+        peak, at = (x.item() for x in block.abs().amax(0).max(0))
+        if peak > 1.0 and self.subtype != "float":
+            raise UserError(
+                f"{shown(self.path)} cannot hold the peak of {20 * math.log10(peak):+.2f} dBFS at "
+                f"{(self._done + at) / self.sample_rate:.3f} s without clipping: write a float .wav."
+            )
+        try:
+            self._sink.write(block.T.contiguous().numpy())
+        except (OSError, soundfile.LibsndfileError, AssertionError) as error:  # AssertionError: soundfile's short write
+            raise UserError(f"{shown(self.path)} cannot be written ({error}): is the disk full?") from error
+        self._done += block.shape[1]
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            if kind is None:
+                self._sink.close()
+                replace_file(self._part, self.path)
+            else:
+                with suppress(OSError, soundfile.LibsndfileError):
+                    self._sink.close()
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise UserError(
+                f"{shown(self.path)} cannot be written ({error}): close programs that use it and check the disk."
+            ) from error
+        finally:
+            self._discard()
+
+    def _discard(self) -> None:
+        with suppress(OSError, ValueError):  # in a folder that cannot be, there is nothing to remove
+            self._part.unlink(missing_ok=True)
+
+
+def write(path: str | os.PathLike, waveform: Tensor, sample_rate: int, subtype: str | None = None) -> None:
+    """Write a whole `waveform` (C, N) at `sample_rate` Hz. Raises UserError as `AudioWriter` does."""
+    with AudioWriter(path, sample_rate, waveform.shape[0], subtype, waveform.shape[1]) as writer:
+        writer.write(waveform)

@@ -1,0 +1,198 @@
+"""Where training computes. One strategy for each kind of hardware, so that the loop (trainer.py) is the same for all.
+
+Backend    one process on one device: CPU, CUDA or MPS
+Ranks      several processes, each with a GPU or some cores of a CPU: DistributedDataParallel, started by torchrun
+XLA        TPUs, see xla.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..data.loader import prefetch
+from ..util.device import choose_device, place
+from ..util.errors import UserError
+from .muon import Muon
+
+# Of a step of another process. When one is gone, gloo notices at once; NCCL would after this, but torchrun ends all of
+# them 30 s after the first.
+TIMEOUT = timedelta(minutes=10)
+PATIENCE = timedelta(days=7)  # while the first process downloads, decodes or validates
+
+
+class Backend:
+    """One process on one device, and the base of the others.
+
+    Attributes:
+        rank, world_size: which of how many processes this is; the first alone validates, logs and writes.
+        device, host: where the network is, and where spectrograms, losses and validation are computed.
+    """
+
+    rank, world_size = 0, 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = self.host = device
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+            torch.backends.cudnn.benchmark = True  # shapes stay the same but for the last chunk of a song
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def __str__(self) -> str:
+        return str(self.device) if self.world_size == 1 else f"{self.world_size} x {self.device.type}"
+
+    def optimizer(
+        self, name: str, parameters: Iterable[Tensor], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """The optimizer called `name`, `muon` (hundreds of small kernels a step) or `adamw` (on CUDA one kernel)."""
+        if name == "muon":
+            return Muon(parameters, lr, weight_decay)
+        fused = True if self.device.type == "cuda" else None
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """What is called instead of the model, with its weights."""
+        return model
+
+    def batches(self, made: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """Batches on `host`, each made while the one before it is used; `index` stays where it is."""
+        moved = (
+            {name: values if name == "index" else self._to_host(values) for name, values in batch.items()}
+            for batch in made
+        )
+        return prefetch(moved, self.host)
+
+    def _to_host(self, values: Tensor) -> Tensor:
+        """On `host`. To a CUDA GPU from pinned memory, for only from there a copy waits for nothing; elsewhere it must
+        wait, or `values` may be gone before they are copied (on MPS, pytorch issue 139550)."""
+        if self.host.type == "cuda" and values.device.type == "cpu":
+            return values.pin_memory().to(self.host, non_blocking=True)
+        return values.to(self.host)
+
+    def accumulating(self, network: nn.Module, last: bool) -> AbstractContextManager:
+        """Around the forward and backward pass of one of several batches of a step."""
+        return nullcontext()
+
+    def reduce_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the gradients the mean over all processes, unless the backward pass has."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of `(N,)` over all processes."""
+        return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        """`(N,)` of every process, one after the other."""
+        return values
+
+    def update(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+        """Change the weights."""
+        scaler.step(optimizer)
+
+    def finish_step(self) -> None:
+        """The weights and their average have changed."""
+
+    def lost(self, error: RuntimeError) -> bool:
+        """Whether `error` means that another process is gone."""
+        return False
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """What the first process downloads or decodes in here, the others find done.
+
+        Raises:
+            ConnectionError: it has ended instead; why, it has said itself.
+        """
+        if not self.main:
+            try:
+                self.wait()
+            except RuntimeError as error:
+                if not self.lost(error):
+                    raise
+                raise ConnectionError("the first process of this run has ended, and says why") from None
+        yield
+        if self.main:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+
+    def to_host(self, state: Any) -> Any:
+        """A nested state with tensors that any computer can read."""
+        return state
+
+    def report(self) -> dict[str, float]:
+        """What is worth a curve of its own."""
+        return {}
+
+    def close(self) -> None:
+        """The last call of a run that has come to a good end, or been stopped."""
+
+
+class Ranks(Backend):
+    """One of the processes that torchrun started: N of them train as one would with N times the batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.rank, _, self.world_size = place()
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"several processes cannot share '{device}'; start train.py without torchrun")
+        if device.type == "cuda":
+            if not dist.is_nccl_available():
+                raise UserError("this torch has no NCCL (on Windows none has); start train.py without torchrun")
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        self.patient = dist.new_group(timeout=PATIENCE, backend="gloo")
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return nn.parallel.DistributedDataParallel(model, [self.device] if self.device.type == "cuda" else None)
+
+    def accumulating(self, network: nn.Module, last: bool) -> AbstractContextManager:
+        return nullcontext() if last else network.no_sync()
+
+    def mean(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.world_size
+
+    def gather(self, values: Tensor) -> Tensor:
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    def lost(self, error: RuntimeError) -> bool:
+        text = str(error).lower()
+        return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection"))
+
+    def wait(self) -> None:
+        dist.all_reduce(torch.zeros(1), group=self.patient)
+
+    def close(self) -> None:
+        dist.destroy_process_group()
+
+
+def find_backend(name: str) -> Backend:
+    """The strategy for `--device name`, alone or under torchrun.
+
+    Raises:
+        UserError: that device is not there.
+    """
+    device = choose_device(name)
+    return Ranks(device) if place().world_size > 1 else Backend(device)
+
+
+def all_done() -> None:
+    """Under torchrun, wait until all processes have come this far."""
+    if place().world_size > 1:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,115 @@
+"""What training minimizes: the diffusion loss in the represented space, and a loss on the separated vocals."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import AudioConfig, Config
+from ..counterfactual import subtract
+from ..diffusion import Diffusion
+from ..spectrogram import STFT, TRUSTED, make_representation, modelled_bins
+from ..util.device import autocast
+
+RESOLUTIONS = (256, 1024)  # n_fft of the auxiliary STFT loss: one that sees onsets, one that sees harmonics
+
+
+class Objective:
+    """The loss of one batch.
+
+    The main loss is the squared plus the absolute error of the network's output (`prediction_type`), without the bins
+    above 0.45 x the item's source rate, where old recordings hold nothing: a model must not learn that voices have no
+    treble.
+    The auxiliary loss (`train.loss_voc_weight`) compares the vocals that the separation would output, as waveforms and
+    as multi-resolution magnitudes, in units of the mixture's level.
+    """
+
+    def __init__(self, config: Config) -> None:
+        audio = config.audio
+        self.config = config
+        self.stft = STFT(audio.n_fft, audio.hop_length, audio.win_length)
+        self.resolutions = [STFT(n, n // 2, n) for n in RESOLUTIONS]
+        self.representation = make_representation(audio)
+        self.diffusion = Diffusion.from_config(config.diffusion)
+        self.bins = modelled_bins(audio)
+        self.synthesis = _band_stft(audio, self.bins)
+
+    def shape(self) -> tuple[int, int, int]:
+        """`(C, F, T)` of one training item as the network sees it."""
+        audio = self.config.audio
+        length = round(self.config.data.segment_seconds * audio.sample_rate)
+        return audio.channels * self.representation.parts, self.bins, -(-length // audio.hop_length) + 1
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        uniform: Tensor,
+        noise: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
+        """Loss terms of a batch of segments, `loss` (what is minimized), `diffusion`, `vocals`; `per_item` and the
+        timesteps `t`, `(B,)`.
+
+        Args:
+            uniform: `(B,)` in [0, 1), decides the timesteps.
+            noise: `(B, C, F, T)`, standard normal.
+            dtype: autocast type of the network, or None.
+        """
+        mixture, accompaniment = (
+            self.stft(w)[:, :, : self.bins] for w in (batch["vocals"] + batch["accompaniment"], batch["accompaniment"])
+        )
+        statistics = self.representation.statistics(mixture)
+        statistics[:, 0] *= 10 ** (batch["level_db"] / 10 * self.representation.exponent)
+        x_mixture = self.representation.encode(mixture, statistics)
+        x_start = self.representation.encode(accompaniment, statistics)
+
+        t = self.diffusion.sample_timesteps(uniform)
+        x_t = self.diffusion.q_sample(x_start, t, noise)
+        with autocast(x_t.device, dtype):
+            output = model(x_t, x_mixture, t).float()
+        target = self.diffusion.target(x_start, noise, t, x_mixture)
+
+        mask = self._trusted_bins(batch["source_rate"])
+        error = (output - target) * mask
+        per_item = (error.square() + error.abs()).mean(dim=(1, 3)).sum(-1) / mask.sum(dim=(1, 2, 3))
+        diffusion = (self.diffusion.loss_weight(t) * per_item).mean()
+        terms = {"loss": diffusion, "diffusion": diffusion, "per_item": per_item.detach(), "t": t}
+        if self.config.train.loss_voc_weight:
+            x_0 = self.diffusion.predict_x_start(output, x_t, t, x_mixture)
+            how = self.config.separation.subtract
+            estimate = subtract(how, mixture, x_mixture, x_0, statistics, self.representation)
+            terms["vocals"] = self._vocal_loss(estimate * mask, (mixture - accompaniment) * mask, mixture)
+            terms["loss"] = diffusion + self.config.train.loss_voc_weight * terms["vocals"]
+        return terms
+
+    def _trusted_bins(self, source_rate: Tensor) -> Tensor:
+        """`(B, 1, F, 1)`: 1 where the item's source holds content, 0 above."""
+        audio = self.config.audio
+        hertz = torch.arange(self.bins, device=source_rate.device) * (audio.sample_rate / audio.n_fft)
+        return (hertz <= TRUSTED * source_rate[:, None]).float()[:, None, :, None]
+
+    def _vocal_loss(self, estimate: Tensor, vocals: Tensor, mixture: Tensor) -> Tensor:
+        """L1 distance of waveforms and of their magnitudes at two resolutions; all inputs complex `(B, C, F, T)`."""
+        level = mixture.abs().square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-8)
+        with torch.no_grad():
+            reference = self._synthesise(vocals / level)
+        waveform = self._synthesise(estimate / level)
+        loss = (waveform - reference).abs().mean()
+        for stft in self.resolutions:
+            with torch.no_grad():
+                wanted = stft(reference).abs()
+            loss = loss + (stft(waveform).abs() - wanted).abs().mean() / len(self.resolutions)
+        return loss
+
+    def _synthesise(self, spectrum: Tensor) -> Tensor:
+        """Waveform of the modelled bins; if they end in the lower half, at half the sample rate and half the cost."""
+        return self.synthesis.inverse(spectrum, (spectrum.shape[-1] - 1) * self.synthesis.hop_length)
+
+
+def _band_stft(audio: AudioConfig, bins: int) -> STFT:
+    """The STFT of the same frames at the lowest sample rate, divided by powers of two, that holds `bins` bins."""
+    sizes = audio.n_fft, audio.hop_length, audio.win_length
+    while all(size % 2 == 0 for size in sizes) and bins <= sizes[0] // 4:
+        sizes = tuple(size // 2 for size in sizes)
+    return STFT(*sizes)

@@ -1,0 +1,57 @@
+"""What the scripts share: exit codes, and one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from .errors import UserError
+from .interrupt import listen
+from .memory import keep_freed_memory
+
+
+def main(run: Callable[[], int]) -> NoReturn:
+    """Run a script and exit: 0 done, 1 the work failed, 2 bad input or usage, 130 Ctrl-C or SIGTERM."""
+    for stream in (sys.stdout, sys.stderr):  # a Korean Windows console defaults to cp949
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    keep_freed_memory()
+    listen()  # SIGTERM, of `timeout` and of clusters, is heard like Ctrl-C: what is unfinished is cleaned up
+    try:
+        _leave(run())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _leave(2)
+    except OSError as error:  # a full disk, a folder without rights: the sentence of the system names file and reason
+        print(f"error: {error}", file=sys.stderr)
+        _leave(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        _leave(130)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; as a process of torchrun at once: while Python took itself down, torch 2.11 with gloo was seen to abort
+    ("terminate called without an active exception"), and the code of a run that had done its work was lost."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def finite(text: str) -> float:
+    """A number, for argparse: neither nan nor infinite."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """What is worth knowing and no error, such as settings without effect: a line each on stderr."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)

@@ -1,0 +1,253 @@
+"""The benchmarks of a training step: their arithmetic on a clock of our own, and that they run."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from trainers import CPU, TINY
+
+from benchmarks import data, step_changes, step_parts, train_step
+from diffvocsep.config import load_config
+from diffvocsep.training.backends import Backend
+from diffvocsep.unet import UNet
+from diffvocsep.util.errors import UserError
+
+MPS = torch.device("mps")
+SMALL = ["--device", "cpu", "--rounds", "1", *TINY.split(), "model.base_channels=8"]
+
+
+class Clock:
+    """Time passes only when somebody works."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now, self.waits = 0.0, 0
+        monkeypatch.setattr(train_step.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(torch.accelerator, "synchronize", self.wait)
+
+    def work(self, *seconds: float):
+        """A step that takes so long, call by call."""
+        left = iter(seconds)
+
+        def step() -> None:
+            self.now += next(left)
+
+        return step
+
+    def wait(self, device: torch.device) -> None:
+        assert device.type == "mps"
+        self.waits += 1
+
+
+def printed(capsys) -> list[list[str]]:
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_operations_of_a_convolution_are_counted_forward_and_backward():
+    layer, x = nn.Conv2d(3, 5, 3, padding=1, bias=False), torch.randn(2, 3, 8, 6, requires_grad=True)
+    forward = 2 * (2 * 8 * 6) * 5 * (3 * 3 * 3)  # multiply and add, for every output value, over all it sees
+    assert train_step.flops(lambda: layer(x)) == forward
+    assert train_step.flops(lambda: layer(x).sum().backward()) == 3 * forward  # also for the input and for the weight
+
+
+@pytest.mark.parametrize("layout", train_step.LAYOUTS)
+def test_the_limits_know_their_operations(layout, monkeypatch):
+    monkeypatch.setattr(train_step, "BATCH", 2)
+    work = train_step.convolution((4, 6, 5), train_step.LAYOUTS[layout], CPU, None)
+    assert work.flop == train_step.flops(work.step) == 2 * (2 * 6 * 5) * 4 * (9 * 4)
+    assert work.step().is_contiguous(memory_format=train_step.LAYOUTS[layout])
+    product = train_step.matrix_product(8, CPU, torch.bfloat16)
+    assert product.flop == train_step.flops(product.step) == 2 * 8**3 and product.step().dtype == torch.bfloat16
+
+
+def test_steps_take_turns_so_that_a_busy_machine_slows_all_alike(monkeypatch):
+    clock = Clock(monkeypatch)
+    busy = [50, 30, 1, 4, 2]  # the first two rounds do not count
+    steps = {"one": clock.work(*busy), "other": clock.work(*(1.5 * slow for slow in busy))}
+    times = train_step.in_turn(steps, CPU, 3)
+    assert times["one"].tolist() == [1, 4, 2] and times["other"].tolist() == [1.5, 6, 3]
+    assert clock.waits == 0  # a CPU has nothing to wait for
+    row = train_step.cells(train_step.Work(lambda: None, 12e9), times["other"], 3.0, times["one"], [])
+    assert row[1:3] == ["1000.00 (500.00 .. 2000.00)", "1.50 (1.50 .. 1.50)"]
+
+
+def test_an_accelerator_is_waited_for_once_after_many_calls(monkeypatch):
+    clock = Clock(monkeypatch)
+    batch, _, calls = train_step.sizes(MPS)
+    assert calls > 10 and batch > train_step.sizes(CPU)[0]
+    assert train_step.seconds(clock.work(*[2.0] * calls), MPS) == 2 and clock.waits == 2
+    data.on(MPS, {"index": torch.arange(3)})
+    assert clock.waits == 3
+
+
+def test_a_row_says_milliseconds_rates_and_shares():
+    times, work = np.array([2.0, 4.0, 3.0]), train_step.Work(lambda: None, 12e9, 0.5)  # 6, 3 and 4 GFLOP/s
+    limits = [np.array([12e9, 12e9, 12e9]), np.array([60e9, 6e9, 16e9])]  # shares of the latter: 10, 50 and 25 %
+    assert train_step.cells(work, times, 12.0, np.array([1.0, 1.0, 3.0]), limits) == [
+        "3000.0", "250.00 (166.67 .. 333.33)", "2.00 (1.00 .. 4.00)", "12.0", "4.0", "33%", "25%", "0.50"]  # fmt: skip
+
+
+def test_the_fastest_is_that_of_the_highest_rate_not_of_the_shortest_time(monkeypatch):
+    clock = Clock(monkeypatch)
+    works = [train_step.Work(clock.work(*[took] * 9), flop) for took, flop in ((1, 10), (4, 50), (9, 60))]
+    assert train_step.fastest(works, CPU).flop == 50
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted():
+    x = torch.randn(2**20, requires_grad=True)
+    assert train_step.memory(lambda: x.exp().sum(), CPU) == pytest.approx(4 * 2**20 / 2**30, rel=0.01)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Limits that take no time, a compiler that leaves all as it is; what was compiled."""
+    monkeypatch.setattr(train_step, "SHAPES", ((8, 16, 16),))
+    monkeypatch.setattr(train_step, "SIZES", (16,))
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(type(model).__name__) or model)
+    compiled: list[str] = []
+    return compiled
+
+
+def test_it_prints_a_table_of_ours_and_of_diffusers(small, capsys):
+    assert train_step.run([*SMALL, "--only", "float32", "--layout", "channels_last"]) == 0
+    head, _, convolution, product, *lines = printed(capsys)
+    assert head == ["batch of 2 x 0.5 s, 1 rounds", *train_step.COLUMNS]
+    assert convolution[0] == "limit, a 3x3 convolution: float32" and convolution[6] == product[7] == "100%"
+    whos = ("ours, network alone", "diffusers, network alone", "ours, training step without data")
+    ways = ("float32, channels_last", "float32, channels_last, compile")
+    assert [line[0] for line in lines] == [f"{who}: {way}" for way in ways for who in whos]
+    assert sorted(small) == ["DiffusersUNet", "UNet"]
+    for line in lines:
+        step, audio, gflop, rate = float(line[1]), float(line[2].split()[0]), float(line[4]), float(line[5])
+        assert audio == pytest.approx(step, abs=0.1)  # 1 s of audio
+        assert rate * step / 1e3 == pytest.approx(gflop, abs=0.1 * step / 1e3 + 0.1)
+        assert (line[8] == "-") == ("compile" in line[0])
+    assert {line[3] for line in lines[::3]} == {"1.00 (1.00 .. 1.00)"}
+    network, theirs, training = (float(line[4]) for line in lines[:3])
+    assert theirs != network and 0 < network < training < 1.6 * network, "Muon's products come on top"
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_what_is_measured_is_what_the_hardware_has_or_what_was_asked_for(fast, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(train_step, "fast_bf16", lambda device: fast)
+    monkeypatch.setattr(train_step, "measure", lambda _, __, name, ways, *rest: seen.append((name, ways)) or {})
+    every = [("contiguous", False), ("contiguous", True), ("channels_last", False), ("channels_last", True)]
+    assert train_step.run(SMALL) == 0
+    assert seen == [(name, every) for name in (["float32", "bf16"] if fast else ["float32"])]
+    assert train_step.run([*SMALL, "--only", "bf16", "--layout", "channels_last", "--no-compile"]) == 0
+    assert seen[-1] == ("bf16", [("channels_last", False)])
+
+
+def test_rows_of_bf16_are_computed_in_bf16(small, monkeypatch, capsys):
+    seen, autocast = set(), train_step.autocast
+    monkeypatch.setattr(train_step, "autocast", lambda device, dtype: seen.add(dtype) or autocast(device, dtype))
+    assert train_step.run([*SMALL, "--only", "bf16", "--layout", "contiguous", "--no-compile"]) == 0
+    names = [line[0] for line in printed(capsys)][4:]
+    assert len(names) == 3 and all(name.endswith(": bf16") for name in names)
+    assert seen == {torch.bfloat16} and not small
+
+
+@pytest.mark.parametrize(
+    ("name", "callers", "part"),
+    [
+        ("aten::mkldnn_convolution", [], "convolutions"),
+        ("aten::convolution_backward", [], "convolutions"),
+        ("aten::addmm", ["aten::linear"], "matrix products"),
+        ("aten::native_group_norm_backward", [], "normalization"),
+        ("aten::copy_", ["aten::clone", "aten::convolution"], "copies and layout"),
+        ("aten::add_", [], step_parts.POINTWISE),
+        ("aten::mul", ["aten::stft", "step"], "STFT"),
+        ("aten::add_", ["Optimizer.step#AdamW.step", "step"], step_parts.UPDATE),
+        ("aten::lerp_", [step_parts.UPDATE, "step"], step_parts.UPDATE),
+        ("ConvolutionBackward0", ["step"], step_parts.REST),
+        ("step", [], step_parts.REST),
+    ],
+)
+def test_operators_belong_to_parts(name, callers, part):
+    assert step_parts.kind(name, callers) == part
+
+
+def test_parts_hold_what_was_done_and_all_of_the_time():
+    layer, x = nn.Conv2d(8, 8, 3), torch.randn(2, 8, 100, 100)
+
+    def step() -> None:
+        layer(x).exp()
+        time.sleep(0.05)  # as Python does
+
+    step_parts.parts(step, CPU, 1)
+    found, clock = step_parts.parts(step, CPU, 2)
+    spent = {part: sum(operators.values()) for part, operators in found.items()}
+    assert spent[step_parts.REST] >= 50
+    assert min(spent["convolutions"], spent[step_parts.POINTWISE]) > 0
+    assert spent["normalization"] + spent["STFT"] == 0
+    assert clock / 2 < sum(spent.values()) < 1.01 * clock  # a busy machine takes time between the operators, too
+
+
+def test_the_parts_of_a_step_are_printed(monkeypatch, capsys):
+    measured, parts = [], step_parts.parts
+    monkeypatch.setattr(step_parts, "parts", lambda *how: measured.append(parts(*how)) or measured[-1])
+    assert step_parts.run(SMALL) == 0
+    head, _, *lines = printed(capsys)
+    assert head[1:] == list(step_parts.COLUMNS) and lines[-1][0] == "all"
+    spent = {line[0]: float(line[1]) for line in lines}
+    assert spent.keys() == {*step_parts.KINDS, step_parts.POINTWISE, step_parts.REST, "all"}
+    assert all(operators.total() > 0 for operators in measured[-1][0].values())  # what is printed may round to 0.0
+    assert list(spent.values())[:-1] == sorted(list(spent.values())[:-1], reverse=True)
+    assert 2 * spent["all"] == pytest.approx(sum(spent.values()), abs=0.5)
+
+
+def test_each_change_is_one(monkeypatch):
+    config = load_config(None, [*TINY.split(), "model.base_channels=8"])
+    torch.manual_seed(0)
+    models = {name: UNet(config) for name in ("as it is", "GroupNorm over the whole item", "no normalization")}
+    inputs = train_step.network_inputs(config, (2, 257, 64), CPU)
+    outputs = {}
+    for name, model in models.items():
+        model.load_state_dict(models["as it is"].state_dict())
+        nn.init.ones_(model.head[-1].weight)  # else nothing is seen of what comes before
+        step_changes.changes(config, CPU)[name].disturb(model)
+        outputs[name] = model(*inputs)
+        inputs[1][..., -1] += 5  # the last frame is far from the first, which only norms over time can hear
+        outputs[name] = (outputs[name] - model(*inputs))[..., 0].abs().max().item()
+        inputs[1][..., -1] -= 5
+    assert outputs["as it is"] == outputs["no normalization"] == 0 < outputs["GroupNorm over the whole item"]
+    monkeypatch.setattr(step_changes, "fast_bf16", lambda device: True)
+    monkeypatch.setattr(step_changes, "amp_dtype", lambda amp, device: torch.bfloat16)
+    names = list(step_changes.changes(load_config(None, []), CPU))
+    assert names[-3:] == ["contiguous", "compile", "float32"]  # bf16 is in use here, and with it channels_last
+
+
+def test_changes_are_compared_with_the_network_as_it_is(small, monkeypatch, capsys):
+    monkeypatch.setattr(step_changes, "fast_bf16", lambda device: False)
+    assert step_changes.run([*SMALL, "model.patch=[4,2]"]) == 0
+    assert small == ["UNet"]
+    head, _, first, *lines = printed(capsys)
+    assert head[1:] == list(step_changes.COLUMNS) and first[2] == "1.00 (1.00 .. 1.00)"
+    count = {line[0]: float(line[3]) for line in lines}
+    assert [line[0] for line in lines][-2:] == ["channels_last", "compile"] and len(lines) == 7
+    same = ("GroupNorm over the whole item", "no normalization", "channels_last", "compile")
+    assert all(count[name] == float(first[3]) for name in same)
+    assert count["width of 48"] > 2 * count["patch of 2 x 2"] > 2 * float(first[3])
+    assert count["no linear layers along frequency"] <= float(first[3])
+
+
+def test_a_network_that_is_compiled_already_is_refused():
+    with pytest.raises(UserError, match="train.compile"):
+        step_changes.run(["--no-compile", *SMALL, "train.compile=true"])
+
+
+def test_a_step_that_is_measured_is_one_batch(tmp_path):
+    assert train_step.settings(None, ["train.accumulate=4"], str(tmp_path)).train.accumulate == 1
+
+
+@pytest.mark.parametrize(("name", "tuned"), [("cpu", False), ("cuda", True)])
+def test_cudnn_looks_for_its_fastest_algorithm_on_gpus(name, tuned, monkeypatch):
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda how: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    Backend(torch.device(name))
+    assert torch.backends.cudnn.benchmark == tuned

@@ -1,0 +1,288 @@
+"""The loss: which bins count, that the truth costs nothing, and the auxiliary loss against waveforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffvocsep.config import AudioConfig, Config, DataConfig
+from diffvocsep.training.objective import Objective
+
+PREDICTION_TYPES = ["epsilon", "v", "x_0", "residual"]
+RATE, N_FFT, HOP = 44100, 512, 128
+BIN_HZ = RATE / N_FFT
+
+
+def make_objective(**sections: dict) -> Objective:
+    """At n_fft 512, 96 bins; every section's keys may be changed."""
+    config = Config(
+        audio=AudioConfig(n_fft=N_FFT, hop_length=HOP, win_length=N_FFT), data=DataConfig(segment_seconds=0.1)
+    )
+    sections = {"diffusion": {"terminal_share": 0.0}} | sections
+    return Objective(replace(config, **{name: replace(getattr(config, name), **s) for name, s in sections.items()}))
+
+
+def make_batch(items: int = 2, gain: float = 1.0, **changes: Tensor) -> dict[str, Tensor]:
+    """Noisy waveforms, `(B, 2, 4410)`, each item of its own loudness."""
+    generator = torch.Generator().manual_seed(0)
+    loudness = gain * 0.05 * 2.0 ** torch.arange(items).reshape(-1, 1, 1)
+    vocals, accompaniment = (loudness * torch.randn(items, 2, 4410, generator=generator) for _ in range(2))
+    batch = {
+        "vocals": vocals,
+        "accompaniment": accompaniment,
+        "source_rate": torch.full((items,), float(RATE)),
+        "level_db": torch.zeros(items),
+    }
+    return batch | changes
+
+
+class Network:
+    """Stands in for the UNet: says what it is told, as a leaf whose gradient can be read, and remembers its input."""
+
+    def __init__(self, answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        self.answer = answer
+
+    def __call__(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
+        self.x_t, self.mixture, self.t = x_t, mixture, t
+        self.output = self.answer(x_t, mixture, t).detach().clone().requires_grad_()
+        return self.output
+
+
+def noise_for(objective: Objective, items: int, seed: int = 5) -> Tensor:
+    return torch.randn(items, *objective.shape(), generator=torch.Generator().manual_seed(seed))
+
+
+def evaluate(
+    objective: Objective, batch: dict[str, Tensor], answer: Callable | None = None
+) -> tuple[dict[str, Tensor], Network]:
+    """The loss terms of `answer`, by default of an output that is random, and the stand-in that gave it."""
+    items = len(batch["vocals"])
+    network = Network(answer or (lambda x_t, mixture, t: noise_for(objective, items, seed=6)))
+    uniform = torch.linspace(0.1, 0.4, items)
+    return objective(network, batch, uniform, noise_for(objective, items)), network
+
+
+def spectra(objective: Objective, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """STFTs of mixture and accompaniment up to the modelled bins, from torch."""
+    window = torch.hann_window(N_FFT)
+    made = []
+    for waveform in (batch["vocals"] + batch["accompaniment"], batch["accompaniment"]):
+        padded = torch.nn.functional.pad(waveform, (0, -waveform.shape[-1] % HOP))
+        stft = torch.stft(padded.flatten(0, 1), N_FFT, HOP, window=window, pad_mode="constant", return_complex=True)
+        made.append(stft.unflatten(0, (-1, 2))[:, :, : objective.bins] / window.square().sum().sqrt())
+    return made[0], made[1]
+
+
+def truth(objective: Objective, batch: dict[str, Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What a perfect network outputs, from the definitions of the prediction types."""
+    mixture, accompaniment = spectra(objective, batch)
+    representation, noise = objective.representation, noise_for(objective, len(batch["vocals"]))
+    statistics = representation.statistics(mixture)
+    x_mixture, x_0 = (representation.encode(s, statistics) for s in (mixture, accompaniment))
+
+    def answer(x_t: Tensor, _: Tensor, t: Tensor) -> Tensor:
+        signal_power = objective.diffusion.alphas_cumprod[t].float().reshape(-1, 1, 1, 1)
+        velocity = signal_power.sqrt() * noise - (1 - signal_power).sqrt() * x_0
+        targets = {"epsilon": noise, "v": velocity, "x_0": x_0, "residual": x_mixture - x_0}
+        return targets[objective.diffusion.prediction_type]
+
+    return answer
+
+
+def gradient(term: Tensor, network: Network) -> Tensor:
+    return torch.autograd.grad(term, network.output, retain_graph=True)[0]
+
+
+# The truth
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("representation", ["complex", "magnitude"])
+def test_a_perfect_network_has_no_diffusion_loss(prediction_type, representation):
+    objective = make_objective(
+        audio={"representation": representation},
+        diffusion={"prediction_type": prediction_type, "terminal_share": 0.0},
+    )
+    batch = make_batch()
+    terms, _ = evaluate(objective, batch, truth(objective, batch))
+    assert terms["diffusion"] < 1e-5
+    terms, _ = evaluate(objective, batch)
+    assert terms["diffusion"] > 0.5
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_perfect_network_has_no_vocal_loss(prediction_type):
+    objective = make_objective(diffusion={"prediction_type": prediction_type, "terminal_share": 0.0})
+    batch = make_batch()
+    right, _ = evaluate(objective, batch, truth(objective, batch))
+    answer = truth(objective, batch)
+    wrong, _ = evaluate(objective, batch, lambda *inputs: answer(*inputs) * 1.1)
+    assert right["vocals"] < 1e-4
+    assert wrong["vocals"] > 1e-2
+
+
+def test_the_network_sees_the_forward_process_and_the_mixture():
+    objective, batch = make_objective(), make_batch()
+    _, network = evaluate(objective, batch)
+    mixture, accompaniment = spectra(objective, batch)
+    statistics = objective.representation.statistics(mixture)
+    x_mixture, x_0 = (objective.representation.encode(s, statistics) for s in (mixture, accompaniment))
+    assert network.t.tolist() == [100, 400]
+    signal_power = objective.diffusion.alphas_cumprod[network.t].float().reshape(-1, 1, 1, 1)
+    x_t = signal_power.sqrt() * x_0 + (1 - signal_power).sqrt() * noise_for(objective, 2)
+    torch.testing.assert_close(network.mixture, x_mixture, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(network.x_t, x_t, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_fft", [512, 401])
+def test_shape_is_that_of_the_networks_input(n_fft):
+    objective = make_objective(audio={"n_fft": n_fft, "hop_length": 100, "win_length": n_fft})
+    _, network = evaluate(objective, make_batch())
+    assert network.mixture.shape == (2, *objective.shape())
+
+
+# Bins that a source does not hold
+
+
+@pytest.mark.parametrize("representation", ["complex", "magnitude"])
+def test_bins_above_the_source_rate_carry_no_loss(representation):
+    """0.45 x 16 kHz = 7.2 kHz for the second item; the first holds all modelled bins."""
+    objective = make_objective(audio={"representation": representation})
+    terms, network = evaluate(objective, make_batch(source_rate=torch.tensor([44100.0, 16000.0])))
+    first_untrusted = int(7200 / BIN_HZ) + 1
+    assert first_untrusted < objective.bins
+    for name in ("diffusion", "vocals"):
+        touched = gradient(terms[name], network).abs().amax(dim=(1, 3)) > 0
+        assert touched[0].sum() >= objective.bins - 1  # the vocal loss may miss a bin by a clamped magnitude
+        assert touched[1, first_untrusted - 1]
+        assert not touched[1, first_untrusted:].any()
+
+
+def test_the_diffusion_loss_is_the_mean_over_trusted_bins():
+    objective = make_objective()
+    batch = make_batch(source_rate=torch.tensor([44100.0, 8000.0]))
+    target = truth(objective, batch)
+    terms, network = evaluate(objective, batch)
+    error = (network.output - target(network.x_t, network.mixture, network.t)).detach().double().numpy()
+    distance = np.abs(error) + error**2
+    expected = [distance[0].mean(), distance[1, :, : int(3600 / BIN_HZ) + 1].mean()]
+    np.testing.assert_allclose(terms["per_item"].numpy(), expected, rtol=1e-4)
+    assert terms["diffusion"].item() == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_weights_enter(prediction_type):
+    """Hang et al. 2023, section 3.4: min(SNR, 5) on the error of x_0."""
+    settings = {"prediction_type": prediction_type, "loss_weighting": "min_snr", "terminal_share": 0.0}
+    objective = make_objective(diffusion=settings)
+    terms, network = evaluate(objective, make_batch())
+    signal_power = objective.diffusion.alphas_cumprod[network.t].numpy()
+    snr = signal_power / (1 - signal_power)
+    per_snr = {"epsilon": snr, "v": snr + 1}.get(prediction_type, 1)
+    weights = np.minimum(snr, 5) / per_snr
+    assert np.ptp(weights) > 0.05
+    expected = np.mean(weights * terms["per_item"].numpy())
+    assert terms["diffusion"].item() == pytest.approx(expected, rel=1e-4)
+
+
+# The vocals' loss
+
+
+@pytest.mark.parametrize("bandwidth", [8270.0, 0.0])
+def test_the_vocal_loss_equals_one_computed_from_waveforms(bandwidth):
+    """From torch.istft at the full rate. The first 96 bins are synthesised at half the rate, where the same unit-power
+    spectrum gives a waveform sqrt(2) times as large."""
+    objective = make_objective(audio={"bandwidth": bandwidth})
+    batch = make_batch(source_rate=torch.full((2,), 4.0 * RATE))  # every bin counts
+    terms, network = evaluate(objective, batch)
+    mixture, accompaniment = spectra(objective, batch)
+    statistics = objective.representation.statistics(mixture)
+    x_0 = network.mixture - network.output.detach()  # residual
+    estimate = mixture - objective.representation.decode(x_0, statistics, mixture)
+    level = mixture.abs().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+
+    def waveform(spectrum: Tensor) -> Tensor:
+        missing = N_FFT // 2 + 1 - objective.bins
+        padded = torch.nn.functional.pad(spectrum, (0, 0, 0, missing)).flatten(0, 1)
+        window = torch.hann_window(N_FFT)
+        full = torch.istft(padded * window.square().sum().sqrt(), N_FFT, HOP, window=window)
+        return full[:, ::2] * 2**0.5 if bandwidth else full
+
+    ours, wanted = waveform(estimate / level), waveform((mixture - accompaniment) / level)
+    expected = (ours - wanted).abs().mean()
+    for n in (256, 1024):
+        window = torch.hann_window(n)
+        padded = [torch.nn.functional.pad(w, (0, -w.shape[-1] % (n // 2))) for w in (ours, wanted)]
+        options = dict(window=window, pad_mode="constant", return_complex=True)
+        magnitudes = [torch.stft(w, n, n // 2, **options).abs() for w in padded]
+        expected += (magnitudes[0] - magnitudes[1]).abs().mean() / window.square().sum().sqrt() / 2
+    assert terms["vocals"].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_the_total_is_the_weighted_sum():
+    for weight in (0.3, 2.0):
+        terms, _ = evaluate(make_objective(train={"loss_voc_weight": weight}), make_batch())
+        assert terms["loss"].item() == pytest.approx((terms["diffusion"] + weight * terms["vocals"]).item(), rel=1e-6)
+
+
+def test_without_weight_there_is_no_vocal_loss():
+    terms, _ = evaluate(make_objective(train={"loss_voc_weight": 0.0}), make_batch())
+    assert "vocals" not in terms
+    assert torch.equal(terms["loss"], terms["diffusion"])
+
+
+@pytest.mark.parametrize("representation", ["complex", "magnitude"])
+def test_the_vocal_loss_pulls_elsewhere_than_the_diffusion_loss(representation):
+    """A second loss whose gradient is parallel to the first would be a learning rate."""
+    objective = make_objective(audio={"representation": representation})
+    batch = make_batch()
+    answer, error = truth(objective, batch), 0.1 * noise_for(objective, 2, seed=9)
+    terms, network = evaluate(objective, batch, lambda *inputs: answer(*inputs) + error)
+    main, vocals = (gradient(terms[name], network).flatten() for name in ("diffusion", "vocals"))
+    cosine = torch.nn.functional.cosine_similarity(main, vocals, dim=0).item()
+    print(f"\n{representation}: cosine of the two gradients {cosine:.2f}")
+    assert 0 < cosine < 0.9
+
+
+@pytest.mark.parametrize("how", ["complex", "mask", "magnitude", "normalized"])
+@pytest.mark.parametrize("representation", ["complex", "magnitude"])
+def test_every_subtraction_trains_even_on_silence(representation, how):
+    objective = make_objective(audio={"representation": representation}, separation={"subtract": how})
+    batch = make_batch()
+    batch["vocals"][0], batch["accompaniment"][0] = 0, 0
+    batch["vocals"][1, :, 2000:], batch["accompaniment"][1, :, 2000:] = 0, 0
+    terms, network = evaluate(objective, batch)
+    slope = gradient(terms["loss"], network)
+    assert terms["loss"].isfinite() and slope.isfinite().all()
+    assert gradient(terms["vocals"], network)[1].abs().max() > 0
+
+
+# Loudness
+
+
+@pytest.mark.parametrize("gain_db", [-12.0, 12.0])
+@pytest.mark.parametrize("representation", ["complex", "magnitude"])
+def test_the_loss_does_not_depend_on_loudness(representation, gain_db):
+    objective = make_objective(audio={"representation": representation})
+    before, _ = evaluate(objective, make_batch())
+    after, _ = evaluate(objective, make_batch(gain=10 ** (gain_db / 20)))
+    for name in ("loss", "diffusion", "vocals", "per_item"):
+        torch.testing.assert_close(after[name], before[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("exponent", [0.3, 0.5, 1.0])
+def test_level_db_is_how_much_louder_the_rest_of_the_song_is(exponent):
+    """The level that everything is divided by rises by `level_db`; the truth still costs nothing."""
+    objective, level_db = make_objective(audio={"compression": exponent}), torch.tensor([6.0, -3.0])
+    batch = make_batch(level_db=level_db)
+    _, plain = evaluate(objective, make_batch())
+    factor = (10 ** (-exponent * level_db / 20)).reshape(-1, 1, 1, 1)
+    residual = truth(objective, batch)(plain.x_t, plain.mixture, plain.t)
+    terms, network = evaluate(objective, batch, lambda *_: residual * factor)
+    torch.testing.assert_close(network.mixture, plain.mixture * factor, rtol=1e-4, atol=1e-5)
+    assert terms["diffusion"] < 1e-4 and terms["vocals"] < 1e-4

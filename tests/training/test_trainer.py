@@ -1,0 +1,354 @@
+"""Training: one step, the loop around it, and what ends it; and it learns."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import time
+from itertools import islice
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from trainers import CPU, ROOT, assert_same_run, at_step, flat, make, run, start, tiny
+
+from diffvocsep import checkpoint
+from diffvocsep.config import load_config
+from diffvocsep.separator import Separator
+from diffvocsep.training.schedule import learning_rate
+from diffvocsep.training.trainer import BAD_STEPS, Trainer
+from diffvocsep.util.errors import UserError
+
+# ---- a real process ------------------------------------------------------------------------------------------------
+
+
+def test_train_py_trains_validates_logs_and_saves(tmp_path, undisturbed):
+    process = start(tmp_path)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    validated = re.findall(r"step (\d+): median SDR .* (-?\d+\.\d+) dB", out)
+    assert [int(step) for step, _ in validated] == [2, 3, 4, 6]  # every 2 steps, every epoch of 3, and at the end
+    assert {p.name for p in (tmp_path / "ck").iterdir()} - {".lock"} == {"last.pt", "best.pt"}
+    last, best = (checkpoint.load_checkpoint(tmp_path / "ck" / name) for name in ("last.pt", "best.pt"))
+    assert last["step"] == 6
+    assert f"{best['best_sdr']:.2f}" == max((score for _, score in validated), key=float)
+
+    for name, tensor in undisturbed.model.state_dict().items():  # the process drew what this one drew
+        assert torch.equal(tensor, last["model"][name]), name
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="POSIX signals")
+def test_ctrl_c_stops_train_py_and_its_loaders_with_everything_saved(tmp_path):
+    process = start(tmp_path, "train.max_steps=100000", "train.val_every_steps=100000", "train.steps_per_epoch=2",
+                    "data.workers=2")  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("step 2:"):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to the loader processes, too
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 130, err
+    step = checkpoint.load_checkpoint(tmp_path / "ck" / "last.pt")["step"]
+    assert step >= 2
+    assert f"stopped at step {step}; the same command goes on from" in out
+    assert (out + err).count("stopping after this step") == 1 and "Traceback" not in err
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="POSIX signals")
+def test_ctrl_c_while_loaders_start_is_no_error(tmp_path):
+    """Spawned ones, as on Windows and macOS, take seconds to start, and until they ignore Ctrl-C it ends them."""
+    process = start(tmp_path, "data.workers=2", script=ROOT / "tests" / "killed.py", START_METHOD="spawn")
+    main = psutil.Process(process.pid)
+    while sum("spawn_main" in " ".join(child.as_dict(["cmdline"], [])["cmdline"]) for child in main.children()) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    time.sleep(0.5)  # now the main process waits for their first batch
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 130, err
+    assert "stopped at step 0; the same command goes on from" in out
+    assert checkpoint.load_checkpoint(tmp_path / "ck" / "last.pt")["step"] == 0
+
+
+# ---- the same draws, however they are made -------------------------------------------------------------------------
+
+
+def test_loader_processes_do_not_change_the_run(tmp_path, undisturbed):
+    assert_same_run(run(tmp_path, "data.workers=2"), undisturbed)
+
+
+def test_validation_does_not_change_the_run(tmp_path, undisturbed):
+    often = run(tmp_path / "often", "train.val_every_steps=1")
+    never = run(tmp_path / "never", "train.val_every_steps=1000", "train.steps_per_epoch=1000")
+    for name, tensor in often.model.state_dict().items():
+        assert torch.equal(tensor, never.model.state_dict()[name]), name
+        assert torch.equal(often.ema[name], never.ema[name]), name
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path):
+    steps = []
+    for overrides in (["train.batch_size=4"], ["train.batch_size=2", "train.accumulate=2"]):
+        trainer = make(tmp_path, "train.grad_clip=0", *overrides)
+        with torch.no_grad():  # where the head is zero, most gradients are zero
+            trainer.model.head[-1].weight.normal_(generator=torch.Generator().manual_seed(1))
+        terms = trainer._optimize(next(trainer._steps()))
+        steps.append((terms, {name: p.grad for name, p in trainer.model.named_parameters()}))
+    (whole, expected), (accumulated, got) = steps
+    scalars = {"loss", "diffusion", "vocals", "gradient_norm"}
+    assert whole.keys() == accumulated.keys() == scalars | {"per_item", "t"}
+    assert torch.equal(whole["t"], accumulated["t"]) and torch.allclose(whole["per_item"], accumulated["per_item"])
+    for name in scalars:
+        assert float(accumulated[name]) == pytest.approx(float(whole[name]), rel=1e-5), name
+    for name, gradient in expected.items():
+        assert torch.allclose(got[name], gradient, rtol=1e-4, atol=1e-6 * float(whole["gradient_norm"])), name
+
+
+def test_epsilon_from_pure_noise_is_refused_before_anything_is_trained(tmp_path):
+    epsilon = "diffusion.prediction_type=epsilon"
+    with pytest.raises(UserError, match="epsilon .*pure noise"):
+        make(tmp_path, epsilon)
+    assert not (tmp_path / "ck").exists()
+    assert run(tmp_path, epsilon, "diffusion.beta_schedule=linear", "diffusion.zero_terminal_snr=false").step == 6
+
+
+# ---- one step ------------------------------------------------------------------------------------------------------
+
+
+def test_the_average_forgets_slowly_and_the_sooner_the_newer_it_is(tmp_path):
+    trainer = make(tmp_path, "train.ema_decay=0.3")
+    average = {name: tensor.double().numpy() for name, tensor in trainer.ema.items()}
+    for n, batches in zip(range(1, 6), trainer._steps(), strict=False):
+        trainer._optimize(batches)
+        decay = min(0.3, (1 + n) / (10 + n))  # 0.18, 0.25, then 0.3
+        for name, tensor in trainer.model.state_dict().items():
+            average[name] = decay * average[name] + (1 - decay) * tensor.double().numpy()
+            assert np.allclose(trainer.ema[name].numpy(), average[name], rtol=1e-5, atol=1e-7), name
+    assert not torch.equal(trainer.ema["stem.weight"], trainer.model.stem.weight)
+
+
+def test_the_learning_rate_rises_linearly_then_falls_along_half_a_cosine(tmp_path):
+    rates = [learning_rate(step, 100, 20) for step in range(100)]
+    assert rates[:20] == pytest.approx(np.arange(1, 21) / 20)
+    assert rates[20:] == pytest.approx((1 + np.cos(np.pi * np.arange(80) / 80)) / 2)
+    assert learning_rate(0, 10, 0) == 1.0 and max(learning_rate(s, 5, 50) for s in range(5)) == 0.1
+
+    trainer = make(tmp_path, "train.lr=0.01")
+    for step, batches in enumerate(trainer._steps()):
+        trainer._optimize(batches)
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * learning_rate(step, 6, 2))
+
+
+def test_gradients_are_clipped_to_a_norm_and_reported_as_they_were(tmp_path):
+    norms = {}
+    for clip in ("0", "0.001"):
+        trainer = make(tmp_path, f"train.grad_clip={clip}")
+        reported = float(trainer._optimize(next(trainer._steps()))["gradient_norm"])
+        squares = [p.grad.double().square().sum() for p in trainer.model.parameters()]
+        norms[clip] = reported, math.sqrt(sum(squares))
+    assert norms["0"][0] == pytest.approx(norms["0"][1], rel=1e-5)
+    assert norms["0.001"][0] == pytest.approx(norms["0"][0], rel=1e-5)
+    assert norms["0.001"][1] == pytest.approx(0.001, rel=1e-3)
+
+
+def test_a_step_moves_no_tables_or_windows(tmp_path, monkeypatch):
+    """A copy from the computer's memory to a GPU waits for all that was asked of it: once, not at every step."""
+    trainer = make(tmp_path, "diffusion.loss_weighting=min_snr", "diffusion.prediction_type=v")
+    stream, moved = trainer._steps(), []
+    first, second = next(stream), next(stream)
+    original = torch.Tensor.to
+
+    def to(self: torch.Tensor, *args, **options) -> torch.Tensor:
+        moved.append(self.shape)
+        return original(self, *args, **options)
+
+    for batches in (first, second):
+        moved.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "to", to)
+            trainer._gradients(batches)
+        tables = [shape for shape in moved if len(shape) == 1]  # `(T,)` of the schedule, `(n_fft,)` of the windows
+        assert bool(tables) == (batches is first), "the test cannot see them" if batches is first else tables
+
+
+@pytest.mark.slow
+def test_the_compiled_network_is_one_graph_and_trains_alike(tmp_path, monkeypatch):
+    """Traced by torch.compile, forward and backward, but left to torch's own kernels: those take minutes to build."""
+    plain, compile_ = make(tmp_path), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="aot_eager", fullgraph=True))
+    compiled = make(tmp_path, "train.compile=true")
+    for _, one, other in zip(range(2), plain._steps(), compiled._steps(), strict=False):
+        terms = compiled._optimize(other)
+        for name, value in plain._optimize(one).items():
+            torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5)
+
+
+# ---- when the loss is not finite -----------------------------------------------------------------------------------
+
+
+def spoil(monkeypatch, trainer: Trainer, steps: range, item: int | None = None) -> None:
+    """Let the loss be NaN in the given steps, or that of one item only; then the gradient is NaN, too."""
+    objective = trainer.objective
+
+    def spoiled(*args):
+        terms = objective(*args)
+        if trainer.step not in steps:
+            return terms
+        per_item = terms["per_item"].clone()
+        per_item[slice(None) if item is None else item] = math.nan
+        return terms | {"loss": terms["loss"] * math.nan, "per_item": per_item}
+
+    spoiled.shape = objective.shape
+    monkeypatch.setattr(trainer, "objective", spoiled)
+
+
+def tensors_of(state: dict) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in flat(state).items() if torch.is_tensor(tensor)}
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path, monkeypatch):
+    trainer = make(tmp_path)
+    spoil(monkeypatch, trainer, range(2, 3))
+    for batches in trainer._steps():
+        before = tensors_of(trainer.state())
+        trainer._optimize(batches)
+        after = flat(trainer.state())
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()) == (trainer.step == 3)
+    assert (trainer.step, trainer.bad_steps, trainer.skipped) == (6, 0, 1)
+    assert trainer.state()["skipped"] == 1
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+
+
+@pytest.mark.parametrize("amp", ["none", "fp16"])
+def test_a_gradient_that_is_not_finite_is_left_out_though_the_loss_is(tmp_path, monkeypatch, amp):
+    trainer = make(tmp_path, f"train.amp={amp}")
+    stream = trainer._steps()
+    trainer._optimize(next(stream))
+    before, scale = tensors_of(trainer.state()), trainer.scaler.get_scale()
+    weight = next(iter(trainer.model.parameters()))
+    hook = weight.register_hook(lambda gradient: gradient * math.inf)
+    terms = trainer._optimize(next(stream))
+    hook.remove()
+    assert terms["loss"].isfinite() and not terms["gradient_norm"].isfinite()
+    assert all(torch.equal(tensor, flat(trainer.state())[name]) for name, tensor in before.items())
+    assert trainer.skipped == 1 and (amp == "none" or trainer.scaler.get_scale() < scale)
+    trainer._optimize(next(stream))
+    assert not torch.equal(weight, before["/model/" + next(iter(dict(trainer.model.named_parameters())))])
+
+
+def test_the_songs_of_a_bad_step_are_named(tmp_path, monkeypatch, capsys):
+    """Those of the item whose loss is not finite; where only the gradient is not, all of the step."""
+    trainer = make(tmp_path, "data.synthetic_songs=9", "train.batch_size=4")
+    expected = [trainer.segments.songs(index)[:2] for index in range(8)]
+    spoil(monkeypatch, trainer, range(0, 1), item=2)
+    stream = trainer._steps()
+    trainer._optimize(next(stream))
+    singer, band = expected[2]
+    pair = f"'{singer.name}'" + (f" over '{band.name}'" if band is not singer else "")
+    assert f"step 1 was skipped: loss or gradient not finite with the songs {pair}\n" in capsys.readouterr().out
+    next(iter(trainer.model.parameters())).register_hook(lambda gradient: gradient * math.nan)
+    trainer._optimize(next(stream))
+    line = capsys.readouterr().out
+    assert line.startswith("step 2 was skipped") and all(f"'{singer.name}'" in line for singer, _ in expected[4:8])
+
+
+def test_the_songs_named_are_those_that_are_heard(tmp_path):
+    """Silence one song: the segments made of it fall silent, and no others."""
+    segments = make(tmp_path, "data.synthetic_songs=4").segments
+    segments.tracks[1].read("vocals", 0, 1, 8000)
+    for samples in segments.tracks[1]._samples.values():
+        samples[:] = 0
+    heard = [segments[index] for index in range(24)]
+    for index, item in enumerate(heard):
+        singer, band, *_ = segments.songs(index)
+        if segments.tracks[1] is singer:
+            assert not item["vocals"].any()
+        assert item["accompaniment"].any() == (band is not segments.tracks[1])
+    assert {segments.songs(index)[0] is segments.songs(index)[1] for index in range(24)} == {True, False}
+
+
+@pytest.mark.parametrize("call", ["gather", "wait"])
+def test_a_lost_process_is_named_in_a_bad_step_and_at_the_end_too(tmp_path, monkeypatch, call):
+    trainer, calls = make(tmp_path, "train.max_steps=2"), []
+    monkeypatch.setattr(trainer, "_validate_alone", lambda monitor: None)  # it is the end's wait that is looked at
+    monkeypatch.setattr(trainer.backend, "lost", lambda error: "closed by peer" in str(error))
+    spoil(monkeypatch, trainer, range(1, 2))
+
+    def gone(values: torch.Tensor | None = None) -> torch.Tensor:
+        calls.append(call)
+        if call == "wait" or len(calls) == 5:  # `per_item` and `t` of two steps, then the songs of the bad one
+            raise RuntimeError("connection closed by peer")
+        return values
+
+    monkeypatch.setattr(trainer.backend, call, gone)
+    with pytest.raises(ConnectionError, match="another process of this run was lost after step 2 .connection closed"):
+        trainer.run()
+    assert len(calls) == (1 if call == "wait" else 5)
+    assert checkpoint.load_checkpoint(tmp_path / "ck" / "last.pt")["step"] == 2
+
+
+def test_twenty_bad_steps_end_the_run_and_spoil_no_checkpoint(tmp_path, monkeypatch):
+    trainer = make(tmp_path, "train.max_steps=100", "train.val_every_steps=5", "train.steps_per_epoch=1000")
+    spoil(monkeypatch, trainer, range(6, 100))
+    message = rf"not finite for {BAD_STEPS} steps in a row \(steps 7 to 26, the last with the songs 'song .*train\.lr"
+    with pytest.raises(UserError, match=message) as error:
+        trainer.run()
+    assert "\n" not in str(error.value)
+    for name in ("last.pt", "best.pt"):
+        state = checkpoint.load_checkpoint(tmp_path / "ck" / name)
+        tensors = [value for value in flat(state).values() if torch.is_tensor(value)]
+        assert tensors and all(tensor.isfinite().all() for tensor in tensors)
+
+
+@pytest.mark.parametrize("part", ["model", "ema"])
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path, part):
+    trainer = run(tmp_path, "train.max_steps=2")
+    before = {path.name: path.read_bytes() for path in trainer.folder.iterdir()}
+    next(iter(trainer.state()[part].values())).view(-1)[0] = math.nan
+    for name in before:
+        with pytest.raises(
+            UserError, match=rf"weights are not finite at step 2, so .*{name} was left as it was.*train\.lr"
+        ):
+            trainer._save(name)
+    assert {path.name: path.read_bytes() for path in trainer.folder.iterdir()} == before
+
+
+# ---- learning ------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_a_song(tmp_path):
+    trainer = make(
+        tmp_path, "data.synthetic_songs=1", "train.max_steps=80", "train.batch_size=4", "train.lr=0.005",
+        "train.warmup_steps=5", "data.remix_probability=0", "data.silent_vocals=0", "model.base_channels=8",
+    )  # fmt: skip
+    losses = np.array([float(trainer._optimize(batches)["loss"]) for batches in trainer._steps()])
+    assert losses[-20:].mean() < 0.7 * losses[:10].mean()
+
+
+def test_the_log1p_preset_trains_and_separates(tmp_path):
+    own = [f"log.checkpoint_dir='{(tmp_path / 'ck').as_posix()}'", "train.max_steps=3"]
+    config = load_config(ROOT / "configs" / "log1p.yaml", own, base=tiny(tmp_path))
+    trainer = Trainer(config, CPU, "none")
+    before = tensors_of({"model": trainer.model.state_dict()})
+    assert trainer.run() == 0 and math.isfinite(trainer.best_sdr)
+    assert all(
+        not torch.equal(tensor, before[f"/model/{name}"]) for name, tensor in trainer.ema.items() if "head" in name
+    )
+    separator = Separator.from_checkpoint(tmp_path / "ck" / "best.pt", "cpu")
+    assert (separator.config.audio.representation, separator.config.separation.subtract) == ("magnitude", "normalized")
+    mixture = sum(trainer.clips[0])
+    vocals, _ = separator.separate(mixture, 8000)
+    assert vocals.isfinite().all() and 0 < vocals.square().mean() < mixture.square().mean()
+
+
+def test_songs_on_the_device_give_the_same_batches_and_going_on_is_exact(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", "data.cache=device")
+    streams = (islice(make(tmp_path, f"data.cache={kind}")._steps(), 6) for kind in ("device", "memory"))
+    for (ours,), (theirs,) in zip(*streams, strict=True):
+        for name, values in theirs.items():
+            torch.testing.assert_close(ours[name], values, atol=2e-3, rtol=0)  # 16 bit on the way
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        assert make(tmp_path / "parts", "data.cache=device").run() == 130
+    assert_same_run(run(tmp_path / "parts", "data.cache=device", resume="auto"), whole)
