@@ -67,6 +67,14 @@ class DataConfig:
     equalizer_db: float = 0.0
     reverb: float = 0.0
     turn: float = 0.0
+    pitch_semitones: float = 0.0
+    second_voice: float = 0.0
+    doubling: float = 0.0
+    harmony: float = 0.0
+    compressor: float = 0.0
+    saturation: float = 0.0
+    echo: float = 0.0
+    limiter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ class TrainConfig:
     epochs: int = 4
     steps_per_epoch: int = 90
     max_steps: int = 0
+    max_minutes: float = 0.0
     optimizer: Literal["muon", "adamw"] = "muon"
     lr: float = 5e-3
     weight_decay: float = 1e-2
@@ -134,6 +143,7 @@ class TrainConfig:
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     loss_voc_weight: float = 0.3
+    refine_share: float = 0.0
     val_every_steps: int = 1000
     val_batches: int = 16
     val_seconds: float = 10.0
@@ -171,7 +181,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "at least 0",
         lambda v: v >= 0,
         """data.workers data.gain_db data.level_db data.equalizer_db model.frequency_linear diffusion.start_step
-        separation.margin_seconds train.max_steps train.weight_decay train.warmup_steps train.grad_clip
+        separation.margin_seconds train.max_steps train.max_minutes train.weight_decay train.warmup_steps train.grad_clip
         train.loss_voc_weight""",
     ),
     (
@@ -192,7 +202,8 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "between 0 and 1",
         lambda v: 0 <= v <= 1,
         """data.remix_probability data.channel_swap data.polarity_flip data.silent_vocals data.reverb data.turn
-        diffusion.terminal_share diffusion.eta""",
+        data.second_voice data.doubling data.harmony data.compressor data.saturation data.echo data.limiter
+        diffusion.terminal_share diffusion.eta train.refine_share""",
     ),
     (
         "the path of a folder",
@@ -205,7 +216,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "data.download_id",
     ),
     ("between 8000 and 192000", lambda v: 8000 <= v <= 192000, "audio.sample_rate"),
-    ("between 0 and 12", lambda v: 0 <= v <= 12, "data.speed_semitones"),
+    ("between 0 and 12", lambda v: 0 <= v <= 12, "data.speed_semitones data.pitch_semitones"),
     ("1 or 2", lambda v: v in (1, 2), "audio.channels"),
     ("at least 2", lambda v: v >= 2, "diffusion.timesteps"),
     ("between 16 and 65536", lambda v: 16 <= v <= 65536, "audio.n_fft"),
@@ -240,6 +251,7 @@ USED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("diffusion.ddim_steps", lambda v: v > 1, "diffusion.sampler diffusion.eta"),
     ("diffusion.start", lambda v: v == "mixture", "diffusion.start_step"),
     ("train.max_steps", lambda v: v == 0, "train.epochs"),
+    ("train.max_minutes", lambda v: v == 0, "train.epochs train.max_steps"),
 )
 
 # What weights are bound to.

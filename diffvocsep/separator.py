@@ -260,12 +260,14 @@ class Separator:
 
         def denoise(x_t: Tensor, t: int) -> Tensor:
             steps = torch.full((len(x_t),), t, device=self.device)
+            # What a deterministic sampler hands back holds the guess of the step before, not the truth.
+            guessed = torch.full((len(x_t),), float(refines and t < start), device=self.device)
             with autocast(self.device, self.dtype):
-                output = self.model(x_t, x_mixture, steps)
+                output = self.model(x_t, x_mixture, steps, guessed)
             return self.diffusion.predict_x_start(output.float(), x_t, steps, x_mixture)
 
         alphas_cumprod = self.diffusion.alphas_cumprod
-        start = first_timestep(config)
+        start, refines = first_timestep(config), settings.sampler != "ddpm"
         schedule = timestep_schedule(settings.timesteps, settings.ddim_steps, start)
         vocals = torch.zeros_like(modelled)
         scatter = torch.zeros_like(modelled.real)  # sum of squared distances from the mean

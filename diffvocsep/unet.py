@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from .config import Config, ModelConfig
 from .spectrogram import make_representation, modelled_bins
 
+ATTENTION_SECONDS = 1.5  # how far attention along time looks to each side
+
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding `(B,)` -> `(B, dim)` (Vaswani et al. 2017, section 3.5)."""
@@ -77,34 +79,62 @@ class FrequencyLinear(nn.Module):
         return x + self.up(F.silu(self.down(self.norm(x))))
 
 
-class FrequencyAttention(nn.Module):
-    """Self-attention along frequency within every frame."""
+class Attention(nn.Module):
+    """Self-attention within rows `(N, L, C)`, where position i hears those at most `window` away.
 
-    def __init__(self, channels: int, heads: int) -> None:
+    Queries and keys are turned by their positions (RoPE: Su et al. 2021, section 3.4), so that what counts is how far
+    apart two of them are, and a song can be cut anywhere.
+    """
+
+    def __init__(self, channels: int, heads: int, window: int | None = None) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm, self.qkv, self.out = (
-            FrameNorm(channels),
-            nn.Linear(channels, 3 * channels),
-            nn.Linear(channels, channels),
-        )
+        self.heads, self.window = heads, window
+        self.norm = nn.LayerNorm(channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.attend(self.norm(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(self, rows: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(rows)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        positions = torch.arange(rows.shape[1], device=rows.device)
+        q, k, mask = rotate(q, positions), rotate(k, positions), None
+        if self.window is not None:
+            mask = (positions[:, None] - positions).abs() <= self.window
+        heard = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return rows + self.out(heard.transpose(1, 2).reshape(rows.shape))
 
-    def attend(self, rows: Tensor) -> Tensor:
-        """`(B, N, L, C)` -> the same: the L of each of N rows hear each other."""
-        q, k, v = self.qkv(rows.flatten(0, 1)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows.shape))
+
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Turn pairs of channels of `(..., L, D)` by angles that grow with the position, slower from pair to pair. An odd
+    last channel stays."""
+    half = x.shape[-1] // 2
+    frequencies = 10000.0 ** (-torch.arange(half, device=x.device) / max(1, half))
+    angles = positions[:, None] * frequencies
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1)
+
+
+class DualPath(nn.Module):
+    """Attention along frequency within every frame, then along time within every row of `(B, C, T, F)`: harmonics hear
+    each other, and a phrase hears itself (the paths of DPRNN, Luo et al. 2020, and of BS-RoFormer, Lu et al. 2023)."""
+
+    def __init__(self, channels: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.frequency, self.time = Attention(channels, heads), Attention(channels, heads, window)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, frames, bins = x.shape
+        x = self.frequency(x.permute(0, 2, 3, 1).flatten(0, 1)).unflatten(0, (batch, frames))  # (B, T, F, C)
+        x = self.time(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, bins))  # (B, F, T, C)
+        return x.permute(0, 3, 2, 1)
 
 
 class Stage(nn.Module):
-    """The blocks of one scale."""
+    """The blocks of one scale; `attention` is its window along time in frames of this scale, 0 for none."""
 
     def __init__(
-        self, in_channels: int, channels: int, bins: int, model: ModelConfig, embedding: int, attention: bool
+        self, in_channels: int, channels: int, bins: int, model: ModelConfig, embedding: int, attention: int
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -113,9 +143,11 @@ class Stage(nn.Module):
         self.linear = (
             FrequencyLinear(channels, bins, model.frequency_linear) if model.frequency_linear else nn.Identity()
         )
-        self.attention = FrequencyAttention(channels, model.attention_heads) if attention else nn.Identity()
+        self.attention = DualPath(channels, model.attention_heads, attention) if attention else nn.Identity()
+        self.place = nn.Parameter(torch.zeros(in_channels, 1, bins))  # tells the convolutions which row they are at
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        x = x + self.place
         for block in self.blocks:
             x = block(x, embedding)
         return self.attention(self.linear(x))
@@ -146,14 +178,17 @@ class UNet(nn.Module):
         padded = -(-self.bins // self.frequency_stride) * self.frequency_stride
         rows = [padded // self.patch[0] // 2**i for i in range(scales)]
         embedding = 4 * model.base_channels
+        seconds = self.patch[1] * config.audio.hop_length / config.audio.sample_rate  # of a frame of the finest scale
         fold = channels * self.patch[0] * self.patch[1]
 
         self.embed = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         extra = magnitudes(torch.zeros(1, channels, 1, 1), self.parts).shape[1] * math.prod(self.patch)
+        self.guess = nn.Parameter(torch.zeros(embedding))
         self.stem = nn.Conv2d(2 * fold + extra, widths[0], 1)
 
         def stage(in_channels: int, i: int) -> Stage:
-            return Stage(in_channels, widths[i], rows[i], model, embedding, attention=i in model.attention)
+            window = max(1, round(ATTENTION_SECONDS / seconds / 2**i)) if i in model.attention else 0
+            return Stage(in_channels, widths[i], rows[i], model, embedding, window)
 
         self.down = nn.ModuleList(stage(widths[i], i) for i in range(scales))
         self.shrink = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 2, stride=2) for i in range(scales - 1))
@@ -163,13 +198,16 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
 
-    def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor | None = None) -> Tensor:
+        """`guessed` `(B,)`: 1 where x_t was made from a guess of the network's own, 0 (or None) where from the truth."""
         bins, frames = x_t.shape[-2:]
         if bins > self.bins:
             raise ValueError(f"the network models {self.bins} frequency bins, but was given {bins}")
         x_t, mixture = x_t.mT, mixture.mT
         x = torch.cat([self._fold(x) for x in (x_t, mixture, magnitudes(mixture, self.parts))], dim=1)
         embedding = self.embed(timestep_embedding(t * (1000 / self.max_period), 64))
+        if guessed is not None:
+            embedding = embedding + guessed[:, None].to(embedding.dtype) * self.guess
         x = self.stem(x)
         skips = []
         for i, stage in enumerate(self.down):

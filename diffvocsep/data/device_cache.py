@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..util.errors import UserError
 from .augment import source_length
-from .mixing import SIDES, Draw, Segments, describe, render, to_channels
+from .mixing import SIDES, Cut, Draw, Segments, describe, limit, render, to_channels
 from .stems import FULL_SCALE
 
 
@@ -65,15 +65,27 @@ class DeviceCache:
         """The segments of `draws`, as `Segments` and a loader would make them; `index` stays on the CPU."""
         batch = {name: values.to(self.device) if name != "index" else values
                  for name, values in describe(draws).items()}  # fmt: skip
-        within = torch.arange(self.longest, device=self.device)
         for side in SIDES:
             cuts = [getattr(draw, side) for draw in draws]
-            tracks = [cut.track for cut in cuts]
-            starts = self.first[side][tracks] + [round(cut.start * self.rate) for cut in cuts]
-            crops = self.samples[side][torch.from_numpy(starts).to(self.device)[:, None] + within]  # (B, N, C)
-            crops = crops.transpose(1, 2) * self.scale[side][tracks][:, None, None]
-            batch[side] = render(crops, cuts, self.segments.length, self.segments.config)
+            batch[side] = render(self._crops(side, cuts), cuts, self.segments.length, self.segments.config)
+        seconds = [i for i, draw in enumerate(draws) if draw.second]
+        if seconds:
+            crops = self._crops("vocals", [draws[i].second for i in seconds])
+            batch["vocals"][seconds] += render(
+                crops, [draws[i].second for i in seconds], self.segments.length, self.segments.config
+            )
+        for i, draw in enumerate(draws):
+            for side, waveform in limit({side: batch[side][i] for side in SIDES}, draw.limiter).items():
+                batch[side][i] = waveform
         return batch
+
+    def _crops(self, side: str, cuts: list[Cut]) -> Tensor:
+        """What `cuts` take out of the songs, `(B, C, N)`."""
+        tracks = [cut.track for cut in cuts]
+        within = torch.arange(self.longest, device=self.device)
+        starts = self.first[side][tracks] + [round(cut.start * self.rate) for cut in cuts]
+        crops = self.samples[side][torch.from_numpy(starts).to(self.device)[:, None] + within]  # (B, N, C)
+        return crops.transpose(1, 2) * self.scale[side][tracks][:, None, None]
 
 
 def device_batches(

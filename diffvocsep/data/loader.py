@@ -41,12 +41,12 @@ def load_segments(
 
 
 def with_noise(batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], seed: int) -> Iterator[dict[str, Tensor]]:
-    """The batches, and with each what decides the timesteps of its items, `uniform` `(B,)` in [0, 1), and their `noise`
+    """The batches, and with each what decides the timesteps of its items, `uniform` `(B, 2)` in [0, 1), and their `noise`
     `(B, C, F, T)`: functions of an item's global index, like the item."""
     with ThreadPoolExecutor(DRAWING, "noise") as threads:
         for batch in batches:
             indices = batch["index"].tolist()
-            uniform = torch.tensor([generator(seed, "timestep", i).random() for i in indices], dtype=torch.float32)
+            uniform = torch.tensor([generator(seed, "timestep", i).random(2) for i in indices], dtype=torch.float32)
             noise = torch.stack(list(threads.map(lambda i: normal(shape, seed, "noise", i), indices)))
             yield batch | {"uniform": uniform, "noise": noise}
 

@@ -20,9 +20,12 @@ from ..config import Config
 from ..util.errors import UserError
 from ..util.rng import generator
 from .augment import KNOTS, Room, alter, source_length, turn
+from .effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation
 
 SIDES = ("vocals", "accompaniment")
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
+SECOND_DB = (-9.0, 0.0)  # level of a second voice beside the first
+PITCHED = 0.25  # share of the voices whose pitch data.pitch_semitones changes
 HISS = 1e-3  # a stem 60 dB below the other holds noise only, which is not made louder
 SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration
 
@@ -62,18 +65,26 @@ class Cut:
     swap: bool  # left and right
     turn: float  # of the stereo image, in radians
     room: Room | None
+    effects: tuple[Effect, ...] = ()
 
 
 @dataclass(frozen=True)
 class Draw:
     """All that is decided by chance about segment `index`. `source_rate` is in Hz; `level_db` is how much louder than
-    the segment the song is that it pretends to come from."""
+    the segment the song is that it pretends to come from; `second` is another voice beside `vocals`."""
 
     index: int
     vocals: Cut
     accompaniment: Cut
     source_rate: float
     level_db: float
+    second: Cut | None = None
+    limiter: Limiter | None = None
+
+    def cuts(self) -> list[tuple[str, Cut]]:
+        """What the segment is added up of, each with its side."""
+        second = [("vocals", self.second)] if self.second else []
+        return [("vocals", self.vocals), ("accompaniment", self.accompaniment), *second]
 
 
 def render(crops: Tensor, cuts: Sequence[Cut], length: int, config: Config) -> Tensor:
@@ -83,13 +94,32 @@ def render(crops: Tensor, cuts: Sequence[Cut], length: int, config: Config) -> T
         gains_db = torch.from_numpy(np.array([cut.equalizer_db for cut in cuts], np.float32)).to(device)
         samples, rooms = [cut.samples for cut in cuts], [cut.room for cut in cuts]
         crops = alter(crops, samples, length, config.audio.sample_rate, gains_db, rooms)
+    crops = crops[..., :length]
+    if any(cut.effects for cut in cuts):
+        crops = torch.stack(
+            [_affect(crop, cut, config.audio.sample_rate) for crop, cut in zip(crops, cuts, strict=True)]
+        )
     gains = torch.tensor([cut.gain for cut in cuts], dtype=torch.float32).to(device)
     swap = torch.tensor([cut.swap for cut in cuts]).to(device)[:, None, None]
-    crops = crops[..., :length] * gains[:, None, None]
+    crops = crops * gains[:, None, None]
     crops = torch.where(swap, crops.flip(1), crops)
     if not any(cut.turn for cut in cuts):
         return crops
     return turn(crops, torch.tensor([cut.turn for cut in cuts], dtype=torch.float32).to(device))
+
+
+def _affect(waveform: Tensor, cut: Cut, sample_rate: int) -> Tensor:
+    for effect in cut.effects:
+        waveform = effect(waveform, sample_rate)
+    return waveform
+
+
+def limit(item: dict[str, Tensor], limiter: Limiter | None) -> dict[str, Tensor]:
+    """A segment whose mixture has been through the limiter: each side `(C, N)` with the gain of both."""
+    if limiter is None:
+        return item
+    gain = limiter.gain(item["vocals"] + item["accompaniment"])
+    return item | {side: item[side] * gain for side in SIDES}
 
 
 def describe(draws: Sequence[Draw]) -> dict[str, Tensor]:
@@ -144,12 +174,35 @@ class Segments(Dataset):
             gain = 10 ** (gain_db / 20) * (-1 if flip else 1)
             return Cut(track, start, samples, gain, equalizer_db, bool(swap), angle, room)
 
+        def effects() -> tuple[Effect, ...]:
+            found: list[Effect] = []
+            if data.pitch_semitones and rng.random() < PITCHED:
+                found.append(Pitch(rng.uniform(-data.pitch_semitones, data.pitch_semitones)))
+            chain = ((data.compressor, Compressor), (data.saturation, Saturation), (data.harmony, Harmony),
+                     (data.doubling, Doubling), (data.echo, Echo))  # fmt: skip
+            return (*found, *(kind.draw(rng) for share, kind in chain if share and rng.random() < share))
+
         vocals = cut(singer, gain_db + rng.uniform(-data.gain_db, data.gain_db))
         accompaniment = cut(band, rng.uniform(-data.gain_db, data.gain_db))
-        if rng.random() < data.silent_vocals:
+        silent = rng.random() < data.silent_vocals
+        if silent:
             vocals = replace(vocals, gain=0.0)
+        level_db = rng.normal(0, data.level_db)
+        # What follows draws last, so that without it a segment is what it has always been.
+        vocals = replace(vocals, effects=effects())
+        second = limiter = None
+        if data.second_voice and rng.random() < data.second_voice and not silent:
+            other = int(rng.choice(len(self.tracks), p=self.weights["vocals"]))
+            loud, own = (self.tracks[i].loudness("vocals", audio.sample_rate) for i in (singer, other))
+            if own > 0:
+                crops[other] = _crop(self.tracks[other], self.length, data.speed_semitones, audio.sample_rate, rng)
+                relative_db = 20 * np.log10(loud / own) + rng.uniform(*SECOND_DB) if loud > 0 else 0.0
+                second = cut(other, 20 * np.log10(abs(vocals.gain)) + relative_db)
+                second = replace(second, effects=effects())
+        if data.limiter and rng.random() < data.limiter:
+            limiter = Limiter.draw(rng)
         source_rate = min(self.tracks[i].source_rate * crops[i][1] / self.length for i in crops)
-        return Draw(index, vocals, accompaniment, source_rate, rng.normal(0, data.level_db))
+        return Draw(index, vocals, accompaniment, source_rate, level_db, second, limiter)
 
     def songs(self, index: int) -> tuple[Track, Track]:
         """Whose voice and whose music segment `index` is made of."""
@@ -159,11 +212,11 @@ class Segments(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         audio, draw = self.config.audio, self.draw(index)
         item = {name: values[0] for name, values in describe([draw]).items()}
-        for side in SIDES:
-            cut: Cut = getattr(draw, side)
+        for side, cut in draw.cuts():
             crop = self.tracks[cut.track].read(side, cut.start, cut.samples / audio.sample_rate, audio.sample_rate)
-            item[side] = render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)[0]
-        return item
+            part = render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)[0]
+            item[side] = item[side] + part if side in item else part
+        return limit(item, draw.limiter)
 
 
 def _crop(track: Track, length: int, semitones: float, rate: int, rng: np.random.Generator) -> tuple[float, int]:

@@ -54,7 +54,7 @@ class Monitor:
 
     Args:
         folder: of the run; a run that goes on writes into the same folder, from `step` on.
-        step, total: steps already done, and steps of the whole run.
+        step, total: steps already done, and steps of the whole run; None where the clock ends it.
         scored: whether a validation at `step`, if one is due there, is done; else it will be done (again).
         best: the highest dev score so far, dB.
         about: what was started, as text.
@@ -62,7 +62,7 @@ class Monitor:
     """
 
     def __init__(
-        self, folder: Path, config: Config, device: torch.device, step: int, total: int, best: float, about: str,
+        self, folder: Path, config: Config, device: torch.device, step: int, total: int | None, best: float, about: str,
         report: Callable[[], dict[str, float]] = dict, scored: bool = True,
     ) -> None:  # fmt: skip
         self.report = report
@@ -81,7 +81,7 @@ class Monitor:
             for name, value in self.history.values_at(step):
                 self.writer.add_scalar(CURVES[name], value, step)
         self.per_epoch = config.train.steps_per_epoch
-        epochs, done = math.ceil(total / self.per_epoch), step // self.per_epoch
+        epochs, done = total and math.ceil(total / self.per_epoch), step // self.per_epoch
         self.epochs = tqdm(total=epochs, initial=done, desc="Epochs", unit="epoch")
         self.bar: tqdm | None = None
         self.heard = False
@@ -118,8 +118,8 @@ class Monitor:
     def _open_bar(self, step: int) -> None:
         """The bar of the epoch that `step` belongs to."""
         epoch, done = divmod(step - 1, self.per_epoch)
-        length = min(self.per_epoch, self.total - epoch * self.per_epoch)
-        name = f"Train {epoch + 1}/{self.epochs.total}"
+        length = min(self.per_epoch, self.total - epoch * self.per_epoch) if self.total else self.per_epoch
+        name = f"Train {epoch + 1}/{self.epochs.total}" if self.total else f"Train {epoch + 1}"
         self.bar = tqdm(total=length, initial=done, desc=name, unit="step", leave=False)
         self.epoch_loss = torch.zeros_like(self.epoch_loss)
 
@@ -159,7 +159,7 @@ class Monitor:
         also = f": one step {one_step:.2f} dB, {steps} steps" if steps > 1 else ""
         tqdm.write(f"step {step}: median SDR of the vocals on {len(result.scores)} dev clips{also} {several:.2f} dB")
         self._show()
-        if not self.heard or step * PICTURES // self.total > previous * PICTURES // self.total or step == self.total:
+        if not self.heard or self.total is None or step * PICTURES // self.total > previous * PICTURES // self.total:
             self._examples(step, result.examples)
 
     def _examples(self, step: int, examples: list[tuple[Tensor, Tensor, Tensor]]) -> None:

@@ -52,7 +52,7 @@ class Objective:
         timesteps `t`, `(B,)`.
 
         Args:
-            uniform: `(B,)` in [0, 1), decides the timesteps.
+            uniform: `(B, 2)` in [0, 1), decides the timesteps, and where x_t is made of a guess.
             noise: `(B, C, F, T)`, standard normal.
             dtype: autocast type of the network, or None.
         """
@@ -64,10 +64,13 @@ class Objective:
         x_mixture = self.representation.encode(mixture, statistics)
         x_start = self.representation.encode(accompaniment, statistics)
 
-        t = self.diffusion.sample_timesteps(uniform)
+        t = self.diffusion.sample_timesteps(uniform[:, 0])
         x_t = self.diffusion.q_sample(x_start, t, noise)
+        guessed = ((uniform[:, 1] < self.config.train.refine_share) & (t < self.diffusion.start)).float()
+        if self.config.train.refine_share:
+            x_t = self._from_guesses(model, x_t, x_mixture, t, noise, guessed, dtype)
         with autocast(x_t.device, dtype):
-            output = model(x_t, x_mixture, t).float()
+            output = model(x_t, x_mixture, t, guessed).float()
         target = self.diffusion.target(x_start, noise, t, x_mixture)
 
         mask = self._trusted_bins(batch["source_rate"])
@@ -82,6 +85,32 @@ class Objective:
             terms["vocals"] = self._vocal_loss(estimate * mask, (mixture - accompaniment) * mask, mixture)
             terms["loss"] = diffusion + self.config.train.loss_voc_weight * terms["vocals"]
         return terms
+
+    @torch.no_grad()
+    def _from_guesses(
+        self,
+        model: nn.Module,
+        x_t: Tensor,
+        x_mixture: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        guessed: Tensor,
+        dtype: torch.dtype | None,
+    ) -> Tensor:
+        """`x_t`, where `guessed` is 1 made from the x_0 that the network guesses from the same noise alone: what a
+        deterministic sampler hands it in its next step, and the truth does not."""
+        # Everywhere the shape of the batch is what the graph depends on; only XLA would compile anew for each count.
+        rows = torch.arange(len(t), device=t.device) if t.device.type == "xla" else guessed.nonzero()[:, 0]
+        if not len(rows):
+            return x_t
+        noise, x_mixture, t = noise[rows], x_mixture[rows], t[rows]
+        first = torch.full_like(t, self.diffusion.start)
+        with autocast(x_t.device, dtype):
+            output = model(noise, x_mixture, first, torch.zeros_like(guessed[rows])).float()
+        x_0 = self.diffusion.predict_x_start(output, noise, first, x_mixture)
+        again = self.diffusion.q_sample(x_0, t, noise)
+        chosen = guessed[rows, None, None, None] > 0
+        return x_t.index_copy(0, rows, torch.where(chosen, again, x_t[rows]))
 
     def _trusted_bins(self, source_rate: Tensor) -> Tensor:
         """`(B, 1, F, 1)`: 1 where the item's source holds content, 0 above."""

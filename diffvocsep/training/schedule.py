@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 
-def learning_rate(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up, then half a cosine to zero, as a share of the peak."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, total - warmup))
+def learning_rate(step: int, warmup: int, progress: float) -> float:
+    """As a share of the peak: a linear rise over `warmup` steps, under half a cosine that falls to zero as `progress`
+    goes from 0 to 1."""
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    return rise * (0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, progress))))
 
 
 def ema_decay(step: int, decay: float) -> float:

@@ -72,12 +72,13 @@ class Trainer:
         self.anew = True  # no run of this folder goes on
         self.without = ", without --resume," if resume != "auto" else ""  # the same command goes on
         self.samples = 0  # segments drawn, by all processes
+        self.seconds = 0.0  # of training so far, by the clock of the first process; all know it
         self.best_sdr = -math.inf
         self.dev_songs: list[str] = []  # on which it was reached
         self.run_id = time.strftime("%Y%m%d-%H%M%S")
         self.changes: list[str] = []  # what a resumed run does differently
         self.interruption, self.agreed = Interruption(self._say), False  # the latter: of any process, all know
-        self.saved = time.monotonic()  # when a checkpoint was last written
+        self.saved = self.clock = time.monotonic()  # when a checkpoint was last written, and a step last taken
         self.asked, self.waited = 0.0, 0.0  # when the last batches were asked for, and how long they took, s
         if path := find_checkpoint(resume, self.folder / "last.pt"):
             self._go_on(path, automatic=resume == "auto")
@@ -93,7 +94,8 @@ class Trainer:
             tracks = train_tracks(config)
             fill_cache(tracks, config.audio.sample_rate)
         self.per_step = self.backend.world_size * train.accumulate * train.batch_size
-        self.segments = Segments(tracks, config, self.samples + max(0, self.total_steps - self.step) * self.per_step)
+        ahead = 2**40 if train.max_minutes else self.samples + max(0, self.total_steps - self.step) * self.per_step
+        self.segments = Segments(tracks, config, ahead)
 
     # Going on
 
@@ -107,6 +109,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "samples": self.samples,
+            "seconds": self.seconds,
             "validated": self.validated,
             "skipped": self.skipped,
             "best_sdr": self.best_sdr,
@@ -133,6 +136,7 @@ class Trainer:
         if state["scaler"]:  # empty where it was not in use
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.samples = state["step"], state["samples"]
+        self.seconds = state.get("seconds", 0.0)  # older versions did not save it
         self.validated, self.skipped = state["validated"], state["skipped"]
 
     def _compare_with(self, songs: list[str]) -> None:
@@ -182,8 +186,8 @@ class Trainer:
             UserError: another training writes into the same folder.
         """
         last = self.folder / "last.pt"
-        if self.step >= self.total_steps and self.validated == self.step:
-            self._say(f"{last} has all its {self.total_steps} steps; --resume none starts anew")
+        if self.ended and self.validated == self.step:
+            self._say(f"{last} has all its {self.step} steps; --resume none starts anew")
             return 0
         with alone_in(self.folder) if self.backend.main else nullcontext():
             return self._run(last)
@@ -199,7 +203,7 @@ class Trainer:
                 keep_aside(self.folder / "best.pt", self._say)
             with self.interruption:
                 self._train(monitor)
-                finished = self.step >= self.total_steps and self.validated == self.step
+                finished = self.ended and self.validated == self.step
                 if finished and monitor:
                     monitor.finish()
                 elif monitor:
@@ -224,11 +228,13 @@ class Trainer:
             self.run_id = folder.name
         about = describe_run(folder, self.config, self.step, str(self.backend), self.changes)
         parameters = sum(p.numel() for p in self.model.parameters())
+        minutes = self.config.train.max_minutes
+        length = f"{minutes:g} minutes" if minutes else f"{self.total_steps} steps"
         self._say(
             f"training on {self.backend}: {parameters / 1e6:.2f} M parameters, {len(self.segments.tracks)} tracks, "
-            f"{len(self.clips)} dev clips, {self.total_steps} steps; config, versions and history in {folder}"
+            f"{len(self.clips)} dev clips, {length}; config, versions and history in {folder}"
         )
-        return Monitor(folder, self.config, self.backend.host, self.step, self.total_steps, self.best_sdr, about,
+        return Monitor(folder, self.config, self.backend.host, self.step, None if minutes else self.total_steps, self.best_sdr, about,
                        self.backend.report, self.validated == self.step)  # fmt: skip
 
     def _say(self, text: str) -> None:
@@ -253,8 +259,21 @@ class Trainer:
     def _due(self) -> bool:
         """Whether a validation belongs to this step and has not been done."""
         train, step = self.config.train, self.step
-        regular = step % train.val_every_steps == 0 or step % train.steps_per_epoch == 0 or step >= self.total_steps
+        regular = step % train.val_every_steps == 0 or step % train.steps_per_epoch == 0 or self.ended
         return regular and self.validated < step
+
+    @property
+    def progress(self) -> float:
+        """Where on its way from the peak to zero the learning rate is: by the clock where `train.max_minutes` is set,
+        else by the steps after the warm-up."""
+        train = self.config.train
+        if train.max_minutes:
+            return self.seconds / (60 * train.max_minutes)
+        return (self.step - train.warmup_steps) / max(1, self.total_steps - train.warmup_steps)
+
+    @property
+    def ended(self) -> bool:
+        return self.progress >= 1 if self.config.train.max_minutes else self.step >= self.total_steps
 
     @property
     def stopping(self) -> bool:
@@ -267,7 +286,8 @@ class Trainer:
         try:
             made = load_segments(self.segments, self.samples, backend.host, backend.rank, backend.world_size)
             stream = iter(backend.batches(with_noise(made, self.objective.shape(), train.seed)))
-            while self.step < self.total_steps and not self.stopping:
+            self.clock = time.monotonic()
+            while not self.ended and not self.stopping:
                 self.asked = time.perf_counter()
                 batches = [next(stream) for _ in range(train.accumulate)]
                 self.waited = time.perf_counter() - self.asked
@@ -287,13 +307,13 @@ class Trainer:
         train = self.config.train
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.total_steps, train.warmup_steps) * train.lr
+            group["lr"] = learning_rate(self.step, train.warmup_steps, self.progress) * train.lr
         with self._together():
-            terms, stop = self._gradients(batches)
+            terms, stop, seconds = self._gradients(batches)
         self.step, self.samples = self.step + 1, self.samples + self.per_step
-        scalars = torch.stack([stop, *(value for value in terms.values() if value.ndim == 0)])
+        scalars = torch.stack([stop, seconds, *(value for value in terms.values() if value.ndim == 0)])
         values = scalars.tolist()  # the one wait for the GPU in a step
-        self.agreed = values[0] > 0
+        self.agreed, self.seconds = values[0] > 0, self.seconds + values[1]
         if all(map(math.isfinite, values)):
             self.bad_steps = 0
             self.backend.update(self.scaler, self.optimizer)
@@ -320,9 +340,9 @@ class Trainer:
                 f"the same command goes on from {self.folder / 'last.pt'}, with any number of processes"
             ) from error
 
-    def _gradients(self, batches: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
-        """The clipped gradients of accumulated batches of all processes; their terms as `_optimize` returns them, and
-        the share of the processes that want to stop."""
+    def _gradients(self, batches: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The clipped gradients of accumulated batches of all processes; their terms as `_optimize` returns them, the
+        share of the processes that want to stop, and the seconds since the step before, by the mean of their clocks."""
         train, parts = self.config.train, []
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches:
@@ -336,9 +356,11 @@ class Trainer:
         names = [name for name in TERMS if name in parts[0]]
         means = [torch.stack([part[name] for part in parts]).mean() for name in names]
         asked = torch.full_like(means[0], float(self.interruption.asked))
-        *means, stop = self.backend.mean(torch.stack([*means, asked]))
+        now = time.monotonic()
+        passed, self.clock = torch.full_like(means[0], now - self.clock), now
+        *means, stop, seconds = self.backend.mean(torch.stack([*means, asked, passed]))
         items = {name: self.backend.gather(torch.cat([part[name] for part in parts])) for name in ("per_item", "t")}
-        return {**dict(zip(names, means, strict=True)), "gradient_norm": norm.to(stop.device), **items}, stop
+        return {**dict(zip(names, means, strict=True)), "gradient_norm": norm.to(stop.device), **items}, stop, seconds
 
     def _skip(self, loss: Tensor, per_item: Tensor, indices: list[int]) -> None:
         """Count a step whose loss or gradient is not finite, and name its songs.

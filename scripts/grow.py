@@ -1,0 +1,49 @@
+"""A released network with more in it, which at first does what the one before does.
+
+    python -m scripts.grow checkpoints/pretrained.safetensors GROWN.safetensors model.blocks=2 "model.attention=[2]"
+    python train.py --resume GROWN.safetensors ... model.blocks=2 "model.attention=[2]"
+
+What is added adds zero until training changes that (Net2DeeperNet: Chen et al. 2016, section 2.3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+
+from diffvocsep.checkpoint import config_in, load_any, release
+from diffvocsep.config import load_config, to_dict
+from diffvocsep.unet import UNet
+from diffvocsep.util.cli import main
+from diffvocsep.util.errors import UserError
+
+
+def run(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Give a network more parts that do nothing yet.")
+    parser.add_argument("model", type=Path, help="last.pt, best.pt or a .safetensors; its averaged weights")
+    parser.add_argument("grown", type=Path, help="the .safetensors to write")
+    parser.add_argument("overrides", nargs="*", metavar="model.key=value", help="more blocks, or scales with attention")
+    args = parser.parse_args(argv)
+    state = load_any(args.model)
+    before = config_in(args.model, state["config"])
+    after = load_config(None, args.overrides, base=before)
+    torch.manual_seed(after.train.seed)
+    weights = UNet(after).state_dict()
+    for name in weights:
+        block = re.search(r"\.blocks\.(\d+)\.conv2\.", name)
+        if block and int(block[1]) >= before.model.blocks:
+            weights[name].zero_()
+    for name, weight in state["ema"].items():
+        if name not in weights or weights[name].shape != weight.shape:
+            raise UserError(f"these settings change or drop '{name}' of '{args.model}'; grow blocks or attention only")
+    weights |= state["ema"]
+    release({"ema": weights, "config": to_dict(after), "step": state["step"]}, args.grown)
+    print(f"{args.grown}: {sum(weight.numel() for weight in weights.values()) / 1e6:.2f} M parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    main(run)
