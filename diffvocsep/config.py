@@ -181,8 +181,8 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "at least 0",
         lambda v: v >= 0,
         """data.workers data.gain_db data.level_db data.equalizer_db model.frequency_linear diffusion.start_step
-        separation.margin_seconds train.max_steps train.max_minutes train.weight_decay train.warmup_steps train.grad_clip
-        train.loss_voc_weight""",
+        separation.margin_seconds train.max_steps train.max_minutes train.weight_decay train.warmup_steps
+        train.grad_clip train.loss_voc_weight""",
     ),
     (
         "at least 1",

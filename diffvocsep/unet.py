@@ -199,7 +199,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head[-1].bias)
 
     def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor | None = None) -> Tensor:
-        """`guessed` `(B,)`: 1 where x_t was made from a guess of the network's own, 0 (or None) where from the truth."""
+        """`guessed` `(B,)`: 1 where x_t was made from a guess of the network's own, 0 (or None) where it was not."""
         bins, frames = x_t.shape[-2:]
         if bins > self.bins:
             raise ValueError(f"the network models {self.bins} frequency bins, but was given {bins}")

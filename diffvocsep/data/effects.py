@@ -1,7 +1,7 @@
 """What a studio does to a voice: a second take beside it, harmonies, echoes, compression, saturation, another pitch.
 
 Each effect is drawn once (`draw`) and then turns a waveform `(C, N)` into another of the same shape, on any device.
-Voices that were recorded dry become the kind that songs have. Levels stay: what comes out has the energy of what went in.
+Voices that were recorded dry become the kind that songs have. The energy stays.
 """
 
 from __future__ import annotations

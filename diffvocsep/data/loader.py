@@ -41,8 +41,8 @@ def load_segments(
 
 
 def with_noise(batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], seed: int) -> Iterator[dict[str, Tensor]]:
-    """The batches, and with each what decides the timesteps of its items, `uniform` `(B, 2)` in [0, 1), and their `noise`
-    `(B, C, F, T)`: functions of an item's global index, like the item."""
+    """The batches, and with each what decides the timesteps of its items and which of them see a guess, `uniform`
+    `(B, 2)` in [0, 1), and their `noise` `(B, C, F, T)`: functions of an item's global index, like the item."""
     with ThreadPoolExecutor(DRAWING, "noise") as threads:
         for batch in batches:
             indices = batch["index"].tolist()

@@ -234,7 +234,8 @@ class Trainer:
             f"training on {self.backend}: {parameters / 1e6:.2f} M parameters, {len(self.segments.tracks)} tracks, "
             f"{len(self.clips)} dev clips, {length}; config, versions and history in {folder}"
         )
-        return Monitor(folder, self.config, self.backend.host, self.step, None if minutes else self.total_steps, self.best_sdr, about,
+        total = None if minutes else self.total_steps
+        return Monitor(folder, self.config, self.backend.host, self.step, total, self.best_sdr, about,
                        self.backend.report, self.validated == self.step)  # fmt: skip
 
     def _say(self, text: str) -> None:
