@@ -31,7 +31,14 @@ FORMAT = 2
 PLACES = """data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir
     log.checkpoint_dir"""
 # Settings that are gone, with the values that say what the program does now.
-FORMER = (("train", "loss", "l1_l2"), ("separation", "contrast", 1.0))
+FORMER = (
+    ("train", "loss", "l1_l2"),
+    ("separation", "contrast", 1.0),
+    ("diffusion", "loss_weighting", "none"),
+    ("diffusion", "min_snr_gamma", 5.0),
+    ("diffusion", "start", "noise"),
+    ("diffusion", "start_step", 500),
+)
 
 
 def versions() -> dict[str, str]:

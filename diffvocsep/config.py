@@ -96,16 +96,12 @@ class DiffusionConfig:
     beta_end: float = 0.02
     zero_terminal_snr: bool = True
     prediction_type: Literal["epsilon", "v", "x_0", "residual"] = "residual"
-    loss_weighting: Literal["none", "min_snr"] = "none"
-    min_snr_gamma: float = 5.0
     terminal_share: float = 0.75
     sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddim"
     use_ddim: bool | None = None
     ddim_steps: int = 1
     eta: float = 0.0
     samples: int = 1
-    start: Literal["noise", "mixture"] = "noise"
-    start_step: int = 500
 
     def __post_init__(self) -> None:
         """Turn the alias `use_ddim` into `sampler`, the only one of the two that is read elsewhere."""
@@ -180,7 +176,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "at least 0",
         lambda v: v >= 0,
-        """data.workers data.gain_db data.level_db data.equalizer_db model.frequency_linear diffusion.start_step
+        """data.workers data.gain_db data.level_db data.equalizer_db model.frequency_linear
         separation.margin_seconds train.max_steps train.max_minutes train.weight_decay train.warmup_steps
         train.grad_clip train.loss_voc_weight""",
     ),
@@ -194,7 +190,7 @@ LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "more than 0",
         lambda v: v > 0,
-        """audio.log1p_scale diffusion.beta_start diffusion.min_snr_gamma separation.chunk_seconds
+        """audio.log1p_scale diffusion.beta_start separation.chunk_seconds
         train.lr train.val_seconds""",
     ),
     ("names with numbers above 0", lambda v: all(weight > 0 for weight in v.values()), "data.set_weights"),
@@ -245,11 +241,8 @@ USED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("data.cache", lambda v: v != "device", "data.workers"),
     ("model.attention", lambda v: len(v) > 0, "model.attention_heads"),
     ("diffusion.beta_schedule", lambda v: v == "linear", "diffusion.beta_start diffusion.beta_end"),
-    ("diffusion.loss_weighting", lambda v: v == "min_snr", "diffusion.min_snr_gamma"),
-    ("diffusion.terminal_share", lambda v: v < 1, "diffusion.loss_weighting diffusion.min_snr_gamma"),
     ("diffusion.sampler", lambda v: v == "ddim", "diffusion.eta"),
     ("diffusion.ddim_steps", lambda v: v > 1, "diffusion.sampler diffusion.eta"),
-    ("diffusion.start", lambda v: v == "mixture", "diffusion.start_step"),
     ("train.max_steps", lambda v: v == 0, "train.epochs"),
     ("train.max_minutes", lambda v: v == 0, "train.epochs train.max_steps"),
 )
@@ -297,11 +290,6 @@ def _relations(config: Config) -> Iterator[tuple[str, bool, str]]:
     yield "diffusion.beta_start", diffusion.beta_start < diffusion.beta_end, betas
     steps = f"at most diffusion.timesteps ({diffusion.timesteps})"
     yield "diffusion.ddim_steps", diffusion.ddim_steps <= diffusion.timesteps, steps
-    if diffusion.start == "mixture":
-        earlier = f"less than diffusion.timesteps ({diffusion.timesteps})"
-        yield "diffusion.start_step", diffusion.start_step < diffusion.timesteps, earlier
-        fewer = f"at most diffusion.start_step + 1 ({diffusion.start_step + 1}) when diffusion.start is mixture"
-        yield "diffusion.ddim_steps", diffusion.ddim_steps <= diffusion.start_step + 1, fewer
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), base: Config | None = None) -> Config:

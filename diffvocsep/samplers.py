@@ -20,35 +20,30 @@ Denoise = Callable[[Tensor, int], Tensor]  # (x_t, t) -> x_0
 Noise = Callable[[int], Tensor]  # index of the step, 0 the noisiest -> standard normal noise
 
 
-def timestep_schedule(timesteps: int, steps: int, start: int | None = None) -> list[int]:
-    """Falling timesteps, `steps` of them, with "trailing" spacing (Lin et al. 2023, table 2).
+def timestep_schedule(timesteps: int, steps: int) -> list[int]:
+    """`steps` falling timesteps with "trailing" spacing (Lin et al. 2023, table 2).
 
-    The first is always `start`, so sampling begins at the noise level it says it begins at.
+    The first is always T - 1, so sampling begins at the noise level it says it begins at.
 
     Args:
         timesteps: T of the noise schedule.
-        steps: how often the network is called, 1 .. start + 1.
-        start: the noisiest timestep, T - 1 if not given.
+        steps: how often the network is called, 1 .. T.
 
     Raises:
-        UserError: `start` is not a timestep, or there are not that many steps below it.
+        UserError: there are not that many timesteps.
     """
-    start = timesteps - 1 if start is None else start
-    if not 0 <= start < timesteps:
-        raise UserError(f"start_step is {start}: choose a timestep from 0 to {timesteps - 1}.")
-    if not 1 <= steps <= start + 1:
-        raise UserError(f"ddim_steps is {steps}: sampling from timestep {start} takes 1 to {start + 1} steps.")
-    return [round((start + 1) * left / steps) - 1 for left in range(steps, 0, -1)]
+    if not 1 <= steps <= timesteps:
+        raise UserError(f"ddim_steps is {steps}: sampling over {timesteps} timesteps takes 1 to {timesteps} steps.")
+    return [round(timesteps * left / steps) - 1 for left in range(steps, 0, -1)]
 
 
-def start_from(mixture: Tensor, noise: Tensor, alphas_cumprod: Tensor, start_step: int) -> Tensor:
-    """The partly noised mixture at timestep `start_step`, to sample on from there (SDEdit, Meng et al. 2022).
+def refines(sampler: str) -> bool:
+    """Whether the x_t of its later steps counts as a guess of the network's own (`guessed` of `Denoiser`).
 
-    Starting from noise needs no helper: x_T is `noise` at T - 1. That is exact with zero terminal SNR; where
-    alphas_cumprod[T - 1] is not 0 it is the usual approximation, which leaves out the little signal still in x_T.
+    ddim and dpmpp carry the x_0 of the step before on as it is, so the network hears its own guess and refines it. ddpm
+    draws x_s from q(x_s | x_t, x_0), which stands for the truth with noise upon it, and is denoised like it.
     """
-    signal_power = float(alphas_cumprod[start_step])
-    return math.sqrt(signal_power) * mixture + math.sqrt(1 - signal_power) * noise
+    return sampler != "ddpm"
 
 
 def ddpm(denoise: Denoise, x_T: Tensor, alphas_cumprod: Tensor, schedule: Sequence[int], noise: Noise) -> Tensor:

@@ -194,3 +194,28 @@ def modelled_bins(audio: AudioConfig) -> int:
     everything = audio.n_fft // 2 + 1
     below = int(audio.bandwidth * audio.n_fft / audio.sample_rate) or 1
     return min(everything, below) if audio.bandwidth else everything
+
+
+class Frontend:
+    """What stands between a waveform and the network, as an `audio` section asks for it.
+
+    Attributes:
+        stft: the transform, of all bins.
+        representation: what turns its bins into the network's numbers and back.
+        bins: how many bins the network models, from the lowest.
+        channels: of a tensor in the represented space: those of the audio times `representation.parts`.
+    """
+
+    def __init__(self, audio: AudioConfig) -> None:
+        self.stft = STFT(audio.n_fft, audio.hop_length, audio.win_length)
+        self.representation = make_representation(audio)
+        self.bins = modelled_bins(audio)
+        self.channels = audio.channels * self.representation.parts
+
+    def modelled(self, waveform: Tensor, center: bool = True) -> Tensor:
+        """Waveform `(B, C, N)` -> STFT of the modelled bins, complex `(B, C, F, T)`; `center` as for `STFT`."""
+        return self.stft(waveform, center)[:, :, : self.bins]
+
+    def shape(self, samples: int) -> tuple[int, int, int]:
+        """`(C, F, T)` in the represented space of a waveform of so many samples."""
+        return self.channels, self.bins, -(-samples // self.stft.hop_length) + 1

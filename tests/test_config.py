@@ -233,7 +233,6 @@ WRONG_TYPES = [
     ("data.dataset", "노래", "data.dataset is 노래 but must be synthetic, stems, musdb or musdbhq"),
     ("data.dataset", "[musdb]", "synthetic, stems, musdb or musdbhq"),
     ("diffusion.sampler", "DDIM", "ddpm, ddim or dpmpp: the nearest is ddim"),
-    ("diffusion.loss_weighting", "null", "none or min_snr"),
     ("train.amp", "1", "auto, none, bf16 or fp16"),
     ("train.amp", "fp32", "the nearest is fp16"),
     ("separation.subtract", "waveform", "complex, mask, magnitude or normalized"),
@@ -328,13 +327,11 @@ IMPOSSIBLE = [
     ("diffusion.beta_start", "0", "more than 0"),
     ("diffusion.beta_start", "0.02", "less than diffusion.beta_end (0.02)"),
     ("diffusion.beta_end", "1", "less than 1"),
-    ("diffusion.min_snr_gamma", "0", "more than 0"),
     ("diffusion.terminal_share", "1.5", "between 0 and 1"),
     ("diffusion.ddim_steps", "0", "at least 1"),
     ("diffusion.ddim_steps", "1001", "at most diffusion.timesteps (1000)"),
     ("diffusion.eta", "1.5", "between 0 and 1"),
     ("diffusion.samples", "0", "at least 1"),
-    ("diffusion.start_step", "-1", "at least 0"),
     ("separation.chunk_seconds", "0", "more than 0"),
     ("separation.margin_seconds", "-1", "at least 0"),
     ("separation.batch_chunks", "0", "at least 1"),
@@ -387,9 +384,7 @@ def test_every_number_and_path_has_a_tested_limit() -> None:
         ["model.attention=[0, 2]"],
         ["diffusion.ddim_steps=1000"],
         ["diffusion.timesteps=2"],
-        ["diffusion.start=mixture", "diffusion.start_step=0"],
-        ["diffusion.start=mixture", "diffusion.start_step=999", "diffusion.ddim_steps=1000"],
-        ["diffusion.timesteps=10"],  # start_step 500 does not matter from pure noise
+        ["diffusion.timesteps=10"],
         ["train.ema_decay=0", "train.grad_clip=0", "train.warmup_steps=0", "train.seed=4294967295"],
     ],
 )
@@ -400,12 +395,7 @@ def test_the_edges_of_the_possible(overrides: list[str]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "name", "expected"),
     [
-        (
-            ["diffusion.start=mixture", "diffusion.start_step=19", "diffusion.ddim_steps=21"],
-            "diffusion.ddim_steps",
-            "(20)",
-        ),
-        (["diffusion.start=mixture", "diffusion.timesteps=500"], "diffusion.start_step", "diffusion.timesteps (500)"),
+        (["diffusion.timesteps=20", "diffusion.ddim_steps=21"], "diffusion.ddim_steps", "diffusion.timesteps (20)"),
         (["model.attention=[1]", "model.attention_heads=5"], "model.attention_heads", "[64]"),
         (["model.attention=[4]", "model.attention_heads=5"], "model.attention", "4 scales"),
         (["audio.n_fft=2048"], "audio.win_length", "audio.n_fft (2048)"),
@@ -637,8 +627,6 @@ IGNORED = [
     ("model.attention_heads=2", "model.attention is []", "model.attention=[1]"),
     ("diffusion.beta_start=0.001", "diffusion.beta_schedule is cosine", "diffusion.beta_schedule=linear"),
     ("diffusion.beta_end=0.03", "diffusion.beta_schedule is cosine", "diffusion.beta_schedule=linear"),
-    ("diffusion.min_snr_gamma=4", "diffusion.loss_weighting is none", "diffusion.loss_weighting=min_snr"),
-    ("diffusion.start_step=9", "diffusion.start is noise", "diffusion.start=mixture"),
     ("diffusion.sampler=dpmpp", "diffusion.ddim_steps is 1", "diffusion.ddim_steps=2"),
     ("diffusion.eta=0.5", "diffusion.ddim_steps is 1", "diffusion.ddim_steps=2"),
 ]
@@ -651,7 +639,6 @@ USED_BY_DEFAULT = [
     ("data.workers=2", "data.cache is device", "data.cache=device"),
     ("data.channel_swap=0.1", "audio.channels is 1", "audio.channels=1"),
     ("data.turn=0.1", "audio.channels is 1", "audio.channels=1"),
-    ("diffusion.loss_weighting=min_snr", "diffusion.terminal_share is 1.0", "diffusion.terminal_share=1"),
     ("train.epochs=9", "train.max_steps is 100", "train.max_steps=100"),
 ]
 

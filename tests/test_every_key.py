@@ -230,16 +230,12 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "diffusion.beta_end": (0.05, LINEAR, steps),
     "diffusion.zero_terminal_snr": (False, (), steps),
     "diffusion.prediction_type": ("v", (), steps),
-    "diffusion.loss_weighting": ("min_snr", (), steps),
-    "diffusion.min_snr_gamma": (0.5, ("diffusion.loss_weighting=min_snr", "diffusion.terminal_share=0"), steps),
     "diffusion.terminal_share": (1.0, (), steps),
     "diffusion.sampler": ("dpmpp", STEPS, separation),
     "diffusion.use_ddim": (False, STEPS, separation),
     "diffusion.ddim_steps": (3, (), separation),
     "diffusion.eta": (1.0, STEPS, separation),
     "diffusion.samples": (2, (), separation),
-    "diffusion.start": ("mixture", (), separation),
-    "diffusion.start_step": (200, ("diffusion.start=mixture",), separation),
     "separation.subtract": ("mask", (), separation),
     "separation.chunk_seconds": (0.5, (), separation),
     "separation.margin_seconds": (0.5, (), separation),
@@ -280,7 +276,6 @@ IGNORING: dict[str, tuple[str, ...]] = {
     "data.channel_swap": ("audio.channels=1",),
     "data.turn": ("audio.channels=1",),
     "diffusion.eta": ("diffusion.sampler=dpmpp", *STEPS),
-    "diffusion.loss_weighting": ("diffusion.terminal_share=1",),
 }
 USED_KEYS = sorted({key for _, _, keys in USED for key in keys.split()})
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..audio import resample
-from ..separator import Separator, to_groups
+from ..chunks import to_groups
+from ..separator import Separator
 from ..uncertainty import LEAST_STEPS, pool, require_samples
 from ..util.errors import UserError
 from .clips import Clip, Excerpt
@@ -73,7 +74,7 @@ def spectra(separator: Separator, clip: Clip, samples: int) -> tuple[Tensor, Ten
     def stft(waveform: Tensor) -> Tensor:
         audio = separator.config.audio
         groups = to_groups(resample(waveform, clip.sample_rate, audio.sample_rate), audio.channels)
-        return separator.stft(groups).flatten(0, 1)[:, : separator.bins]
+        return separator.frontend.modelled(groups).flatten(0, 1)
 
     return stft(clip.mixture), stft(clip.vocals), torch.stack([stft(draw) for draw in draws])
 

@@ -19,7 +19,7 @@ from ..config import Config, to_dict
 from ..data import Segments, Track, dev_tracks, train_tracks
 from ..data.loader import load_segments, with_noise
 from ..data.stems import fill_cache
-from ..separator import Separator, first_timestep
+from ..separator import Separator
 from ..unet import UNet
 from ..util.atomic import remove_leftovers, require_folder
 from ..util.device import amp_dtype, channels_last
@@ -58,7 +58,7 @@ class Trainer:
         self.folder = Path(config.log.checkpoint_dir)
         self.total_steps = train.max_steps or train.epochs * train.steps_per_epoch
         self.objective = Objective(config)
-        self.objective.diffusion.check(first_timestep(config))
+        self.objective.diffusion.check()
         with SEEDED:
             torch.manual_seed(train.seed)
             self.model = UNet(config).to(self.device)
