@@ -18,6 +18,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from .parts import DATASETS, NETWORKS, REPRESENTATIONS, SAMPLERS
 from .util import strict_yaml
 from .util.atomic import write_atomic
 from .util.errors import UserError
@@ -31,7 +32,7 @@ class AudioConfig:
     n_fft: int = 4096
     hop_length: int = 1024
     win_length: int = 4096
-    representation: Literal["complex", "magnitude"] = "complex"
+    representation: Literal[tuple(REPRESENTATIONS)] = "complex"
     compression: float = 0.5
     log1p_scale: float = 1.0
     statistics: Literal["item", "batch"] = "item"
@@ -40,7 +41,7 @@ class AudioConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    dataset: Literal["synthetic", "stems", "musdb", "musdbhq"] = "synthetic"
+    dataset: Literal[tuple(DATASETS)] = "synthetic"
     root: str = "data/stems"
     dev_root: str = "data/stems_dev"
     musdb_root: str = "data/musdb18"
@@ -79,6 +80,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    network: Literal[tuple(NETWORKS)] = "unet"
     base_channels: int = 32
     channels_mult: tuple[int, ...] = (1, 2, 4, 4)
     blocks: int = 1
@@ -97,7 +99,7 @@ class DiffusionConfig:
     zero_terminal_snr: bool = True
     prediction_type: Literal["epsilon", "v", "x_0", "residual"] = "residual"
     terminal_share: float = 0.75
-    sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddim"
+    sampler: Literal[tuple(SAMPLERS)] = "ddim"
     use_ddim: bool | None = None
     ddim_steps: int = 1
     eta: float = 0.0

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Config, ModelConfig
-from .spectrogram import make_representation, modelled_bins
+from .parts import NETWORKS, load
+from .spectrogram import Frontend
 
 ATTENTION_SECONDS = 1.5  # how far attention along time looks to each side
 
@@ -167,10 +168,9 @@ class UNet(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         model = config.model
-        self.parts = make_representation(config.audio).parts
-        channels = config.audio.channels * self.parts
+        frontend = Frontend(config.audio)
+        self.parts, channels, self.bins = frontend.representation.parts, frontend.channels, frontend.bins
         self.patch, scales = model.patch, len(model.channels_mult)
-        self.bins = modelled_bins(config.audio)
         self.time_stride = self.patch[1] * 2 ** (scales - 1)
         self.frequency_stride = self.patch[0] * 2 ** (scales - 1)
         self.max_period = config.diffusion.timesteps
@@ -242,6 +242,11 @@ class UNet(nn.Module):
         batch, _, frames, bins = x.shape
         x = x.reshape(batch, -1, pf, pt, frames, bins).permute(0, 1, 4, 3, 5, 2)
         return x.reshape(batch, -1, frames * pt, bins * pf)
+
+
+def make_network(config: Config) -> nn.Module:
+    """The network that `model.network` names, one of `parts.NETWORKS`, with weights drawn anew."""
+    return load(NETWORKS[config.model.network])(config)
 
 
 def magnitudes(x: Tensor, parts: int) -> Tensor:
