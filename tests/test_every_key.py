@@ -22,7 +22,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from diffvocsep.config import USED, Config, ignored_keys, load_config
+from diffvocsep.config import KEYS, Config, ignored_keys, load_config
 from diffvocsep.data import Segments, dev_tracks, musdb, train_tracks
 from diffvocsep.data.synthetic import tracks as synthetic_tracks
 from diffvocsep.separator import Separator
@@ -277,7 +277,7 @@ IGNORING: dict[str, tuple[str, ...]] = {
     "data.turn": ("audio.channels=1",),
     "diffusion.eta": ("diffusion.sampler=dpmpp", *STEPS),
 }
-USED_KEYS = sorted({key for _, _, keys in USED for key in keys.split()})
+USED_KEYS = sorted(key for key, one in KEYS.items() if one.metadata["used"])
 
 
 @pytest.fixture(scope="module")
