@@ -30,14 +30,14 @@ FORMAT = 2
 # Where things lie on the computer that trained is nobody else's business.
 PLACES = """data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir
     log.checkpoint_dir"""
-# Settings that are gone, with the values that say what the program does now.
+# Settings that are gone, with the values that say what the program does now; None: the one before it decides alone.
 FORMER = (
     ("train", "loss", "l1_l2"),
     ("separation", "contrast", 1.0),
     ("diffusion", "loss_weighting", "none"),
-    ("diffusion", "min_snr_gamma", 5.0),
+    ("diffusion", "min_snr_gamma", None),
     ("diffusion", "start", "noise"),
-    ("diffusion", "start_step", 500),
+    ("diffusion", "start_step", None),
 )
 
 
@@ -90,7 +90,7 @@ def config_in(path: Path, mapping: dict[str, Any]) -> Config:
     for section, key, stayed in FORMER:
         settings = sections.get(section)
         value = settings.pop(key, stayed) if isinstance(settings, dict) else stayed
-        if value != stayed:
+        if stayed is not None and value != stayed:
             raise UserError(
                 f"'{path}' was saved with {section}.{key} = {show(value)}, which this version no longer has; use the "
                 "version that saved it, or another file"

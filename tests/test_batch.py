@@ -303,7 +303,13 @@ def test_a_foreign_model_is_refused(trained):
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "stayed", "gone"), [("train", "loss", "l1_l2", "l1"), ("separation", "contrast", 1.0, 1.5)]
+    ("section", "key", "stayed", "gone"),
+    [
+        ("train", "loss", "l1_l2", "l1"),
+        ("separation", "contrast", 1.0, 1.5),
+        ("diffusion", "start", "noise", "mixture"),
+        ("diffusion", "loss_weighting", "none", "min_snr"),
+    ],
 )
 def test_a_setting_that_is_gone_is_forgotten_if_it_had_the_value_that_stayed(trained, section, key, stayed, gone):
     """`train.loss` could be l1, l2 or l1_l2 once, `separation.contrast` any number."""
@@ -316,6 +322,14 @@ def test_a_setting_that_is_gone_is_forgotten_if_it_had_the_value_that_stayed(tra
     save_checkpoint(trained, state)
     with pytest.raises(UserError, match=f"saved with {section}.{key} = {gone}, which this version no longer has"):
         load_model(trained)
+
+
+def test_settings_that_only_counted_with_one_that_is_gone_are_forgotten(trained):
+    state = load_checkpoint(trained)
+    state["config"]["diffusion"] |= {"loss_weighting": "none", "min_snr_gamma": 3.0, "start": "noise", "start_step": 7}
+    save_checkpoint(trained, state)
+    _, config = load_model(trained)
+    assert not {"min_snr_gamma", "start_step"} & vars(config.diffusion).keys()
 
 
 def test_weights_that_do_not_fit_their_config_are_refused(trained):

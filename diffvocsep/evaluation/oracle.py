@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import AudioConfig
 from ..counterfactual import extend_band, subtract
-from ..spectrogram import STFT, TRUSTED, make_representation, modelled_bins
+from ..spectrogram import TRUSTED, Frontend
 from .clips import Clip, Excerpt
 from .metrics import sdr
 from .parallel import parallel_map
@@ -35,7 +35,7 @@ def _oracle_song(excerpt: Excerpt) -> dict[str, float]:
 def ceilings(clip: Clip) -> dict[str, float]:
     """Row of the table -> global SDR of the vocals of one clip, dB."""
     base = AudioConfig(bandwidth=0, sample_rate=clip.sample_rate)
-    stft = STFT(base.n_fft, base.hop_length, base.win_length)
+    stft = Frontend(base).stft
     mixture, rest, vocals = (stft(w[None]) for w in (clip.mixture, clip.accompaniment, clip.vocals))
     rows = {
         "silence": sdr(clip.vocals, torch.zeros_like(clip.vocals)),
@@ -54,7 +54,7 @@ def _spectra(base: AudioConfig, mixture: Tensor, rest: Tensor, vocals: Tensor) -
     for scale in SCALES:
         variants[f"log1p({scale:g} abs(X))"] = replace(base, representation="magnitude", log1p_scale=scale)
     for name, audio in variants.items():
-        representation = make_representation(audio)
+        representation = Frontend(audio).representation
         statistics = representation.statistics(mixture)
         x_mixture, x_0 = (representation.encode(x, statistics) for x in (mixture, rest))
         for how in ("normalized", "magnitude", "mask", "complex"):
@@ -65,7 +65,7 @@ def _spectra(base: AudioConfig, mixture: Tensor, rest: Tensor, vocals: Tensor) -
     cosine = (vocals * mixture.conj()).real / mixture.abs().square().clamp_min(1e-30)
     yield "truncated phase-sensitive mask", mixture * cosine.clamp(0, 1)
     limit = AudioConfig().bandwidth
-    bins = min(modelled_bins(replace(base, bandwidth=limit)), int(TRUSTED * base.n_fft))
+    bins = min(Frontend(replace(base, bandwidth=limit)).bins, int(TRUSTED * base.n_fft))
     band = (mixture - rest)[:, :, :bins]
     above = torch.zeros_like(mixture[:, :, bins:])
     carried = extend_band(band, mixture, bins, base.sample_rate, base.hop_length)

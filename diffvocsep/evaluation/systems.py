@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint import load_model
 from ..config import AudioConfig
 from ..separator import Separator
-from ..spectrogram import STFT
+from ..spectrogram import Frontend
 from ..unet import make_network
 from ..util.device import resolve_device
 from .clips import Clip
@@ -71,8 +71,7 @@ def estimate(system: str, clip: Clip, model: Model | None = None) -> tuple[Tenso
     if system == TRUE_ACCOMPANIMENT:
         return clip.mixture - clip.accompaniment, clip.mixture - clip.vocals
     if system == RATIO_MASK:
-        audio = AudioConfig()
-        stft = STFT(audio.n_fft, audio.hop_length, audio.win_length)
+        stft = Frontend(AudioConfig()).stft
         spectra = (stft(wave[None]) for wave in (clip.mixture, clip.vocals, clip.accompaniment))
         vocals = stft.inverse(ratio_mask(*spectra), clip.mixture.shape[-1])[0]
         return vocals, clip.mixture - vocals
