@@ -74,9 +74,9 @@ def choose_model(path: Path | None, quiet: bool = False) -> Path:
 def run(argv: list[str] | None = None) -> int:
     args = parse(argv)
     from diffvocsep.batch import find_inputs, middle, pair_outputs, separate_file
-    from diffvocsep.config import differences, ignored_settings, key_of
+    from diffvocsep.config import differences, ignored_settings, is_used, key_of
     from diffvocsep.plot import plot_separation, require_picture
-    from diffvocsep.separator import Separator, is_used
+    from diffvocsep.separator import Separator
     from diffvocsep.training.backends import all_done
     from diffvocsep.uncertainty import Spread, require_samples, save_spread, says_something
     from diffvocsep.util.device import announce, place, resolve_device

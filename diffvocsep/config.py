@@ -130,11 +130,11 @@ class DiffusionConfig:
     zero_terminal_snr: bool = key(True, fixed=True)
     prediction_type: Literal["epsilon", "v", "x_0", "residual"] = key("residual", fixed=True)
     terminal_share: float = key(0.75, SHARE)
-    sampler: Literal[tuple(SAMPLERS)] = key("ddim", None, SEVERAL_STEPS)
-    use_ddim: bool | None = key(None)
-    ddim_steps: int = key(1, at_least(1, 100_000))
-    eta: float = key(0.0, SHARE, when("diffusion.sampler", "ddim"), SEVERAL_STEPS)
-    samples: int = key(1, at_least(1, 10_000))
+    sampler: Literal[tuple(SAMPLERS)] = key("ddim", None, SEVERAL_STEPS, separates=True)
+    use_ddim: bool | None = key(None, separates=True)
+    ddim_steps: int = key(1, at_least(1, 100_000), separates=True)
+    eta: float = key(0.0, SHARE, when("diffusion.sampler", "ddim"), SEVERAL_STEPS, separates=True)
+    samples: int = key(1, at_least(1, 10_000), separates=True)
 
     def __post_init__(self) -> None:
         """Turn the alias `use_ddim` into `sampler`, the only one of the two that is read elsewhere."""
@@ -149,15 +149,15 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class SeparationConfig:
-    subtract: Literal["complex", "mask", "magnitude", "normalized"] = key("complex")
-    chunk_seconds: float = key(8.0, more_than(0, 3600))
-    margin_seconds: float = key(1.5, at_least(0, 600))
-    batch_chunks: int = key(1, at_least(1, 4096))
+    subtract: Literal["complex", "mask", "magnitude", "normalized"] = key("complex", separates=True)
+    chunk_seconds: float = key(8.0, more_than(0, 3600), separates=True)
+    margin_seconds: float = key(1.5, at_least(0, 600), separates=True)
+    batch_chunks: int = key(1, at_least(1, 4096), separates=True)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    seed: int = key(0, between(0, 2**32 - 1))
+    seed: int = key(0, between(0, 2**32 - 1), separates=True)
     batch_size: int = key(4, at_least(1, 65536))
     accumulate: int = key(1, at_least(1, 65536))
     epochs: int = key(4, at_least(1, STEPS), when("train.max_steps", 0), when("train.max_minutes", 0))
@@ -168,7 +168,7 @@ class TrainConfig:
     lr: float = key(5e-3, more_than(0, 100))
     weight_decay: float = key(1e-2, at_least(0, 1_000_000))
     warmup_steps: int = key(50, at_least(0, STEPS))
-    amp: Literal["auto", "none", "bf16", "fp16"] = key("auto")
+    amp: Literal["auto", "none", "bf16", "fp16"] = key("auto", separates=True)
     grad_clip: float = key(1.0, at_least(0, 1_000_000))
     ema_decay: float = key(0.999, Limit("at least 0 and less than 1", lambda v: 0 <= v < 1))
     loss_voc_weight: float = key(0.3, at_least(0, 1_000_000))
@@ -321,6 +321,11 @@ def key_of(override: str) -> str:
 def is_fixed(key: str) -> bool:
     """Whether trained weights are bound to the value of `key`."""
     return KEYS[key].metadata["fixed"]
+
+
+def is_used(key: str) -> bool:
+    """Whether a separation reads `key`, of those that weights leave open."""
+    return KEYS[key].metadata["separates"]
 
 
 def require_same_network(trained: Config, wanted: Config, name: str) -> None:

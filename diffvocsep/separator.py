@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .audio import resample_blocks
 from .checkpoint import load_model
 from .chunks import Chunk, Grid, batches, cut, line_up, stitch, to_groups
-from .config import Config, from_dict, is_fixed, key_of, load_config, require_same_network, to_dict
+from .config import Config, from_dict, is_fixed, is_used, key_of, load_config, require_same_network, to_dict
 from .counterfactual import extend_band, generate, subtract
 from .denoiser import Denoiser
 from .diffusion import Diffusion
@@ -31,12 +31,8 @@ from .util.errors import UserError
 from .util.rng import frame_noise
 
 BLOCK_SECONDS = 4.0  # how much audio is read at a time
-RATES = range(1_000, 192_001)  # Hz, whole numbers
-MANY = 8  # channels; a waveform with more of them than samples is taken for (samples, channels)
-
-# What a separation reads beside `separation.*`, of the settings that weights leave open.
-READS = """diffusion.sampler diffusion.use_ddim diffusion.ddim_steps diffusion.eta diffusion.samples
-train.seed train.amp"""
+SAMPLE_RATES = range(1_000, 192_001)  # Hz, whole numbers
+LIKELY_CHANNELS = 8  # a waveform with more of them than samples is taken for (samples, channels)
 
 
 class Separator:
@@ -97,9 +93,9 @@ class Separator:
                 an option is impossible.
         """
         waveform = torch.as_tensor(waveform, dtype=torch.float32)
-        if waveform.ndim != 2 or not 1 <= len(waveform) <= max(MANY, waveform.shape[-1]):
+        if waveform.ndim != 2 or not 1 <= len(waveform) <= max(LIKELY_CHANNELS, waveform.shape[-1]):
             raise UserError(f"the waveform has shape {tuple(waveform.shape)}; give (channels, samples), mono as (1, N)")
-        if sample_rate not in RATES:
+        if sample_rate not in SAMPLE_RATES:
             raise UserError(f"the sample rate is {sample_rate} Hz; resample the waveform to one from 1000 to 192000 Hz")
         if not waveform.isfinite().all():
             raise UserError("the waveform has samples that are not finite numbers; repair it first")
@@ -250,8 +246,3 @@ class Separator:
         sounding = torch.view_as_real(mixture.mT).flatten(-2).abs().amax((1, -1))[:, None, None] > 0
         vocals = extend_band(moments.mean * sounding, mixture, bins, audio.sample_rate, audio.hop_length)
         return vocals, moments.variance * sounding
-
-
-def is_used(key: str) -> bool:
-    """Whether a separation reads this setting, of those that weights leave open."""
-    return key in READS.split() or key.startswith("separation.")

@@ -1,5 +1,5 @@
-"""What is said of a key of the config where the key stands: its limit, when it matters, and whether weights depend on
-it. It knows no key of this project."""
+"""What is said of a key of the config where the key stands: its limit, when it matters, whether trained weights are
+bound to it, and whether a separation reads it. Nothing here knows a key of this project."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ class Condition:
     holds: Callable[[Any], bool]  # of its value
 
 
-def about(limit: Limit | None = None, *used: Condition, fixed: bool = False) -> dict[str, Any]:
+def about(limit: Limit | None = None, *used: Condition, fixed: bool = False, separates: bool = False) -> dict[str, Any]:
     """The metadata of a dataclass field.
 
     Args:
         limit: what a value must be, beside having the type.
         used: conditions under which the key matters at all; where one does not hold, it is ignored.
         fixed: whether trained weights are bound to the value.
+        separates: whether a separation reads it, of the settings that weights leave open.
     """
-    return {"limit": limit, "used": used, "fixed": fixed}
+    return {"limit": limit, "used": used, "fixed": fixed, "separates": separates}
 
 
-def key(default: Any, limit: Limit | None = None, *used: Condition, fixed: bool = False) -> Any:
+def key(default: Any, *what: Limit | Condition | None, **flags: bool) -> Any:
     """A dataclass field with its default, and the rest as `about` takes it."""
-    return field(default=default, metadata=about(limit, *used, fixed=fixed))
+    return field(default=default, metadata=about(*what, **flags))
 
 
 def between(low: float, high: float) -> Limit:
