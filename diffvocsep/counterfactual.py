@@ -1,4 +1,5 @@
-"""From mixture and counterfactual accompaniment to vocals: where to subtract, and what to do above the band."""
+"""The counterfactual, the song as it would be if nobody sang: drawing it, taking it from the mixture, and what to do
+above the band that the network models."""
 
 from __future__ import annotations
 
@@ -6,11 +7,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .config import DiffusionConfig
+from .denoiser import Denoiser
+from .samplers import Noise, refines, sample, timestep_schedule
 from .spectrogram import Representation
 
 TOP_BAND_HZ = 1000.0  # the highest part of the modelled band, whose vocal share is carried upward
 SMOOTHING_SECONDS = 0.15  # half width of the average over time of that share
 EMPTY = 1e-10  # a band more than 100 dB below its frame holds nothing to measure
+
+
+def generate(denoiser: Denoiser, x_mixture: Tensor, settings: DiffusionConfig, noise: Noise) -> Tensor:
+    """Draw an accompaniment of the mixture: x_0 `(B, C, F, T)`, in the represented space like `x_mixture`.
+
+    Args:
+        settings: which sampler, how many steps, and its `eta`.
+        noise: standard normal noise `(B, C, F, T)`; `noise(-1)` is what sampling starts from, `noise(k)` what the
+            sampler adds in step k.
+    """
+    schedule = timestep_schedule(settings.timesteps, settings.ddim_steps)
+    refining = refines(settings.sampler)
+
+    def denoise(x_t: Tensor, t: int) -> Tensor:
+        steps = torch.full((len(x_t),), t, device=x_t.device)
+        guessed = torch.full((len(x_t),), float(refining and t < schedule[0]), device=x_t.device)
+        return denoiser(x_t, x_mixture, steps, guessed)
+
+    signal_power = denoiser.diffusion.alphas_cumprod
+    return sample(settings.sampler, denoise, noise(-1), signal_power, schedule, noise, settings.eta)
 
 
 def subtract(

@@ -1,4 +1,4 @@
-"""The diffusion process: noise schedules, the forward process q(x_t | x_0), prediction targets and loss weights.
+"""The diffusion process: noise schedules, the forward process q(x_t | x_0), and what the network predicts.
 
 Notation: `alphas_cumprod[t]` is the share of signal power left at timestep t (written alpha-bar in Ho et al. 2020), so
 
@@ -21,7 +21,6 @@ from .util.errors import UserError
 
 BetaSchedule = Literal["linear", "cosine"]
 PredictionType = Literal["epsilon", "v", "x_0", "residual"]
-LossWeighting = Literal["none", "min_snr"]
 
 # Below this signal power, x_0 from predicted noise multiplies the network's error by more than 1 / sqrt(1e-6) = 1000.
 # The linear schedule of Ho et al. ends at 4e-5 and passes, the cosine schedule ends at 2e-9 and does not.
@@ -80,26 +79,19 @@ class Diffusion:
         beta_end: float,
         zero_terminal_snr: bool,
         prediction_type: PredictionType,
-        loss_weighting: LossWeighting,
-        min_snr_gamma: float,
         terminal_share: float,
-        start: int | None = None,
     ) -> None:
-        """Build the tables. `start` is the timestep where sampling starts, T - 1 if not given.
+        """Build the tables.
 
         Raises:
             UserError: an unknown name, a number outside its range, or a schedule that ends before its last timestep.
         """
         _require_one_of("prediction_type", prediction_type, get_args(PredictionType))
-        _require_one_of("loss_weighting", loss_weighting, get_args(LossWeighting))
         if not 0 <= terminal_share <= 1:
             raise UserError(f"terminal_share is {terminal_share}: choose a share from 0 to 1.")
-        if min_snr_gamma <= 0:
-            raise UserError(f"min_snr_gamma is {min_snr_gamma}: choose a number above 0, usually 5.")
         self.timesteps = timesteps
         self.prediction_type = prediction_type
         self.terminal_share = terminal_share
-        self.start = timesteps - 1 if start is None else start
 
         betas = make_betas(beta_schedule, timesteps, beta_start, beta_end)
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
@@ -113,15 +105,12 @@ class Diffusion:
         signal, sigma = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
         self._signal, self._sigma = Table(signal), Table(sigma)
         self._over_signal = Table(_reciprocal(signal))
-        self._weights = Table(self._make_weights(loss_weighting, min_snr_gamma))
 
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> Diffusion:
         """The process that the `diffusion` section describes."""
         names = ("timesteps", "beta_schedule", "beta_start", "beta_end", "zero_terminal_snr", "prediction_type")
-        names += ("loss_weighting", "min_snr_gamma", "terminal_share")
-        start = config.start_step if config.start == "mixture" else None
-        return cls(**{name: getattr(config, name) for name in names}, start=start)
+        return cls(**{name: getattr(config, name) for name in (*names, "terminal_share")})
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t, a sample of q(x_t | x_0) (Ho et al. 2020, eq. 4)."""
@@ -153,55 +142,28 @@ class Diffusion:
     def sample_timesteps(self, uniform: Tensor) -> Tensor:
         """Training timesteps `(B,)` from one uniform number in [0, 1) per item.
 
-        Numbers from `1 - terminal_share` on go to the timestep where sampling starts, T - 1 from noise, on which few
-        steps lean most; the rest are spread evenly over 0 .. T - 1.
+        Numbers from `1 - terminal_share` on go to T - 1, where sampling starts, and on which few steps lean most; the
+        rest are spread evenly over 0 .. T - 1.
         """
         evenly_spread = 1 - self.terminal_share
         t = (uniform * self.timesteps / evenly_spread).floor()
-        terminal = torch.full_like(t, self.start)
+        terminal = torch.full_like(t, self.timesteps - 1)
         return torch.where(uniform < evenly_spread, t, terminal).clamp(max=self.timesteps - 1).long()
 
-    def loss_weight(self, t: Tensor) -> Tensor:
-        """Weights `(B,)`, float32, of the items' losses.
-
-        `none` is 1. `min_snr` is Hang et al. 2023, section 3.4, for the prediction type: min(SNR, gamma) on the error
-        of x_0 (and of the residual, which is the same error), over SNR for epsilon and over SNR + 1 for v.
-
-        That weight is about 0 at T - 1 for all types but epsilon. A `terminal_share` above 0 asks for the timestep
-        where sampling starts to be learned, so it then has weight 1 (for the few items drawn there evenly as well).
-        """
-        return self._weights.on(t.device, torch.float32)[t]
-
-    def check(self, start: int) -> None:
-        """Refuse to sample from timestep `start` (T - 1 for pure noise) if x_0 cannot be told there.
+    def check(self) -> None:
+        """Refuse to sample if x_0 cannot be told at T - 1, where sampling starts.
 
         Raises:
-            UserError: `start` is not a timestep, or epsilon is predicted where `alphas_cumprod` is below 1e-6.
+            UserError: epsilon is predicted where `alphas_cumprod` is below 1e-6.
         """
-        if not 0 <= start < self.timesteps:
-            raise UserError(f"start_step is {start}: choose a timestep from 0 to {self.timesteps - 1}.")
+        start = self.timesteps - 1
         signal_power = self.alphas_cumprod[start].item()
         if self.prediction_type == "epsilon" and signal_power < MIN_SIGNAL_POWER:
             raise UserError(
                 f"prediction_type epsilon cannot start sampling at timestep {start}, because x_0 cannot be recovered "
                 f"from (almost) pure noise by subtracting noise (alphas_cumprod is {signal_power:.1e} there): use "
-                "prediction_type v, x_0 or residual, or start from the mixture at a smaller start_step, or train with "
-                "beta_schedule linear and zero_terminal_snr false."
+                "prediction_type v, x_0 or residual, or train with beta_schedule linear and zero_terminal_snr false."
             )
-
-    def _make_weights(self, loss_weighting: LossWeighting, gamma: float) -> Tensor:
-        weights = torch.ones_like(self.alphas_cumprod)
-        if loss_weighting == "min_snr":
-            snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
-            if self.prediction_type == "epsilon":
-                weights = (gamma / snr).clamp(max=1)  # min(SNR, gamma) / SNR, and its limit 1 at SNR = 0
-            elif self.prediction_type == "v":
-                weights = snr.clamp(max=gamma) / (snr + 1)
-            else:
-                weights = snr.clamp(max=gamma)
-            if self.terminal_share > 0:
-                weights[self.start] = 1
-        return weights
 
 
 def _at(table: Table, t: Tensor, like: Tensor) -> Tensor:

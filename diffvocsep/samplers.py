@@ -3,6 +3,8 @@
 Every sampler asks `denoise(x_t, t)` for the network's x_0 and walks down the timesteps of `schedule`. The last step
 goes to sigma = 0, where DDPM, DDIM and first-order DPM-Solver++ all reduce to x_0 itself; so one step from pure noise
 is exactly `denoise(x_T, T - 1)`. Step sizes are arbitrary: only `alphas_cumprod` at both ends of a step counts.
+All take the same arguments, so that `parts.SAMPLERS` can name any of them.
+
 Scalars are Python floats (float64) and tensors `(B, C, F, T)` keep their dtype.
 """
 
@@ -14,45 +16,43 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from .parts import SAMPLERS, load
 from .util.errors import UserError
 
 Denoise = Callable[[Tensor, int], Tensor]  # (x_t, t) -> x_0
 Noise = Callable[[int], Tensor]  # index of the step, 0 the noisiest -> standard normal noise
 
 
-def timestep_schedule(timesteps: int, steps: int, start: int | None = None) -> list[int]:
-    """Falling timesteps, `steps` of them, with "trailing" spacing (Lin et al. 2023, table 2).
+def timestep_schedule(timesteps: int, steps: int) -> list[int]:
+    """`steps` falling timesteps with "trailing" spacing (Lin et al. 2023, table 2).
 
-    The first is always `start`, so sampling begins at the noise level it says it begins at.
+    The first is always T - 1, so sampling begins at the noise level it says it begins at.
 
     Args:
         timesteps: T of the noise schedule.
-        steps: how often the network is called, 1 .. start + 1.
-        start: the noisiest timestep, T - 1 if not given.
+        steps: how often the network is called, 1 .. T.
 
     Raises:
-        UserError: `start` is not a timestep, or there are not that many steps below it.
+        UserError: there are not that many timesteps.
     """
-    start = timesteps - 1 if start is None else start
-    if not 0 <= start < timesteps:
-        raise UserError(f"start_step is {start}: choose a timestep from 0 to {timesteps - 1}.")
-    if not 1 <= steps <= start + 1:
-        raise UserError(f"ddim_steps is {steps}: sampling from timestep {start} takes 1 to {start + 1} steps.")
-    return [round((start + 1) * left / steps) - 1 for left in range(steps, 0, -1)]
+    if not 1 <= steps <= timesteps:
+        raise UserError(f"ddim_steps is {steps}: sampling over {timesteps} timesteps takes 1 to {timesteps} steps.")
+    return [round(timesteps * left / steps) - 1 for left in range(steps, 0, -1)]
 
 
-def start_from(mixture: Tensor, noise: Tensor, alphas_cumprod: Tensor, start_step: int) -> Tensor:
-    """The partly noised mixture at timestep `start_step`, to sample on from there (SDEdit, Meng et al. 2022).
+def refines(sampler: str) -> bool:
+    """Whether the x_t of its later steps counts as a guess of the network's own (`guessed` of `Denoiser`).
 
-    Starting from noise needs no helper: x_T is `noise` at T - 1. That is exact with zero terminal SNR; where
-    alphas_cumprod[T - 1] is not 0 it is the usual approximation, which leaves out the little signal still in x_T.
+    ddim and dpmpp carry the x_0 of the step before on as it is, so the network hears its own guess and refines it. ddpm
+    draws x_s from q(x_s | x_t, x_0), which stands for the truth with noise upon it, and is denoised like it.
     """
-    signal_power = float(alphas_cumprod[start_step])
-    return math.sqrt(signal_power) * mixture + math.sqrt(1 - signal_power) * noise
+    return sampler != "ddpm"
 
 
-def ddpm(denoise: Denoise, x_T: Tensor, alphas_cumprod: Tensor, schedule: Sequence[int], noise: Noise) -> Tensor:
-    """x_0 by ancestral sampling from q(x_s | x_t, x_0) (Ho et al. 2020, eq. 6 and 7).
+def ddpm(
+    denoise: Denoise, x_T: Tensor, alphas_cumprod: Tensor, schedule: Sequence[int], noise: Noise, eta: float = 1.0
+) -> Tensor:
+    """x_0 by ancestral sampling from q(x_s | x_t, x_0) (Ho et al. 2020, eq. 6 and 7). `eta` is not read.
 
     One step from t to s takes the products of all its alphas and betas, hence any step size.
     """
@@ -94,8 +94,16 @@ def ddim(
     return denoise(x_t, schedule[-1])
 
 
-def dpmpp(denoise: Denoise, x_T: Tensor, alphas_cumprod: Tensor, schedule: Sequence[int]) -> Tensor:
-    """x_0 by DPM-Solver++(2M) with data prediction (Lu et al. 2022, Algorithm 2). Deterministic.
+def dpmpp(
+    denoise: Denoise,
+    x_T: Tensor,
+    alphas_cumprod: Tensor,
+    schedule: Sequence[int],
+    noise: Noise | None = None,
+    eta: float = 0.0,
+) -> Tensor:
+    """x_0 by DPM-Solver++(2M) with data prediction (Lu et al. 2022, Algorithm 2). Deterministic: `noise` and `eta` are
+    not read.
 
     A step from t to s solves the flow for x_0 linear in lambda = log(alpha / sigma), with the slope taken from the
     step before; the first step has none and is first order. The factor alpha_s (1 - exp(-h)) is written as
@@ -127,18 +135,14 @@ def sample(
     noise: Noise,
     eta: float,
 ) -> Tensor:
-    """x_0 by the sampler of that name: "ddpm", "ddim" (the one that reads `eta`) or "dpmpp" (which draws no noise).
+    """x_0 by the sampler of that name in `parts.SAMPLERS`.
 
     Raises:
         UserError: unknown sampler, or `eta` outside 0 .. 1.
     """
-    if sampler == "ddpm":
-        return ddpm(denoise, x_T, alphas_cumprod, schedule, noise)
-    if sampler == "ddim":
-        return ddim(denoise, x_T, alphas_cumprod, schedule, noise, eta)
-    if sampler == "dpmpp":
-        return dpmpp(denoise, x_T, alphas_cumprod, schedule)
-    raise UserError(f"sampler is {sampler!r}: choose one of ddpm, ddim, dpmpp.")
+    if sampler not in SAMPLERS:
+        raise UserError(f"sampler is {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
+    return load(SAMPLERS[sampler])(denoise, x_T, alphas_cumprod, schedule, noise, eta)
 
 
 def _lambda(ac: float) -> float:

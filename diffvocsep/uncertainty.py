@@ -48,6 +48,27 @@ def pool(power: Tensor) -> Tensor:
     return F.avg_pool2d(power.mean(0)[None], CELL, ceil_mode=True, count_include_pad=False)[0]
 
 
+class Moments:
+    """Mean and variance of draws that come one at a time (Welford 1962), shaped like `like`, which may be complex."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.count = 0
+        self.mean = torch.zeros_like(like)
+        self._scatter = torch.zeros_like(like.real)  # sum of squared distances from the mean
+
+    def add(self, draw: Tensor) -> None:
+        self.count += 1
+        step = draw - self.mean
+        self.mean = self.mean + step / self.count
+        if self.count > 1:  # one alone has no distance from itself
+            self._scatter += (step * (draw - self.mean).conj()).real
+
+    @property
+    def variance(self) -> Tensor:
+        """The unbiased one; 0 of a single draw."""
+        return self._scatter / max(1, self.count - 1)
+
+
 class Spread:
     """Numbers of a song, filled chunk by chunk while it is separated: `separator.separate(..., spread=Spread(audio))`.
 

@@ -14,9 +14,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
+from diffvocsep import config as config_module
 from diffvocsep.config import (
-    LIMITS,
-    USED,
     Config,
     DiffusionConfig,
     from_dict,
@@ -233,7 +232,6 @@ WRONG_TYPES = [
     ("data.dataset", "노래", "data.dataset is 노래 but must be synthetic, stems, musdb or musdbhq"),
     ("data.dataset", "[musdb]", "synthetic, stems, musdb or musdbhq"),
     ("diffusion.sampler", "DDIM", "ddpm, ddim or dpmpp: the nearest is ddim"),
-    ("diffusion.loss_weighting", "null", "none or min_snr"),
     ("train.amp", "1", "auto, none, bf16 or fp16"),
     ("train.amp", "fp32", "the nearest is fp16"),
     ("separation.subtract", "waveform", "complex, mask, magnitude or normalized"),
@@ -328,13 +326,11 @@ IMPOSSIBLE = [
     ("diffusion.beta_start", "0", "more than 0"),
     ("diffusion.beta_start", "0.02", "less than diffusion.beta_end (0.02)"),
     ("diffusion.beta_end", "1", "less than 1"),
-    ("diffusion.min_snr_gamma", "0", "more than 0"),
     ("diffusion.terminal_share", "1.5", "between 0 and 1"),
     ("diffusion.ddim_steps", "0", "at least 1"),
     ("diffusion.ddim_steps", "1001", "at most diffusion.timesteps (1000)"),
     ("diffusion.eta", "1.5", "between 0 and 1"),
     ("diffusion.samples", "0", "at least 1"),
-    ("diffusion.start_step", "-1", "at least 0"),
     ("separation.chunk_seconds", "0", "more than 0"),
     ("separation.margin_seconds", "-1", "at least 0"),
     ("separation.batch_chunks", "0", "at least 1"),
@@ -366,13 +362,46 @@ def test_impossible_values(name: str, value: str, expected: str) -> None:
     assert yaml.safe_load(shown) == yaml.safe_load(value), "the message shows the value"
 
 
+NUMBERS = [name for name in KEYS if hint(name) in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_an_upper_bound_and_a_lower_one(name: str) -> None:
+    """One that no computer could do, or wait for, is a sentence and not a traceback minutes later."""
+    for value in (10**13, -(10**13)):
+        text = message(load_config, None, [f"{name}={value}"])
+        assert text.startswith(f"{name} is ") and len(text) < 300, text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("model.channels_mult", "[1, 1000000000, 1]", "at most 64"),
+        ("model.channels_mult", "[1, 1, 1, 1, 1, 1, 1, 1, 1]", "at most 8 scales"),
+        ("model.channels_mult", "1e9", "a list of whole numbers"),
+        ("model.attention", "[1000000000]", "0 to 3"),
+        ("data.set_weights", "{a: 1e9}", "at most 1000"),
+    ],
+)
+def test_lists_of_numbers_have_bounds_too(name: str, value: str, expected: str) -> None:
+    assert expected in message(load_config, None, [f"{name}={value}"])
+
+
+def test_no_network_is_wider_than_a_computer_can_hold() -> None:
+    text = message(load_config, None, ["model.base_channels=4096", "model.channels_mult=[1, 2, 4]"])
+    assert text.startswith(
+        "model.channels_mult is [1, 2, 4] but must be such that no scale has more than 4096 channels"
+    )
+
+
 def test_every_number_and_path_has_a_tested_limit() -> None:
     """Whoever adds a number or a path says what it may be, and tests it."""
-    limited = {key for _, _, keys in LIMITS for key in keys.split()} | {"audio.win_length", "audio.bandwidth"}
-    limited |= {"data.segment_seconds", "model.attention"}
+    limited = {name for name, one in config_module.KEYS.items() if one.metadata["limit"]} | {"model.attention"}
     numbers = {n for n in KEYS if hint(n) in (int, float, str, dict[str, float]) or n.startswith("model.")}
+    numbers.remove("model.network")
     assert numbers == limited
-    assert limited - {name for name, _, _ in IMPOSSIBLE} <= {name for name in KEYS if hint(name) is str}
+    tested = {name for name, _, _ in IMPOSSIBLE} | set(NUMBERS)
+    assert limited - tested <= {name for name in KEYS if hint(name) is str}
 
 
 @pytest.mark.parametrize(
@@ -387,9 +416,7 @@ def test_every_number_and_path_has_a_tested_limit() -> None:
         ["model.attention=[0, 2]"],
         ["diffusion.ddim_steps=1000"],
         ["diffusion.timesteps=2"],
-        ["diffusion.start=mixture", "diffusion.start_step=0"],
-        ["diffusion.start=mixture", "diffusion.start_step=999", "diffusion.ddim_steps=1000"],
-        ["diffusion.timesteps=10"],  # start_step 500 does not matter from pure noise
+        ["diffusion.timesteps=10"],
         ["train.ema_decay=0", "train.grad_clip=0", "train.warmup_steps=0", "train.seed=4294967295"],
     ],
 )
@@ -400,12 +427,7 @@ def test_the_edges_of_the_possible(overrides: list[str]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "name", "expected"),
     [
-        (
-            ["diffusion.start=mixture", "diffusion.start_step=19", "diffusion.ddim_steps=21"],
-            "diffusion.ddim_steps",
-            "(20)",
-        ),
-        (["diffusion.start=mixture", "diffusion.timesteps=500"], "diffusion.start_step", "diffusion.timesteps (500)"),
+        (["diffusion.timesteps=20", "diffusion.ddim_steps=21"], "diffusion.ddim_steps", "diffusion.timesteps (20)"),
         (["model.attention=[1]", "model.attention_heads=5"], "model.attention_heads", "[64]"),
         (["model.attention=[4]", "model.attention_heads=5"], "model.attention", "4 scales"),
         (["audio.n_fft=2048"], "audio.win_length", "audio.n_fft (2048)"),
@@ -637,8 +659,6 @@ IGNORED = [
     ("model.attention_heads=2", "model.attention is []", "model.attention=[1]"),
     ("diffusion.beta_start=0.001", "diffusion.beta_schedule is cosine", "diffusion.beta_schedule=linear"),
     ("diffusion.beta_end=0.03", "diffusion.beta_schedule is cosine", "diffusion.beta_schedule=linear"),
-    ("diffusion.min_snr_gamma=4", "diffusion.loss_weighting is none", "diffusion.loss_weighting=min_snr"),
-    ("diffusion.start_step=9", "diffusion.start is noise", "diffusion.start=mixture"),
     ("diffusion.sampler=dpmpp", "diffusion.ddim_steps is 1", "diffusion.ddim_steps=2"),
     ("diffusion.eta=0.5", "diffusion.ddim_steps is 1", "diffusion.ddim_steps=2"),
 ]
@@ -651,8 +671,8 @@ USED_BY_DEFAULT = [
     ("data.workers=2", "data.cache is device", "data.cache=device"),
     ("data.channel_swap=0.1", "audio.channels is 1", "audio.channels=1"),
     ("data.turn=0.1", "audio.channels is 1", "audio.channels=1"),
-    ("diffusion.loss_weighting=min_snr", "diffusion.terminal_share is 1.0", "diffusion.terminal_share=1"),
     ("train.epochs=9", "train.max_steps is 100", "train.max_steps=100"),
+    ("train.max_steps=9", "train.max_minutes is 5.0", "train.max_minutes=5"),
 ]
 
 
@@ -692,7 +712,7 @@ def test_a_key_with_two_conditions_needs_both() -> None:
 
 def test_every_rule_of_the_table_is_tested() -> None:
     tested = {setting.split("=")[0] for setting, _, _ in IGNORED + USED_BY_DEFAULT}
-    assert {key for _, _, keys in USED for key in keys.split()} == tested
+    assert {name for name, one in config_module.KEYS.items() if one.metadata["used"]} == tested
 
 
 @pytest.mark.parametrize("path", ["songs #2", "C:\\노래 # 1\\x", "한국 #음악"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -24,8 +22,6 @@ def make_diffusion(**changes) -> Diffusion:
         beta_end=0.02,
         zero_terminal_snr=False,
         prediction_type="v",
-        loss_weighting="none",
-        min_snr_gamma=5.0,
         terminal_share=0.0,
     )
     return Diffusion(**options | changes)
@@ -123,7 +119,7 @@ def test_results_stay_on_the_device_of_the_tensors(prediction_type):
     t = diffusion.sample_timesteps(torch.rand(4, device="meta"))
     x_t = diffusion.q_sample(x_start, t, noise)
     output = diffusion.target(x_start, noise, t, mixture)
-    results = [x_t, output, diffusion.predict_x_start(output, x_t, t, mixture), diffusion.loss_weight(t)]
+    results = [x_t, output, diffusion.predict_x_start(output, x_t, t, mixture)]
     assert all(result.is_meta for result in [t, *results])
 
 
@@ -151,53 +147,14 @@ def test_sample_timesteps_stays_in_range_at_the_ends(share, dtype):
     assert t.tolist() == [9 if share == 1 else 0, 9, 9]
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_min_snr_weights_follow_the_formula(prediction_type):
-    gamma = 5.0
-    diffusion = make_diffusion(prediction_type=prediction_type, loss_weighting="min_snr", min_snr_gamma=gamma)
-    t = torch.tensor([0, 10, 200, 500, 999])
-    for index, weight in zip(t.tolist(), diffusion.loss_weight(t).tolist(), strict=True):
-        product = math.prod(1 - (1e-4 + (0.02 - 1e-4) * step / 999) for step in range(index + 1))
-        snr = product / (1 - product)
-        divisor = {"epsilon": snr, "v": snr + 1, "x_0": 1.0, "residual": 1.0}[prediction_type]
-        assert weight == pytest.approx(min(snr, gamma) / divisor, rel=1e-5)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5])
-@pytest.mark.parametrize(
-    ("prediction_type", "at_infinite_snr", "at_zero_snr"),
-    [("epsilon", 0.0, 1.0), ("v", 0.0, 0.0), ("x_0", 5.0, 0.0), ("residual", 5.0, 0.0)],
-)
-def test_min_snr_weights_are_finite_at_both_ends(prediction_type, at_infinite_snr, at_zero_snr, share):
-    diffusion = make_diffusion(
-        prediction_type=prediction_type,
-        loss_weighting="min_snr",
-        beta_start=0.0,
-        zero_terminal_snr=True,
-        terminal_share=share,
-    )
-    weights = diffusion.loss_weight(torch.arange(1000))
-    assert weights.isfinite().all()
-    assert weights[0] == at_infinite_snr
-    assert weights[-1] == (1.0 if share > 0 else at_zero_snr)
-    assert weights[-2] < 1e-4 or prediction_type == "epsilon"  # only T - 1 is lifted by the terminal share
-
-
-def test_no_weighting_is_one():
-    assert torch.equal(make_diffusion().loss_weight(torch.tensor([0, 5, 999])), torch.ones(3))
-
-
 def test_check_refuses_epsilon_from_pure_noise_only():
-    with pytest.raises(UserError, match="cannot be recovered.*v, x_0 or residual.*mixture.*linear"):
-        make_diffusion(prediction_type="epsilon", zero_terminal_snr=True).check(999)
+    with pytest.raises(UserError, match="cannot be recovered.*v, x_0 or residual.*linear"):
+        make_diffusion(prediction_type="epsilon", zero_terminal_snr=True).check()
     with pytest.raises(UserError, match="cannot be recovered"):
-        make_diffusion(prediction_type="epsilon", beta_schedule="cosine").check(999)
-    make_diffusion(prediction_type="epsilon", zero_terminal_snr=True).check(500)
-    make_diffusion(prediction_type="epsilon").check(999)
+        make_diffusion(prediction_type="epsilon", beta_schedule="cosine").check()
+    make_diffusion(prediction_type="epsilon").check()
     for prediction_type in ["v", "x_0", "residual"]:
-        make_diffusion(prediction_type=prediction_type, zero_terminal_snr=True).check(999)
-    with pytest.raises(UserError, match="start_step is 1000.*0 to 999"):
-        make_diffusion().check(1000)
+        make_diffusion(prediction_type=prediction_type, zero_terminal_snr=True).check()
 
 
 @pytest.mark.parametrize(
@@ -209,8 +166,6 @@ def test_check_refuses_epsilon_from_pure_noise_only():
         ({"beta_end": 1.0}, "beta_end 1.0"),
         ({"beta_start": 0.0, "beta_end": 0.0}, "beta_end > 0"),
         ({"prediction_type": "sample"}, "prediction_type is 'sample'"),
-        ({"loss_weighting": "snr"}, "loss_weighting is 'snr'"),
-        ({"min_snr_gamma": 0.0}, "min_snr_gamma is 0.0"),
         ({"terminal_share": 1.5}, "terminal_share is 1.5"),
     ],
 )
@@ -219,14 +174,10 @@ def test_bad_options_are_refused(changes, message):
         make_diffusion(**changes)
 
 
-def test_the_terminal_share_goes_to_where_sampling_starts():
-    config = DiffusionConfig(start="mixture", start_step=300, terminal_share=0.4, loss_weighting="min_snr")
-    diffusion = Diffusion.from_config(config)
-    t = diffusion.sample_timesteps((torch.arange(10_000) + 0.5) / 10_000)
-    counts = torch.bincount(t, minlength=1000)
-    assert counts[300].item() == pytest.approx(4000 + 6, abs=2)
-    assert counts[999] <= 7
-    assert diffusion.loss_weight(torch.tensor([300, 999])).tolist() == [1, 0]
+def test_a_config_gives_its_process():
+    diffusion = Diffusion.from_config(DiffusionConfig(timesteps=300, terminal_share=0.4, beta_schedule="linear"))
+    assert diffusion.timesteps == len(diffusion.alphas_cumprod) == 300 and diffusion.terminal_share == 0.4
+    assert diffusion.alphas_cumprod[0] == pytest.approx(1 - 1e-4) and diffusion.alphas_cumprod[-1] == 0
 
 
 def test_a_schedule_that_ends_early_is_refused():

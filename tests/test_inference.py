@@ -107,7 +107,6 @@ def test_options_reach_the_separator(call):
         ["--seed", "1", "--steps", "3"],
         ["--seed", "1", "--samples", "2"],
         ["--seed", "1", "--sampler", "ddpm", "--steps", "3"],
-        ["--seed", "1", "diffusion.start=mixture", "diffusion.start_step=50"],
         ["--seed", "1", "separation.subtract=mask"],
     ]:
         assert vocals(*options) != reference, options

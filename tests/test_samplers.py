@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from diffvocsep.diffusion import Diffusion
-from diffvocsep.samplers import ddim, ddpm, dpmpp, sample, start_from, timestep_schedule
+from diffvocsep.samplers import ddim, ddpm, dpmpp, sample, timestep_schedule
 from diffvocsep.util.errors import UserError
 
 THEIR_NAME = {"epsilon": "epsilon", "v": "v_prediction", "x_0": "sample"}
@@ -28,8 +28,6 @@ def make_diffusion(**changes) -> Diffusion:
         beta_end=0.02,
         zero_terminal_snr=False,
         prediction_type="x_0",
-        loss_weighting="none",
-        min_snr_gamma=5.0,
         terminal_share=0.0,
     )
     return Diffusion(**options | changes)
@@ -115,7 +113,7 @@ def test_ddim_equals_diffusers_where_steps_divide_timesteps(prediction_type, zer
 @pytest.mark.parametrize("start", [999, 500])
 def test_ddim_follows_the_paper_for_any_number_of_steps(eta, start):
     diffusion = make_diffusion(prediction_type="v")
-    schedule = timestep_schedule(1000, 7, start)
+    schedule = timestep_schedule(start + 1, 7)
     x_T = gaussian_noise(1)(0).numpy()
     draw = gaussian_noise(5)
 
@@ -290,36 +288,18 @@ def test_schedule_equals_diffusers_trailing_spacing():
 
 
 def test_schedule_has_all_its_steps_and_starts_where_it_says():
-    for start in range(40):
-        for steps in range(1, start + 2):
-            schedule = timestep_schedule(40, steps, start)
-            assert len(schedule) == steps and schedule[0] == start and schedule[-1] >= 0
+    for timesteps in range(1, 41):
+        for steps in range(1, timesteps + 1):
+            schedule = timestep_schedule(timesteps, steps)
+            assert len(schedule) == steps and schedule[0] == timesteps - 1 and schedule[-1] >= 0
             assert all(t > s for t, s in itertools.pairwise(schedule))
-        assert schedule == list(range(start, -1, -1))
+        assert schedule == list(range(timesteps - 1, -1, -1))
 
 
-@pytest.mark.parametrize(
-    ("steps", "start", "message"),
-    [
-        (0, None, "ddim_steps is 0"),
-        (501, 499, "ddim_steps is 501.*1 to 500"),
-        (5, 1000, "start_step is 1000"),
-        (5, -1, "start_step is -1"),
-    ],
-)
-def test_impossible_schedules_are_refused(steps, start, message):
-    with pytest.raises(UserError, match=message):
-        timestep_schedule(1000, steps, start)
-
-
-def test_start_from_is_the_forward_process_on_the_mixture():
-    diffusion = make_diffusion(zero_terminal_snr=True)
-    noise = gaussian_noise(1)
-    mixture, fresh = noise(0), noise(1)
-    for step in [0, 500, 999]:
-        started = start_from(mixture, fresh, diffusion.alphas_cumprod, step)
-        torch.testing.assert_close(started, diffusion.q_sample(mixture, torch.tensor([step, step]), fresh))
-    assert torch.equal(started, fresh)  # nothing of the mixture is left at zero SNR
+@pytest.mark.parametrize("steps", [0, 501])
+def test_impossible_schedules_are_refused(steps):
+    with pytest.raises(UserError, match=f"ddim_steps is {steps}.*1 to 500"):
+        timestep_schedule(500, steps)
 
 
 def test_unknown_sampler_and_eta_are_refused():

@@ -25,6 +25,7 @@ from diffvocsep import separator as separator_module
 from diffvocsep.audio import read
 from diffvocsep.audio.resampling import resample
 from diffvocsep.checkpoint import save_checkpoint
+from diffvocsep.chunks import line_up, stitch
 from diffvocsep.config import Config, load_config, to_dict
 from diffvocsep.separator import Separator
 from diffvocsep.unet import UNet
@@ -105,8 +106,9 @@ def test_synthesis_in_pieces_is_the_inverse_of_the_whole(separator, sizes):
     """Up to the last frame's centre: past it, only the edge of one window is left, and dividing by it would amplify
     whatever a network put there. The resampling filter would then carry that back into the song."""
     spectra = torch.randn(2, 2, 33, sum(sizes), dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
-    whole = separator.stft.inverse(spectra, (sum(sizes) - 1) * 16).flatten(0, 1)
-    pieces = torch.cat(list(separator._synthesise(spectra.split(sizes, dim=-1))), dim=-1)
+    stft = separator.frontend.stft
+    whole = stft.inverse(spectra, (sum(sizes) - 1) * 16).flatten(0, 1)
+    pieces = torch.cat(list(stitch(spectra.split(sizes, dim=-1), stft)), dim=-1)
     torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=0)
 
 
@@ -144,9 +146,9 @@ def test_what_a_chunk_keeps_hardly_knows_where_it_ended(seconds, below):
     overrides = ["model.base_channels=4", "train.amp=none", f"separation.margin_seconds={seconds}"]
     config = load_config(None, overrides)
     separator = Separator(random_unet(config), config)
-    more, kept = 8 * separator.model.time_stride, slice(separator.margin, -separator.margin)
-    frames = separator.model.time_stride + 2 * separator.margin + 2 * more
-    x = torch.randn(1, 4, separator.bins, frames, generator=torch.Generator().manual_seed(0))
+    more, kept = 8 * separator.model.time_stride, slice(separator.grid.margin, -separator.grid.margin)
+    frames = separator.model.time_stride + 2 * separator.grid.margin + 2 * more
+    x = torch.randn(1, 4, separator.frontend.bins, frames, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = separator.model(x, x, torch.tensor([99]))[..., more:-more][..., kept]
         chunk = x[..., more:-more]
@@ -291,6 +293,11 @@ def test_a_stream_yields_before_it_has_read_everything(separator):
     assert max(read) < 10  # of 32
 
 
+def test_a_song_that_grows_while_it_is_read_is_one_sentence():
+    with pytest.raises(UserError, match="became longer"):
+        list(line_up([torch.zeros(2, 50)], [torch.zeros(2, 40), torch.zeros(2, 40)]))
+
+
 def test_empty_blocks_are_allowed(separator):
     mixture = song(0.5)
     blocks = [mixture[:, :0], mixture[:, :100], mixture[:, 100:100], mixture[:, 100:]]
@@ -340,25 +347,6 @@ def test_sampler_steps_and_eta_reach_the_sampler():
     different = combinations([deterministic, ddpm, dpmpp, one_step], 2)
     assert all(db(a - b, a) > -80 for a, b in different)
 
-    calls.clear()
-    middle = separator.configured(None, ["diffusion.start=mixture", "diffusion.start_step=50"])
-    middle.separate(mixture, RATE, steps=3)
-    assert calls == [50, 33, 16]
-
-
-def test_starting_from_the_mixture_starts_near_it():
-    seen = []
-
-    def answer(x_t, mixture, t):
-        seen.append((x_t, mixture))
-        return torch.zeros_like(mixture)
-
-    separator = stubbed(answer, "diffusion.start=mixture", "diffusion.start_step=10", "separation.chunk_seconds=1")
-    separator.separate(song(0.5), RATE)
-    (x_t, mixture), ac = seen[0], float(separator.diffusion.alphas_cumprod[10])
-    noise = x_t - ac**0.5 * mixture
-    assert float(noise.std()) == pytest.approx((1 - ac) ** 0.5, rel=0.02)
-
 
 @pytest.mark.parametrize(
     ("options", "key"),
@@ -376,18 +364,25 @@ def test_an_impossible_option_is_refused_by_name(separator, options, key):
         separator.separate(song(0.1), RATE, **options)
 
 
-def test_more_steps_than_the_start_leaves_are_refused():
-    separator = stubbed(nobody_sings, "diffusion.start=mixture", "diffusion.start_step=10")
-    with pytest.raises(UserError, match="ddim_steps.*start_step"):
-        separator.separate(song(0.1), RATE, steps=12)
-
-
 def test_epsilon_from_pure_noise_is_refused_with_the_reason():
     separator = stubbed(nobody_sings, "diffusion.prediction_type=epsilon")
     with pytest.raises(UserError, match="epsilon .*pure noise"):
         separator.separate(song(0.1), RATE)
-    from_the_mixture = separator.configured(None, ["diffusion.start=mixture", "diffusion.start_step=50"])
-    assert from_the_mixture.separate(song(0.1), RATE)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(("sampler", "flags"), [("ddpm", [0, 0, 0]), ("ddim", [0, 1, 1]), ("dpmpp", [0, 1, 1])])
+def test_the_network_is_told_what_holds_its_own_guess(sampler, flags):
+    """As it was in training (`train.refine_share`): noise alone is no guess, and ddpm draws its x_t anew."""
+    seen = []
+
+    class Told(Stub):
+        def forward(self, x_t, mixture, t, guessed):
+            seen.append(guessed.tolist())
+            return self.function(x_t, mixture, t)
+
+    separator = Separator(Told(nobody_sings), tiny_config("separation.chunk_seconds=1"))
+    separator.separate(song(0.5, 4), RATE, sampler=sampler, steps=3, eta=0.5)  # four channels are two groups
+    assert seen == [[flag, flag] for flag in flags]
 
 
 def test_settings_that_the_weights_are_bound_to_are_refused(separator):
@@ -466,4 +461,4 @@ def test_a_precision_that_was_chosen_for_another_machine_does_not_bind_this_one(
         save_checkpoint(tmp_path / "a.pt", {"config": to_dict(config), "ema": weights, "model": weights})
         separator = Separator.from_checkpoint(tmp_path / "a.pt", "cpu")
         assert separator.config.train.amp == own
-        assert separator.configured(None, ["train.amp=bf16"]).dtype == torch.bfloat16
+        assert separator.configured(None, ["train.amp=bf16"]).denoiser.dtype == torch.bfloat16

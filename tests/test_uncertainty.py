@@ -35,7 +35,7 @@ def test_the_spread_changes_nothing(separated):
 def test_mixture_and_vocals_lie_where_time_and_frequency_say(separated):
     separator, mixture, _, values = separated
     audio = separator.config.audio
-    expected = pool(separator.stft(mixture[None])[0].abs().square()).sqrt().numpy()
+    expected = pool(separator.frontend.stft(mixture[None])[0].abs().square()).sqrt().numpy()
     assert values["mixture"].shape == expected.shape == (len(values["frequency"]), len(values["time"]))
     assert np.abs(values["mixture"] - expected)[:, :-1].max() < 2e-3 * expected.max()
     assert values["frequency"][1] - values["frequency"][0] == pytest.approx(4 * RATE / audio.n_fft)
@@ -46,12 +46,12 @@ def test_mixture_and_vocals_lie_where_time_and_frequency_say(separated):
 def test_the_spread_is_the_standard_deviation_of_the_draws(monkeypatch):
     """A sampler whose draws are known: it returns the noise it starts from, whose deviation is 1 in the represented
     space; with compression 1 that space is linear."""
-    monkeypatch.setattr("diffvocsep.separator.sample", lambda sampler, denoise, x_T, *rest: x_T)
+    monkeypatch.setattr("diffvocsep.counterfactual.sample", lambda sampler, denoise, x_T, *rest: x_T)
     separator = stubbed(nobody_sings, "audio.compression=1.0", *STEPS[:1], "diffusion.samples=32")
     spread, mixture = Spread(separator.config.audio), 0.3 * song(0.9)
     separator.separate(mixture, RATE, spread=spread)
-    statistics = separator.representation.statistics(separator.stft(mixture[None]))
-    expected = float(separator.representation.level(statistics))  # E|X|^2 of unit noise, re and im each over 2
+    statistics = separator.frontend.representation.statistics(separator.frontend.stft(mixture[None]))
+    expected = float(separator.frontend.representation.level(statistics))  # E|X|^2 of unit noise, re and im each over 2
     found = spread.values()["spread"]
     assert np.sqrt((found**2).mean()) == pytest.approx(expected, rel=0.1)
     assert found[2:-2].std() < 0.2 * found.mean()

@@ -73,7 +73,7 @@ def test_more_bins_than_modelled_are_refused():
 def test_other_sizes(model):
     unet = perturbed(make_unet(attention=(), **model))
     assert unet(*inputs(unet, 11)).shape == (1, 4, 34, 11)
-    assert unet.time_stride == unet.patch[1] * 2 ** (len(model.get("channels_mult", (1, 2, 2))) - 1)
+    assert unet.time_stride == unet.patches.time * 2 ** (len(model.get("channels_mult", (1, 2, 2))) - 1)
 
 
 def test_the_untrained_network_outputs_zero():

@@ -21,7 +21,7 @@ def tiny_config(*overrides: str) -> Config:
 
 
 class Stub(nn.Module):
-    """A "network" that is a function of its input `(x_t, mixture, t)`."""
+    """A "network" that is a function of its input `(x_t, mixture, t)`, whoever made x_t."""
 
     time_stride = 8
 
@@ -29,7 +29,7 @@ class Stub(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
         return self.function(x_t, mixture, t)
 
 

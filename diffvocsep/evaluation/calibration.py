@@ -1,5 +1,5 @@
-"""Is the uncertainty honest? Where K counterfactuals lie far apart, is the error large; and does the truth lie among
-them as one more of them would?"""
+"""Calibration of the uncertainty: is the error large where K counterfactuals lie far apart, and does the truth lie among
+them as one more draw would?"""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from ..audio import resample
-from ..separator import Separator, to_groups
+from ..chunks import to_groups
+from ..separator import Separator
 from ..uncertainty import LEAST_STEPS, pool, require_samples
 from ..util.errors import UserError
 from .clips import Clip, Excerpt
@@ -73,7 +75,7 @@ def spectra(separator: Separator, clip: Clip, samples: int) -> tuple[Tensor, Ten
     def stft(waveform: Tensor) -> Tensor:
         audio = separator.config.audio
         groups = to_groups(resample(waveform, clip.sample_rate, audio.sample_rate), audio.channels)
-        return separator.stft(groups).flatten(0, 1)[:, : separator.bins]
+        return separator.frontend.modelled(groups).flatten(0, 1)
 
     return stft(clip.mixture), stft(clip.vocals), torch.stack([stft(draw) for draw in draws])
 
@@ -104,9 +106,8 @@ def judge(mixture: Tensor, truth: Tensor, samples: Tensor) -> Calibration:
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's: Pearson's correlation of the ranks, `(N,)` each."""
-    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1]) if len(first) > 2 else float("nan")
+    """Spearman's, of `(N,)` and `(N,)`; NaN of fewer than three."""
+    return float(spearmanr(first, second).statistic) if len(first) > 2 else float("nan")
 
 
 def within(level: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..config import AudioConfig, Config
 from ..counterfactual import subtract
+from ..denoiser import Denoiser
 from ..diffusion import Diffusion
-from ..spectrogram import STFT, TRUSTED, make_representation, modelled_bins
-from ..util.device import autocast
+from ..spectrogram import STFT, TRUSTED, Frontend
 
 RESOLUTIONS = (256, 1024)  # n_fft of the auxiliary STFT loss: one that sees onsets, one that sees harmonics
 
@@ -25,20 +25,15 @@ class Objective:
     """
 
     def __init__(self, config: Config) -> None:
-        audio = config.audio
         self.config = config
-        self.stft = STFT(audio.n_fft, audio.hop_length, audio.win_length)
-        self.resolutions = [STFT(n, n // 2, n) for n in RESOLUTIONS]
-        self.representation = make_representation(audio)
+        self.frontend = Frontend(config.audio)
         self.diffusion = Diffusion.from_config(config.diffusion)
-        self.bins = modelled_bins(audio)
-        self.synthesis = _band_stft(audio, self.bins)
+        self.resolutions = [STFT(n, n // 2, n) for n in RESOLUTIONS]
+        self.synthesis = _band_stft(config.audio, self.frontend.bins)
 
     def shape(self) -> tuple[int, int, int]:
         """`(C, F, T)` of one training item as the network sees it."""
-        audio = self.config.audio
-        length = round(self.config.data.segment_seconds * audio.sample_rate)
-        return audio.channels * self.representation.parts, self.bins, -(-length // audio.hop_length) + 1
+        return self.frontend.shape(round(self.config.data.segment_seconds * self.config.audio.sample_rate))
 
     def __call__(
         self,
@@ -56,58 +51,49 @@ class Objective:
             noise: `(B, C, F, T)`, standard normal.
             dtype: autocast type of the network, or None.
         """
-        mixture, accompaniment = (
-            self.stft(w)[:, :, : self.bins] for w in (batch["vocals"] + batch["accompaniment"], batch["accompaniment"])
-        )
-        statistics = self.representation.statistics(mixture)
-        statistics[:, 0] *= 10 ** (batch["level_db"] / 10 * self.representation.exponent)
-        x_mixture = self.representation.encode(mixture, statistics)
-        x_start = self.representation.encode(accompaniment, statistics)
+        denoiser, representation = Denoiser(model, self.diffusion, dtype), self.frontend.representation
+        mixture = self.frontend.modelled(batch["vocals"] + batch["accompaniment"])
+        accompaniment = self.frontend.modelled(batch["accompaniment"])
+        statistics = representation.statistics(mixture)
+        statistics[:, 0] *= 10 ** (batch["level_db"] / 10 * representation.exponent)
+        x_mixture = representation.encode(mixture, statistics)
+        x_start = representation.encode(accompaniment, statistics)
 
         t = self.diffusion.sample_timesteps(uniform[:, 0])
         x_t = self.diffusion.q_sample(x_start, t, noise)
-        guessed = ((uniform[:, 1] < self.config.train.refine_share) & (t < self.diffusion.start)).float()
+        below = t < self.diffusion.timesteps - 1
+        guessed = ((uniform[:, 1] < self.config.train.refine_share) & below).float()
         if self.config.train.refine_share:
-            x_t = self._from_guesses(model, x_t, x_mixture, t, noise, guessed, dtype)
-        with autocast(x_t.device, dtype):
-            output = model(x_t, x_mixture, t, guessed).float()
+            x_t = self._from_guesses(denoiser, x_t, x_mixture, t, noise, guessed)
+        output = denoiser.output(x_t, x_mixture, t, guessed)
         target = self.diffusion.target(x_start, noise, t, x_mixture)
 
         mask = self._trusted_bins(batch["source_rate"])
         error = (output - target) * mask
         per_item = (error.square() + error.abs()).mean(dim=(1, 3)).sum(-1) / mask.sum(dim=(1, 2, 3))
-        diffusion = (self.diffusion.loss_weight(t) * per_item).mean()
+        diffusion = per_item.mean()
         terms = {"loss": diffusion, "diffusion": diffusion, "per_item": per_item.detach(), "t": t}
         if self.config.train.loss_voc_weight:
-            x_0 = self.diffusion.predict_x_start(output, x_t, t, x_mixture)
+            x_0 = denoiser.x_0(output, x_t, x_mixture, t)
             how = self.config.separation.subtract
-            estimate = subtract(how, mixture, x_mixture, x_0, statistics, self.representation)
+            estimate = subtract(how, mixture, x_mixture, x_0, statistics, representation)
             terms["vocals"] = self._vocal_loss(estimate * mask, (mixture - accompaniment) * mask, mixture)
             terms["loss"] = diffusion + self.config.train.loss_voc_weight * terms["vocals"]
         return terms
 
     @torch.no_grad()
     def _from_guesses(
-        self,
-        model: nn.Module,
-        x_t: Tensor,
-        x_mixture: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        guessed: Tensor,
-        dtype: torch.dtype | None,
+        self, denoiser: Denoiser, x_t: Tensor, x_mixture: Tensor, t: Tensor, noise: Tensor, guessed: Tensor
     ) -> Tensor:
         """`x_t`, where `guessed` is 1 made from the x_0 that the network guesses from the same noise alone: what a
         deterministic sampler hands it in its next step, and the truth does not."""
-        # Everywhere the shape of the batch is what the graph depends on; only XLA would compile anew for each count.
+        # Only the guessed items are computed; but XLA would compile anew for each number of them, so there all are.
         rows = torch.arange(len(t), device=t.device) if t.device.type == "xla" else guessed.nonzero()[:, 0]
         if not len(rows):
             return x_t
         noise, x_mixture, t = noise[rows], x_mixture[rows], t[rows]
-        first = torch.full_like(t, self.diffusion.start)
-        with autocast(x_t.device, dtype):
-            output = model(noise, x_mixture, first, torch.zeros_like(guessed[rows])).float()
-        x_0 = self.diffusion.predict_x_start(output, noise, first, x_mixture)
+        first = torch.full_like(t, self.diffusion.timesteps - 1)
+        x_0 = denoiser(noise, x_mixture, first, torch.zeros_like(guessed[rows]))
         again = self.diffusion.q_sample(x_0, t, noise)
         chosen = guessed[rows, None, None, None] > 0
         return x_t.index_copy(0, rows, torch.where(chosen, again, x_t[rows]))
@@ -115,7 +101,7 @@ class Objective:
     def _trusted_bins(self, source_rate: Tensor) -> Tensor:
         """`(B, 1, F, 1)`: 1 where the item's source holds content, 0 above."""
         audio = self.config.audio
-        hertz = torch.arange(self.bins, device=source_rate.device) * (audio.sample_rate / audio.n_fft)
+        hertz = torch.arange(self.frontend.bins, device=source_rate.device) * (audio.sample_rate / audio.n_fft)
         return (hertz <= TRUSTED * source_rate[:, None]).float()[:, None, :, None]
 
     def _vocal_loss(self, estimate: Tensor, vocals: Tensor, mixture: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from .run_folder import numbered
 # Under other values of these, dev scores cannot be compared.
 DECISIVE = """data.dataset data.dev_root data.musdb_root data.musdbhq_root data.synthetic_seconds
     train.seed train.val_batches train.val_seconds
-    diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.start diffusion.start_step
+    diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples
     separation.subtract separation.chunk_seconds separation.margin_seconds"""
 
 

@@ -19,8 +19,8 @@ from ..config import Config, to_dict
 from ..data import Segments, Track, dev_tracks, train_tracks
 from ..data.loader import load_segments, with_noise
 from ..data.stems import fill_cache
-from ..separator import Separator, first_timestep
-from ..unet import UNet
+from ..separator import Separator
+from ..unet import make_network
 from ..util.atomic import remove_leftovers, require_folder
 from ..util.device import amp_dtype, channels_last
 from ..util.errors import UserError
@@ -58,10 +58,10 @@ class Trainer:
         self.folder = Path(config.log.checkpoint_dir)
         self.total_steps = train.max_steps or train.epochs * train.steps_per_epoch
         self.objective = Objective(config)
-        self.objective.diffusion.check(first_timestep(config))
+        self.objective.diffusion.check()
         with SEEDED:
             torch.manual_seed(train.seed)
-            self.model = UNet(config).to(self.device)
+            self.model = make_network(config).to(self.device)
         self.dtype = amp_dtype(train.amp, self.device)
         if channels_last(train.channels_last, self.device, self.dtype):
             self.model = self.model.to(memory_format=torch.channels_last)

@@ -464,7 +464,7 @@ def test_overrides_that_would_have_no_effect_are_refused(overrides, words, songs
 
 
 def test_overrides_that_others_make_useless_are_named(model, capsys):
-    overrides = ["diffusion.sampler=ddpm", "diffusion.ddim_steps=2", "diffusion.eta=0.5", "diffusion.start=noise"]
+    overrides = ["diffusion.sampler=ddpm", "diffusion.ddim_steps=2", "diffusion.eta=0.5"]
     modes._model(Namespace(model_path=model, device="cpu", overrides=overrides, sweep=False))
     assert capsys.readouterr().err == "note: diffusion.eta = 0.5 is ignored: diffusion.sampler is ddpm\n"
 

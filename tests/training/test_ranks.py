@@ -121,10 +121,10 @@ def test_a_dead_process_ends_the_run_and_one_alone_goes_on(tmp_path):
     assert state["step"] == end and state["samples"] == 4 * (end - 2) + 2 * 2
     assert len(list((tmp_path / "tb").iterdir())) == 1
 
-    again = torchrun(tmp_path, f"train.max_steps={end + 1}", "diffusion.start_step=7")
+    again = torchrun(tmp_path, f"train.max_steps={end + 1}", "diffusion.beta_end=0.03")
     out, error = again.communicate(timeout=300)
     assert again.returncode == 0, error
-    assert error.count("note: diffusion.start_step = 7 is ignored") == 1
+    assert error.count("note: diffusion.beta_end = 0.03 is ignored") == 1
     assert out.count(f"step {end + 1}: median SDR") == 1, "the first validates alone"
     assert load_checkpoint(last)["samples"] == 4 * (end - 2) + 2 * 2 + 4
 

@@ -315,7 +315,7 @@ def test_another_architecture_or_representation_is_refused_in_one_sentence(undis
 
 @pytest.mark.parametrize(
     "means_nothing",
-    ["diffusion.beta_start=0.001", "audio.log1p_scale=3", "model.attention_heads=2", "diffusion.start_step=7"],
+    ["diffusion.beta_start=0.001", "audio.log1p_scale=3", "model.attention_heads=2", "diffusion.beta_end=0.03"],
 )
 def test_what_means_nothing_may_change_and_is_not_mentioned(tmp_path, undisturbed, capsys, means_nothing):
     checkpoint.save_checkpoint(tmp_path / "ck" / "last.pt", undisturbed.state())

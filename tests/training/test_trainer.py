@@ -154,7 +154,7 @@ def test_gradients_are_clipped_to_a_norm_and_reported_as_they_were(tmp_path):
 
 def test_a_step_moves_no_tables_or_windows(tmp_path, monkeypatch):
     """A copy from the computer's memory to a GPU waits for all that was asked of it: once, not at every step."""
-    trainer = make(tmp_path, "diffusion.loss_weighting=min_snr", "diffusion.prediction_type=v")
+    trainer = make(tmp_path, "diffusion.prediction_type=v")
     stream, moved = trainer._steps(), []
     first, second = next(stream), next(stream)
     original = torch.Tensor.to

@@ -39,7 +39,7 @@ def test_the_stand_in_sees_a_wrong_device_and_a_wait_for_the_gpu(fake_cuda):
 @pytest.mark.parametrize(
     "how",
     [
-        ["diffusion.loss_weighting=min_snr", "diffusion.sampler=ddpm"],
+        ["diffusion.prediction_type=v", "diffusion.sampler=ddpm"],
         ["separation.subtract=mask", "diffusion.eta=1", "audio.bandwidth=3000"],
         ["audio.representation=magnitude", "separation.subtract=normalized", "diffusion.sampler=dpmpp"],
     ],
@@ -52,14 +52,14 @@ def test_everything_is_on_the_gpu_and_nothing_waits_for_it(fake_cuda, tmp_path, 
     objective, separator = Objective(config), Separator(UNet(config), config, CUDA)
     with fake_cuda:
         with CUDA:
-            separator.model = UNet(config)
+            separator.denoiser.model = UNet(config)
             batch = {side: torch.randn(2, channels, 4000) for side in ("vocals", "accompaniment")}
             batch |= {"source_rate": torch.full((2,), 8000.0), "level_db": torch.zeros(2)}
-            uniform, noise = torch.rand(2), torch.randn(2, *objective.shape())
+            uniform, noise = torch.rand(2, 2), torch.randn(2, *objective.shape())
             mixture = torch.randn(2, channels, 257, 64, dtype=torch.complex64)
         terms = objective(separator.model, batch, uniform, noise)
-        statistics = separator.representation.statistics(mixture[:1])
-        vocals, variance = separator._separate_chunks(mixture, statistics, [0, 32], separator.bins, config)
+        statistics = separator.frontend.representation.statistics(mixture[:1])
+        vocals, variance = separator.vocals(mixture, statistics, [0, 32], separator.frontend.bins, config)
     assert {value.device for value in (*terms.values(), vocals, variance)} == {CUDA}
     assert vocals.shape == mixture.shape
 

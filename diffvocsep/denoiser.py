@@ -1,0 +1,40 @@
+"""The denoiser: what the network says, read as x_0. Training and every sampler look at the network through it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .diffusion import Diffusion
+from .util.device import autocast
+
+
+class Denoiser:
+    """`denoiser(x_t, x_mixture, t, guessed)` -> x_0, whatever the network predicts (`diffusion.prediction_type`).
+
+    Args:
+        model: the network, `(x_t, x_mixture, t, guessed) -> (B, C, F, T)`; see `UNet.forward`.
+        dtype: autocast type in which the network computes, None for its own; what comes out is float32.
+    """
+
+    def __init__(self, model: nn.Module, diffusion: Diffusion, dtype: torch.dtype | None = None) -> None:
+        self.model, self.diffusion, self.dtype = model, diffusion, dtype
+
+    def __call__(self, x_t: Tensor, x_mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
+        """x_0 `(B, C, F, T)`, from x_t and the represented mixture, likewise.
+
+        Args:
+            t: timesteps, int64 `(B,)`.
+            guessed: `(B,)`, 1 where x_t was made from an x_0 of the network's own, 0 where from the truth or from
+                noise alone. A guess is not to be trusted as the truth is, and the network is told.
+        """
+        return self.x_0(self.output(x_t, x_mixture, t, guessed), x_t, x_mixture, t)
+
+    def output(self, x_t: Tensor, x_mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
+        """What the network predicts, float32 `(B, C, F, T)`: the loss compares it with `Diffusion.target`."""
+        with autocast(x_t.device, self.dtype):
+            return self.model(x_t, x_mixture, t, guessed).float()
+
+    def x_0(self, output: Tensor, x_t: Tensor, x_mixture: Tensor, t: Tensor) -> Tensor:
+        """The x_0 that `output` stands for."""
+        return self.diffusion.predict_x_start(output, x_t, t, x_mixture)
