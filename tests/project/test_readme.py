@@ -179,8 +179,9 @@ def test_the_pages_are_short():
 
 
 @pytest.mark.parametrize("page", [*README.values(), *PAGES, *OTHERS])
-def test_documents_explain_and_name_no_commit(page):
+def test_documents_explain_and_are_no_log(page):
     assert COMMIT.findall(read(page)) == []
+    assert re.findall(r"\b(?:we wanted|at commit|used to be)\b", read(page)) == []
 
 
 def test_the_rule_about_commits_knows_one():
