@@ -217,6 +217,14 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "data.equalizer_db": (3.0, (), segments),
     "data.reverb": (1.0, (), segments),
     "data.turn": (1.0, ("audio.channels=2",), segments),
+    "data.pitch_semitones": (5.0, (), segments),
+    "data.second_voice": (1.0, (), segments),
+    "data.doubling": (1.0, (), segments),
+    "data.harmony": (1.0, (), segments),
+    "data.compressor": (1.0, (), segments),
+    "data.saturation": (1.0, (), segments),
+    "data.echo": (1.0, (), segments),
+    "data.limiter": (1.0, (), segments),
     "model.base_channels": (8, (), steps),
     "model.channels_mult": ("[1, 1, 2]", (), steps),
     "model.blocks": (2, (), steps),
@@ -246,6 +254,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "train.epochs": (2, ("train.max_steps=0",), written),
     "train.steps_per_epoch": (5, (), written),
     "train.max_steps": (7, (), written),
+    "train.max_minutes": (1e-6, (), written),
     "train.optimizer": ("adamw", (), steps),
     "train.lr": (0.01, (), steps),
     "train.weight_decay": (0.5, (), steps),
@@ -254,6 +263,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "train.grad_clip": (0.01, (), steps),
     "train.ema_decay": (0.1, (), steps),
     "train.loss_voc_weight": (0.0, (), steps),
+    "train.refine_share": (1.0, (), steps),
     "train.val_every_steps": (5, (), written),
     "train.val_batches": (3, (), clips),
     "train.val_seconds": (0.25, (), clips),
@@ -276,6 +286,7 @@ IGNORING: dict[str, tuple[str, ...]] = {
     "data.channel_swap": ("audio.channels=1",),
     "data.turn": ("audio.channels=1",),
     "diffusion.eta": ("diffusion.sampler=dpmpp", *STEPS),
+    "train.max_steps": ("train.max_minutes=1e-6",),
 }
 USED_KEYS = sorted({key for _, _, keys in USED for key in keys.split()})
 
