@@ -1,5 +1,5 @@
-"""Calibration of the uncertainty: is the error large where K counterfactuals lie far apart, and does the truth lie among
-them as one more draw would?"""
+"""Calibration of the uncertainty: is the error large where K counterfactuals lie far apart, and does the truth lie
+among them as one more draw would?"""
 
 from __future__ import annotations
 
