@@ -312,6 +312,12 @@ IMPOSSIBLE = [
     ("data.equalizer_db", "-1", "at least 0"),
     ("data.reverb", "1.5", "between 0 and 1"),
     ("data.turn", "-0.1", "between 0 and 1"),
+    ("data.pitch_semitones", "12.5", "between 0 and 12"),
+    *[
+        (f"data.{name}", value, "between 0 and 1")
+        for name in ("second_voice", "doubling", "harmony", "compressor", "saturation", "echo", "limiter")
+        for value in ("-0.1", "1.1")
+    ],
     ("model.base_channels", "0", "at least 1"),
     ("model.channels_mult", "[1, 2]", "at least three numbers"),
     ("model.channels_mult", "[1, 0, 2]", "each at least 1"),
@@ -340,6 +346,7 @@ IMPOSSIBLE = [
     ("train.epochs", "0", "at least 1"),
     ("train.steps_per_epoch", "0", "at least 1"),
     ("train.max_steps", "-1", "at least 0"),
+    ("train.max_minutes", "-1", "at least 0"),
     ("train.lr", "0", "more than 0"),
     ("train.weight_decay", "-0.1", "at least 0"),
     ("train.warmup_steps", "-1", "at least 0"),
@@ -347,6 +354,7 @@ IMPOSSIBLE = [
     ("train.ema_decay", "1", "less than 1"),
     ("train.ema_decay", "-0.5", "at least 0"),
     ("train.loss_voc_weight", "-1", "at least 0"),
+    ("train.refine_share", "1.1", "between 0 and 1"),
     ("train.val_every_steps", "0", "at least 1"),
     ("train.val_batches", "0", "at least 1"),
     ("train.val_seconds", "0", "more than 0"),

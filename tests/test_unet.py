@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from diffvocsep.config import AudioConfig, Config, DataConfig, ModelConfig
 from diffvocsep.unet import (
+    ATTENTION_SECONDS,
+    Attention,
+    DualPath,
     FrameNorm,
-    FrequencyAttention,
     FrequencyLinear,
     ResBlock,
     UNet,
     magnitudes,
+    rotate,
     timestep_embedding,
 )
 
@@ -93,11 +96,21 @@ def receptive_field(model: UNet) -> int:
     return furthest
 
 
-def test_a_frame_depends_on_its_neighbourhood_only():
-    """47 frames: two convolutions on each scale, down and up, and the grid."""
-    model = perturbed(make_unet())
+@pytest.fixture
+def short_attention(monkeypatch) -> int:
+    """Attention along time with a window of 3 frames at scale 2: 24 of the input's, whose number is returned."""
+    seconds = 24 * AUDIO.hop_length / AUDIO.sample_rate
+    monkeypatch.setattr("diffvocsep.unet.ATTENTION_SECONDS", seconds)
+    return 24
+
+
+@pytest.mark.parametrize("attention", [(), (2,)])
+def test_a_frame_depends_on_its_neighbourhood_only(attention, short_attention):
+    """47 frames: two convolutions on each scale, down and up, and the grid; attention adds its window."""
+    model = perturbed(make_unet(attention=attention))
     reach = receptive_field(model)
-    assert 16 < reach < 48
+    most = 47 + (short_attention if attention else 0)
+    assert (most - 24 if attention else 16) < reach <= most
 
     x_t, mixture, t = inputs(model, 168)
     frame, far = 80, torch.arange(168).sub(80).abs() > reach
@@ -107,14 +120,24 @@ def test_a_frame_depends_on_its_neighbourhood_only():
     assert (one[..., far] - other[..., far]).abs().max() > 0.1 * one.abs().max()
 
 
-def test_shifting_by_the_time_stride_shifts_the_output():
-    model = perturbed(make_unet())
-    x_t, mixture, t = inputs(model, 168)
+def test_the_window_of_attention_is_given_in_seconds():
+    """At every scale: what a frame there stands for doubles from one to the next."""
+    model = make_unet(attention=(0, 2))
+    for i in (0, 2):
+        frame = MODEL.patch[1] * 2**i * AUDIO.hop_length / AUDIO.sample_rate
+        assert model.down[i].attention.time.window == pytest.approx(ATTENTION_SECONDS / frame, abs=0.5)
+    assert model.down[0].attention.frequency.window is None
+
+
+@pytest.mark.parametrize("attention", [(), (2,)])
+def test_shifting_by_the_time_stride_shifts_the_output(attention, short_attention):
+    model = perturbed(make_unet(attention=attention))
+    x_t, mixture, t = inputs(model, 200)
     stride = model.time_stride
     whole, later = model(x_t, mixture, t), model(x_t[..., stride:], mixture[..., stride:], t)
-    torch.testing.assert_close(later[..., 48:-48], whole[..., stride + 48 : -48], rtol=1e-5, atol=1e-5)
-    off_grid = model(x_t[..., 1:], mixture[..., 1:], t)[..., 48:-48]
-    assert (off_grid - whole[..., 49:-48]).abs().max() > 1e-3  # the grid is what makes the difference
+    torch.testing.assert_close(later[..., 72:-72], whole[..., stride + 72 : -72], rtol=1e-5, atol=1e-5)
+    off_grid = model(x_t[..., 1:], mixture[..., 1:], t)[..., 72:-72]
+    assert (off_grid - whole[..., 73:-72]).abs().max() > 1e-3  # the grid is what makes the difference
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -122,7 +145,7 @@ def test_shifting_by_the_time_stride_shifts_the_output():
 def test_the_head_is_a_gain_on_each_input_and_an_offset(channels, representation):
     """Real and imaginary parts multiply as complex numbers; magnitudes multiply as they are."""
     model = make_unet({"channels": channels, "representation": representation})
-    count, patch = channels * (2 if representation == "complex" else 1), math.prod(model.patch)
+    count, patch = channels * (2 if representation == "complex" else 1), math.prod(MODEL.patch)
     gain, gain_x, offset = (tensor(count, seed=seed) for seed in range(3))
     with torch.no_grad():
         model.head[-1].bias.copy_(torch.cat([gain, gain_x, offset]).repeat_interleave(patch))
@@ -172,6 +195,15 @@ def test_the_output_depends_on_both_inputs_and_the_timestep():
         assert (model(*changed) - output).abs().max() > 1e-4
 
 
+def test_the_network_is_told_which_x_t_was_guessed():
+    """Item by item; None says that none was."""
+    model = perturbed(make_unet())
+    x_t, mixture, t = inputs(model, 24, batch=2)
+    untold, told = model(x_t, mixture, t), model(x_t, mixture, t, torch.tensor([0.0, 1.0]))
+    assert torch.equal(told[0], untold[0]) and (told[1] - untold[1]).abs().max() > 1e-4
+    assert torch.equal(model(x_t, mixture, t, torch.zeros(2)), untold)
+
+
 def test_timesteps_count_relative_to_their_number():
     """t / T is what the network sees: with T = 100, timestep 50 looks like 500 of 1000."""
     model = perturbed(make_unet())
@@ -184,7 +216,7 @@ def test_timesteps_count_relative_to_their_number():
 def test_every_parameter_learns():
     model = perturbed(make_unet(attention=(0, 2), blocks=2)).train()
     x_t, mixture, t = inputs(model, 24)
-    (model(x_t, mixture, t) - mixture).square().mean().backward()
+    (model(x_t, mixture, t, torch.ones(1)) - mixture).square().mean().backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert dead == []
 
@@ -230,22 +262,58 @@ def test_timestep_embedding_is_the_formula():
     assert torch.pdist(timestep_embedding(torch.arange(1000), 64)).min() > 0.1
 
 
-def test_attention_is_softmax_over_the_bins_of_a_frame():
-    channels, heads, bins, frames = 8, 2, 6, 3
-    layer = perturbed(FrequencyAttention(channels, heads))
-    x = tensor(2, channels, frames, bins)
-    expected = x.clone()
-    for item in range(2):
-        for frame in range(frames):
-            rows = layer.norm(x)[item, :, frame].T  # (bins, channels)
-            q, k, v = (rows @ layer.qkv.weight.T + layer.qkv.bias).split(channels, dim=1)
-            mixed = []
-            for head in range(heads):
-                part = slice(head * channels // heads, (head + 1) * channels // heads)
-                scores = torch.softmax(q[:, part] @ k[:, part].T / math.sqrt(channels / heads), dim=1)
-                mixed.append(scores @ v[:, part])
-            expected[item, :, frame] += (torch.cat(mixed, dim=1) @ layer.out.weight.T + layer.out.bias).T
-    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+def turned(x: Tensor) -> Tensor:
+    """Rows `(L, D)`, D even, as complex numbers of first and second half, times e^{i position 10000^(-k / (D / 2))}."""
+    half = x.shape[1] // 2
+    angles = torch.tensor([[i * 10000 ** (-k / half) for k in range(half)] for i in range(len(x))])
+    product = torch.complex(x[:, :half], x[:, half:]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([product.real, product.imag], dim=1)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_attention_is_softmax_over_the_places_within_the_window(window):
+    channels, heads, length = 8, 2, 6
+    layer = perturbed(Attention(channels, heads, window))
+    rows = tensor(3, length, channels)
+    expected = []
+    for row in rows:
+        normed = nn.functional.layer_norm(row, (channels,), layer.norm.weight, layer.norm.bias)
+        q, k, v = (normed @ layer.qkv.weight.T + layer.qkv.bias).split(channels, dim=1)
+        heard = []
+        for head in range(heads):
+            part = slice(head * channels // heads, (head + 1) * channels // heads)
+            scores = turned(q[:, part]) @ turned(k[:, part]).T / math.sqrt(channels / heads)
+            for i, j in [(i, j) for i in range(length) for j in range(length) if window and abs(i - j) > window]:
+                scores[i, j] = -math.inf
+            heard.append(torch.softmax(scores, dim=1) @ v[:, part])
+        expected.append(row + torch.cat(heard, dim=1) @ layer.out.weight.T + layer.out.bias)
+    torch.testing.assert_close(layer(rows), torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 6, 7])
+def test_a_rotation_tells_how_far_apart_two_places_are_and_not_where(channels):
+    q, k = tensor(20, channels), tensor(20, channels, seed=1)
+
+    def score(first: int, second: int) -> Tensor:
+        return (rotate(q, torch.arange(20) + first) * rotate(k, torch.arange(20) + second)).sum(-1)
+
+    torch.testing.assert_close(score(0, 3), score(500, 503), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(rotate(q, torch.arange(20)).norm(dim=-1), q.norm(dim=-1))
+    assert channels == 1 or (score(0, 3) - score(0, 4)).abs().max() > 0.1
+    assert torch.equal(rotate(q, torch.arange(20))[:, 2 * (channels // 2) :], q[:, 2 * (channels // 2) :])
+
+
+def test_dual_path_is_attention_within_frames_and_then_within_rows():
+    layer = perturbed(DualPath(8, 2, window=2))
+    x = tensor(2, 8, 7, 5)  # (B, C, T, F)
+    frames = torch.stack([layer.frequency(x[:, :, k].mT).mT for k in range(7)], dim=2)
+    rows = torch.stack([layer.time(frames[..., k].mT).mT for k in range(5)], dim=3)
+    torch.testing.assert_close(layer(x), rows, rtol=1e-4, atol=1e-5)
+
+
+def test_dual_path_hears_no_frame_outside_its_window():
+    seen = reach(perturbed(DualPath(8, 2, window=2)), tensor(1, 8, 9, 5), frame=4, frequency=3)
+    assert seen[2:7].all() and not seen[[0, 1, 7, 8]].any()
 
 
 def reach(layer: nn.Module, x: Tensor, frame: int, frequency: int) -> Tensor:
@@ -255,11 +323,10 @@ def reach(layer: nn.Module, x: Tensor, frame: int, frequency: int) -> Tensor:
     return x.grad.abs().amax(dim=(0, 1)) > 0
 
 
-@pytest.mark.parametrize("kind", ["linear", "attention", "norm"])
+@pytest.mark.parametrize("kind", ["linear", "norm"])
 def test_frequency_layers_see_all_bins_of_their_own_frame(kind):
     layers = {
         "linear": FrequencyLinear(8, 20, divisor=4),
-        "attention": FrequencyAttention(8, 2),
         "norm": FrameNorm(16),  # two channels per group
     }
     layer = perturbed(layers[kind])
@@ -275,7 +342,7 @@ def test_frequency_linear_hears_another_bin_directly():
     assert layer.down.out_features == 8  # at least, however large the divisor
 
 
-@pytest.mark.parametrize("layer", [ResBlock(8, 8, 16), FrequencyLinear(8, 20, 4), FrequencyAttention(8, 2)])
+@pytest.mark.parametrize("layer", [ResBlock(8, 8, 16), FrequencyLinear(8, 20, 4), DualPath(8, 2, 3)])
 def test_layers_start_near_identity(layer):
     x = tensor(1, 8, 5, 20)
     if isinstance(layer, ResBlock):

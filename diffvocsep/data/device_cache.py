@@ -66,18 +66,17 @@ class DeviceCache:
         batch = {name: values.to(self.device) if name != "index" else values
                  for name, values in describe(draws).items()}  # fmt: skip
         for side in SIDES:
-            cuts = [getattr(draw, side) for draw in draws]
-            batch[side] = render(self._crops(side, cuts), cuts, self.segments.length, self.segments.config)
-        seconds = [i for i, draw in enumerate(draws) if draw.second]
-        if seconds:
-            crops = self._crops("vocals", [draws[i].second for i in seconds])
-            batch["vocals"][seconds] += render(
-                crops, [draws[i].second for i in seconds], self.segments.length, self.segments.config
-            )
+            batch[side] = self._render(side, [getattr(draw, side) for draw in draws])
+        rows = [i for i, draw in enumerate(draws) if draw.second]
+        if rows:
+            batch["vocals"][rows] += self._render("vocals", [draws[i].second for i in rows])
         for i, draw in enumerate(draws):
             for side, waveform in limit({side: batch[side][i] for side in SIDES}, draw.limiter).items():
                 batch[side][i] = waveform
         return batch
+
+    def _render(self, side: str, cuts: list[Cut]) -> Tensor:
+        return render(self._crops(side, cuts), cuts, self.segments.length, self.segments.config)
 
     def _crops(self, side: str, cuts: list[Cut]) -> Tensor:
         """What `cuts` take out of the songs, `(B, C, N)`."""

@@ -30,6 +30,7 @@ def shift_pitch(waveform: Tensor, semitones: float) -> Tensor:
     A phase vocoder (Flanagan and Golden 1966; torchaudio's) makes it longer, resampling makes it as long as before.
     """
     length, factor = waveform.shape[-1], 2 ** (semitones / 12)
+    waveform = F.pad(waveform, (0, max(0, N_FFT - length)))  # of less than half a window there is no spectrum
     window = torch.hann_window(N_FFT, device=waveform.device)
     spectrum = torch.stft(waveform, N_FFT, HOP, window=window, return_complex=True)
     advance = torch.linspace(0, np.pi * HOP, spectrum.shape[-2], device=waveform.device)[:, None]

@@ -26,6 +26,9 @@ SIDES = ("vocals", "accompaniment")
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
 SECOND_DB = (-9.0, 0.0)  # level of a second voice beside the first
 PITCHED = 0.25  # share of the voices whose pitch data.pitch_semitones changes
+VOICE_CHAIN = {  # key of `data` that says how often -> effect
+    "compressor": Compressor, "saturation": Saturation, "harmony": Harmony, "doubling": Doubling, "echo": Echo,
+}  # fmt: skip
 HISS = 1e-3  # a stem 60 dB below the other holds noise only, which is not made louder
 SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration
 
@@ -147,62 +150,84 @@ class Segments(Dataset):
         return self.size
 
     def draw(self, index: int) -> Draw:
-        """What chance decides about segment `index`."""
-        data, audio = self.config.data, self.config.audio
-        rng = generator(self.config.train.seed, "segments", index)
-        singer = band = int(rng.choice(len(self.tracks), p=self.weights["vocals"]))
-        gain_db = 0.0
-        remix = rng.random() < data.remix_probability
-        if remix or "accompaniment" not in self.tracks[singer].stems:
-            band = int(rng.choice(len(self.tracks), p=self.weights["accompaniment"]))
-            voice = self.tracks[singer].loudness("vocals", audio.sample_rate)
-            music = self.tracks[band].loudness("accompaniment", audio.sample_rate)
-            if voice > HISS * music and music > HISS * voice:
-                gain_db = REMIX_DB + 20 * np.log10(music / voice)
-        crops = {i: _crop(self.tracks[i], self.length, data.speed_semitones, audio.sample_rate, rng)
-                 for i in (singer, band)}  # fmt: skip
+        """What chance decides about segment `index`.
 
-        def cut(track: int, gain_db: float) -> Cut:
-            start, samples = crops[track]
-            equalizer_db = np.zeros(len(KNOTS))
-            if samples != self.length or data.equalizer_db:
-                equalizer_db = data.equalizer_db * rng.standard_normal(len(KNOTS))
-            swap, flip = rng.random() < data.channel_swap, rng.random() < data.polarity_flip
-            room = Room.draw(rng) if rng.random() < data.reverb else None
-            turned = data.turn and audio.channels == 2 and rng.random() < data.turn
-            angle = rng.uniform(-np.pi / 2, np.pi / 2) if turned else 0.0
-            gain = 10 ** (gain_db / 20) * (-1 if flip else 1)
-            return Cut(track, start, samples, gain, equalizer_db, bool(swap), angle, room)
-
-        def effects() -> tuple[Effect, ...]:
-            found: list[Effect] = []
-            if data.pitch_semitones and rng.random() < PITCHED:
-                found.append(Pitch(rng.uniform(-data.pitch_semitones, data.pitch_semitones)))
-            chain = ((data.compressor, Compressor), (data.saturation, Saturation), (data.harmony, Harmony),
-                     (data.doubling, Doubling), (data.echo, Echo))  # fmt: skip
-            return (*found, *(kind.draw(rng) for share, kind in chain if share and rng.random() < share))
-
-        vocals = cut(singer, gain_db + rng.uniform(-data.gain_db, data.gain_db))
-        accompaniment = cut(band, rng.uniform(-data.gain_db, data.gain_db))
-        silent = rng.random() < data.silent_vocals
-        if silent:
+        The order of the draws is part of the format: a resumed run depends on it. What is new draws last.
+        """
+        data, rng = self.config.data, generator(self.config.train.seed, "segments", index)
+        singer, band, voice_db = self._pair(rng)
+        crops = {track: self._crop(track, rng) for track in (singer, band)}
+        vocals = self._cut(singer, crops[singer], voice_db + rng.uniform(-data.gain_db, data.gain_db), rng)
+        accompaniment = self._cut(band, crops[band], rng.uniform(-data.gain_db, data.gain_db), rng)
+        if rng.random() < data.silent_vocals:
             vocals = replace(vocals, gain=0.0)
         level_db = rng.normal(0, data.level_db)
-        # What follows draws last, so that without it a segment is what it has always been.
-        vocals = replace(vocals, effects=effects())
-        second = limiter = None
-        if data.second_voice and rng.random() < data.second_voice and not silent:
-            other = int(rng.choice(len(self.tracks), p=self.weights["vocals"]))
-            loud, own = (self.tracks[i].loudness("vocals", audio.sample_rate) for i in (singer, other))
-            if own > 0:
-                crops[other] = _crop(self.tracks[other], self.length, data.speed_semitones, audio.sample_rate, rng)
-                relative_db = 20 * np.log10(loud / own) + rng.uniform(*SECOND_DB) if loud > 0 else 0.0
-                second = cut(other, 20 * np.log10(abs(vocals.gain)) + relative_db)
-                second = replace(second, effects=effects())
-        if data.limiter and rng.random() < data.limiter:
-            limiter = Limiter.draw(rng)
-        source_rate = min(self.tracks[i].source_rate * crops[i][1] / self.length for i in crops)
+        vocals = replace(vocals, effects=self._effects(rng))
+        second = self._second_voice(vocals, rng)
+        limiter = Limiter.draw(rng) if data.limiter and rng.random() < data.limiter else None
+        samples = {cut.track: cut.samples for cut in (vocals, accompaniment, second) if cut}
+        source_rate = min(self.tracks[i].source_rate * count / self.length for i, count in samples.items())
         return Draw(index, vocals, accompaniment, source_rate, level_db, second, limiter)
+
+    def _pair(self, rng: np.random.Generator) -> tuple[int, int, float]:
+        """Whose voice, over whose music, and how much louder the voice is made, in dB."""
+        singer = int(rng.choice(len(self.tracks), p=self.weights["vocals"]))
+        remix = rng.random() < self.config.data.remix_probability
+        if not remix and "accompaniment" in self.tracks[singer].stems:
+            return singer, singer, 0.0
+        band = int(rng.choice(len(self.tracks), p=self.weights["accompaniment"]))
+        voice, music = self._loudness(singer, "vocals"), self._loudness(band, "accompaniment")
+        audible = voice > HISS * music and music > HISS * voice
+        return singer, band, REMIX_DB + 20 * np.log10(music / voice) if audible else 0.0
+
+    def _crop(self, track: int, rng: np.random.Generator) -> tuple[float, int]:
+        """Start (s) and length (samples) of what becomes a segment at a random speed."""
+        semitones = self.config.data.speed_semitones
+        samples = source_length(self.length, 2 ** (rng.uniform(-semitones, semitones) / 12))
+        latest = self.tracks[track].seconds - samples / self.config.audio.sample_rate
+        return float(rng.uniform(0, max(0.0, latest))), samples
+
+    def _cut(self, track: int, crop: tuple[float, int], gain_db: float, rng: np.random.Generator) -> Cut:
+        """How what was cut out is altered."""
+        data, (start, samples) = self.config.data, crop
+        equalizer_db = np.zeros(len(KNOTS))
+        if samples != self.length or data.equalizer_db:
+            equalizer_db = data.equalizer_db * rng.standard_normal(len(KNOTS))
+        swap, flip = rng.random() < data.channel_swap, rng.random() < data.polarity_flip
+        room = Room.draw(rng) if rng.random() < data.reverb else None
+        turned = data.turn and self.config.audio.channels == 2 and rng.random() < data.turn
+        angle = rng.uniform(-np.pi / 2, np.pi / 2) if turned else 0.0
+        gain = 10 ** (gain_db / 20) * (-1 if flip else 1)
+        return Cut(track, start, samples, gain, equalizer_db, bool(swap), angle, room)
+
+    def _effects(self, rng: np.random.Generator) -> tuple[Effect, ...]:
+        """What a voice goes through, in the order of a studio."""
+        data, effects = self.config.data, []
+        if data.pitch_semitones and rng.random() < PITCHED:
+            effects.append(Pitch(rng.uniform(-data.pitch_semitones, data.pitch_semitones)))
+        for name, effect in VOICE_CHAIN.items():
+            share = getattr(data, name)
+            if share and rng.random() < share:
+                effects.append(effect.draw(rng))
+        return tuple(effects)
+
+    def _second_voice(self, first: Cut, rng: np.random.Generator) -> Cut | None:
+        """Another voice that sings along, `SECOND_DB` louder than the first; where that is silent, nobody does."""
+        share = self.config.data.second_voice
+        if not (share and rng.random() < share and first.gain):
+            return None
+        track = int(rng.choice(len(self.tracks), p=self.weights["vocals"]))
+        loudness, own = self._loudness(first.track, "vocals"), self._loudness(track, "vocals")
+        if not own > 0:
+            return None
+        crop = self._crop(track, rng)
+        gain_db = 20 * np.log10(abs(first.gain))
+        if loudness > 0:
+            gain_db += 20 * np.log10(loudness / own) + rng.uniform(*SECOND_DB)
+        return replace(self._cut(track, crop, gain_db, rng), effects=self._effects(rng))
+
+    def _loudness(self, track: int, side: str) -> float:
+        return self.tracks[track].loudness(side, self.config.audio.sample_rate)
 
     def songs(self, index: int) -> tuple[Track, Track]:
         """Whose voice and whose music segment `index` is made of."""
@@ -217,12 +242,6 @@ class Segments(Dataset):
             part = render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)[0]
             item[side] = item[side] + part if side in item else part
         return limit(item, draw.limiter)
-
-
-def _crop(track: Track, length: int, semitones: float, rate: int, rng: np.random.Generator) -> tuple[float, int]:
-    """Start (s) and length (samples) of what becomes `length` samples at a random speed."""
-    samples = source_length(length, 2 ** (rng.uniform(-semitones, semitones) / 12))
-    return float(rng.uniform(0, max(0.0, track.seconds - samples / rate))), samples
 
 
 def _weights(tracks: Sequence[Track], side: str, factors: Mapping[str, float]) -> np.ndarray:

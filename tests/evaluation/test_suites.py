@@ -98,7 +98,7 @@ def test_the_suite_runs_and_shows_all_four(songs, model, tmp_path, capsys):
     assert next(iter(rows.values())) == ["identity", "silence", "oracle", model.as_posix()]
     assert list(rows)[1:] == list(invariance.TESTS)
     assert rows[invariance.NO_VOCALS][:3] == ["-100.0", "0.0", "-100.0"]
-    assert {path.name for path in tmp_path.iterdir()} == {"invariance.csv", "invariance.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"counterfactual.csv", "counterfactual.png"}
 
 
 # --- is the uncertainty honest? -----------------------------------------------------------------------------------

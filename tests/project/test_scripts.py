@@ -17,10 +17,10 @@ from printed import tables
 from tiny import random_unet, tiny_config
 
 from diffvocsep.checkpoint import load_model, release
-from diffvocsep.config import to_dict
+from diffvocsep.config import load_config, to_dict
 from diffvocsep.data.synthetic.score import random_score
 from diffvocsep.util.errors import UserError
-from scripts import deepen, held_out_family, render_soundfont
+from scripts import grow, held_out_family, pseudo_stems, render_soundfont
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,24 +135,64 @@ def test_two_trainings_are_compared(tmp_path):
     assert (tmp_path / "held_out.csv").exists()
 
 
-# --- deeper networks ----------------------------------------------------------------------------------------------
+# --- larger networks ----------------------------------------------------------------------------------------------
 
 
-def test_a_deeper_network_begins_as_the_one_before_and_can_learn(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "more", [["model.blocks=3"], ["model.attention=[1, 2]"], ["model.blocks=2", "model.attention=[2]"]]
+)
+def test_a_grown_network_begins_as_the_one_before_and_can_learn(tmp_path, capsys, more):
     config = tiny_config()
-    shallow, deeper = tmp_path / "shallow.safetensors", tmp_path / "deeper.safetensors"
-    release({"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 3}, shallow)
-    assert deepen.run([str(shallow), str(deeper), "--blocks", "3"]) == 0
-    before, after = load_model(shallow)[0], load_model(deeper)[0]
-    assert load_model(deeper)[1].model.blocks == 3
-    size = sum(weight.numel() for weight in after.parameters())
-    assert size > sum(weight.numel() for weight in before.parameters())
+    before, after = tmp_path / "before.safetensors", tmp_path / "after.safetensors"
+    release({"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 3}, before)
+    assert grow.run([str(before), str(after), *more]) == 0
+    (small, _), (large, grown) = load_model(before), load_model(after)
+    assert grown == load_config(None, more, base=config)
+    size = sum(weight.numel() for weight in large.parameters())
+    assert size > sum(weight.numel() for weight in small.parameters())
     assert f"{size / 1e6:.2f} M" in capsys.readouterr().out
-    x_t, mixture = torch.randn(2, 2, 4, before.bins, 9)
-    t = torch.tensor([0, 999])
-    torch.testing.assert_close(after(x_t, mixture, t), before(x_t, mixture, t))
-    after(x_t, mixture, t).square().sum().backward()
-    new = [p for name, p in after.named_parameters() if ".blocks.2.conv2.weight" in name]
-    assert new and all(p.grad.abs().max() > 0 for p in new)
-    with pytest.raises(UserError, match="adds none"):
-        deepen.run([str(deeper), str(shallow), "--blocks", "3"])
+    x_t, mixture = torch.randn(2, 2, 4, small.bins, 9)
+    t, guessed = torch.tensor([0, 999]), torch.tensor([0.0, 1.0])
+    torch.testing.assert_close(large(x_t, mixture, t, guessed), small(x_t, mixture, t, guessed))
+    large(x_t, mixture, t, guessed).square().sum().backward()
+    silent = [p for name, p in large.named_parameters() if name not in small.state_dict()
+              and re.search(r"\.conv2\.weight|\.out\.weight", name)]  # fmt: skip
+    assert silent and all(not p.any() and p.grad.abs().max() > 0 for p in silent)
+
+
+@pytest.mark.parametrize("other", ["model.base_channels=16", "model.frequency_linear=0"])
+def test_a_network_of_another_width_is_not_grown(tmp_path, other):
+    config, path = tiny_config(), tmp_path / "before.safetensors"
+    release({"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 3}, path)
+    with pytest.raises(UserError, match="these settings change or drop '.*'; grow blocks or attention only$"):
+        grow.run([str(path), str(tmp_path / "after.safetensors"), other])
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+# --- stems where two separators agree -----------------------------------------------------------------------------
+
+
+def test_segments_are_labelled_by_agreement_and_by_silence():
+    """At 1 s a segment: a voice of power 1 in a song of power 2, and two guesses of it that are `e` apart agree by
+    10 log10(1 / e^2) dB."""
+    segments = pseudo_stems.RATE
+    song, voice = torch.randn(2, 2, 6 * segments, generator=torch.Generator().manual_seed(0))
+    ours, theirs = voice.clone(), voice.clone()
+
+    def at(second: int) -> slice:
+        return slice(second * segments, (second + 1) * segments)
+
+    rest = song[:, at(0)]
+    ours[:, at(0)] += 0.19 * rest  # mean off by 0.19 / 2; apart by 0.19: 14.4 dB
+    ours[:, at(1)] += 0.5 * song[:, at(1)]  # 6.3 dB
+    ours[:, at(2)] *= 0.01  # neither finds a voice: -43 dB of the song
+    theirs[:, at(2)] *= 0.01
+    ours[:, at(3)] *= 0.01  # one of them finds one
+    ours[:, at(4)], theirs[:, at(4)] = 0.07 * voice[:, at(4)], 0.07 * voice[:, at(4)]  # agreed, but at -26 dB
+    expected = ["voice", "drop", "music", "drop", "drop", "voice"]
+    mixture = song + voice
+    assert pseudo_stems.label(ours, theirs, mixture, 1.0, agree=8.0, silent=-30.0) == expected
+    assert pseudo_stems.label(ours, theirs, mixture, 1.0, agree=6.0, silent=-30.0)[1] == "voice"
+    assert pseudo_stems.label(ours, theirs, mixture, 1.0, agree=15.0, silent=-30.0)[0] == "drop"
+    assert pseudo_stems.label(ours, theirs, mixture, 1.0, agree=8.0, silent=-50.0)[2] == "drop"
+    assert len(pseudo_stems.label(ours, theirs, mixture, 4.0, agree=8.0, silent=-30.0)) == 1  # whole segments only

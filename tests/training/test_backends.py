@@ -308,7 +308,7 @@ def test_the_thread_that_makes_them_is_on_the_gpu_of_its_process(monkeypatch):
     seen = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append((threading.current_thread().name, device)))
     assert list(prefetch(iter([1]), torch.device("cuda", 3))) == list(prefetch(iter([1]), CPU)) == [1]
-    assert seen == [("ahead_0", torch.device("cuda", 3))]
+    assert seen == [("prefetch_0", torch.device("cuda", 3))]
 
 
 def test_under_another_batch_size_the_stream_goes_on_where_it_was(tmp_path):
