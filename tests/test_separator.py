@@ -124,7 +124,8 @@ def test_chunks_leave_no_trace(settings):
 
     def vocals(seconds: float, margin: float) -> torch.Tensor:
         chunks = [f"separation.chunk_seconds={seconds}", f"separation.margin_seconds={margin}"]
-        return random_separator(*settings, *chunks).separate(mixture, RATE)[0]
+        # With weights of seed 0 one bin of this song lies so near zero that rounding alone reaches -67 dB.
+        return random_separator(*settings, *chunks, seed=1).separate(mixture, RATE)[0]
 
     whole = vocals(10.0, 0.4)
     assert db(whole, mixture) > -30  # the network does say something

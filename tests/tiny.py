@@ -57,9 +57,9 @@ def random_unet(config: Config, seed: int = 0) -> UNet:
     return model
 
 
-def random_separator(*overrides: str) -> Separator:
+def random_separator(*overrides: str, seed: int = 0) -> Separator:
     config = tiny_config(*overrides)
-    return Separator(random_unet(config), config)
+    return Separator(random_unet(config, seed), config)
 
 
 def song(seconds: float, channels: int = 2, sample_rate: int = RATE, seed: int = 0) -> Tensor:
