@@ -1,8 +1,8 @@
 """Where the samples of an uncompressed file lie: what its header announces of them, and what the file holds.
 
-RIFF, RF64, AIFF, Wave64, CAF and AU are chains of chunks. A size in them may be false in four ways that are met in life:
-a file that was cut, a mark for "until it ends" (pipes), 0 (a recorder that lost power) and, beyond 4 GiB, 32 bits that
-went round. libsndfile corrects or believes such sizes in silence; here they are compared with the length of the file.
+RIFF, RF64, AIFF, Wave64, CAF and AU are chains of chunks. A size in them may be false in four ways: the file was cut,
+it is a mark for "until it ends" (pipes), 0 (a recorder that lost power) or, beyond 4 GiB, 32 bits that went round.
+libsndfile corrects or believes such sizes in silence; here they are compared with the length of the file.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Frames:
     count: int = 0
     announced: list[int] = field(default_factory=list)  # frames, by each frame of numbers
     headers: int = 0  # frames of numbers
-    before_header: int = 0  # frames of sound before the last of them
+    end: int = 0  # byte behind the last frame
 
 
 def walk(path: Path) -> Frames:
@@ -54,10 +54,20 @@ def walk(path: Path) -> Frames:
                 found.count += 1
                 found.seconds += samples / rate
             else:
-                found.headers, found.before_header = found.headers + 1, found.count
+                found.headers += 1
                 found.announced.append(numbers)
-            at += size
+            at = found.end = at + size
     return found
+
+
+def begins(path: Path) -> bool:
+    """Whether the file begins with a frame, behind a tag or not."""
+    if path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = _behind_tag(data, 0)
+        frame = _frame(data, at)
+        return frame is not None and _leads_on(data, at + frame[0])
 
 
 def _frame(data: mmap.mmap, at: int) -> tuple[int, int, int] | None:
