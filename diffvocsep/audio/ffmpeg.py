@@ -47,6 +47,7 @@ class Track:
     mask: int
     offset: float  # the sound begins so much later than the picture
     announced: float | None  # where the header says that it ends
+    start: float = 0.0  # of its first packet
     end: float = 0.0  # of its last packet
     held: float = 0.0  # sum of its packets
     whole: float = 0.0  # end of the last packet of any track
@@ -58,6 +59,11 @@ class Track:
     @property
     def lossless(self) -> bool:
         return self.codec.startswith(LOSSLESS)
+
+    @property
+    def length(self) -> float | None:
+        """s of sound that the header announces of this track alone."""
+        return None if self.announced is None or not self.alone else self.announced - max(0.0, self.start)
 
     @property
     def tolerance(self) -> float:
@@ -123,7 +129,7 @@ def _probe(file: Path, path: Path) -> Track:
     track = Track(
         int(chosen["index"]), name, chosen.get("codec_name", ""), int(chosen["sample_rate"]), channels,
         named_mask(chosen.get("channel_layout"), channels), max(0.0, start - first), _announced(chosen, form, name),
-        alone=len(streams) == 1 or _own_length(chosen, name) is not None, complaints=complaints,
+        start=start, alone=len(streams) == 1 or _own_length(chosen, name) is not None, complaints=complaints,
     )  # fmt: skip
     if len(sounds) > 1:
         language = chosen.get("tags", {}).get("language")
@@ -270,7 +276,7 @@ def _require_decoded(path: Path, track: Track, seconds: float, complaints: list[
         raise UserError(
             f"{shown(path)} is damaged or not audio, ffmpeg says ({_reason(complaints)}): give another file."
         )
-    tolerance, length = track.tolerance, expected if expected is not None else track.announced if track.alone else None
+    tolerance, length = track.tolerance, expected if expected is not None else track.length
     if length is None:
         length, tolerance = track.held, LOOSE_END
     if seconds < length - tolerance:

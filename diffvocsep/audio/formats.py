@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 _ENDINGS = """wav w64 rf64 bw64 flac ogg oga opus spx mp3 mp2 mp1 mpga aiff aif aifc au snd caf voc m4a m4b m4r mp4 m4v
-mov qt 3gp 3g2 aac adts wma wmv asf mka mkv webm ogv ogx avi flv f4v ts mts m2ts mpg mpeg vob wv ape tak tta ac3 eac3 dts
-dtshd thd mlp amr mpc mp+ ofr dsf dff ra rm rmvb shn gsm"""
+mov qt 3gp 3g2 aac adts wma wmv asf mka mkv webm ogv ogx avi flv f4v ts mts m2ts mpg mpeg vob wv ape tak tta ac3 eac3
+dts dtshd thd mlp amr mpc mp+ ofr dsf dff ra rm rmvb shn gsm"""
 SONGS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 
 # ffmpeg also opens playlists and manifests (HLS, DASH, ffconcat, SDP, image sequences, ...), which name other files: a

@@ -187,7 +187,7 @@ def _mp3(path: Path, file: Path) -> Finding | float | None:
     announced = sum(frames.announced)
     seconds = frames.seconds / frames.count
     if (announced - frames.count) * seconds > LOOSE_END:
-        raise damaged(path, frames.seconds, announced * seconds, " or cut off")
+        raise damaged(path, frames.seconds, announced * seconds - frames.trimmed, " or cut off")
     if frames.headers > 1 or frames.count > announced + 2:
         return frames.seconds
     if file.stat().st_size - frames.end > _TAG:  # mpg123 would warn, on stderr, of every byte that was not announced

@@ -27,7 +27,8 @@ class Frames:
 
     seconds: float = 0.0  # of sound, without the frames of numbers
     count: int = 0
-    announced: list[int] = field(default_factory=list)  # frames, by each frame of numbers
+    announced: list[int] = field(default_factory=list)  # frames, by each frame of numbers; -1: it does not say
+    trimmed: float = 0.0  # s of them that are delay and padding of the encoder
     headers: int = 0  # frames of numbers
     end: int = 0  # byte behind the last frame
 
@@ -55,7 +56,8 @@ def walk(path: Path) -> Frames:
                 found.seconds += samples / rate
             else:
                 found.headers += 1
-                found.announced.append(numbers)
+                found.announced.append(numbers[0])
+                found.trimmed += numbers[1] / rate
             at = found.end = at + size
     return found
 
@@ -92,17 +94,19 @@ def _leads_on(data: mmap.mmap, at: int) -> bool:
     return at == len(data) or _frame(data, at) is not None
 
 
-def _numbers(data: mmap.mmap, at: int) -> int | None:
-    """How many frames the frame of numbers at `at` announces, -1 if it does not say; None for a frame of sound."""
-    head = data[at : at + 64]
+def _numbers(data: mmap.mmap, at: int) -> tuple[int, int] | None:
+    """How many frames the frame of numbers at `at` announces (-1: it does not say), and how many samples of them are
+    delay and padding (LAME's extension); None for a frame of sound."""
+    head = data[at : at + 192]
     if head[36:40] == b"VBRI":
-        return int.from_bytes(head[50:54], "big")
+        return int.from_bytes(head[50:54], "big"), 0
     mono, mpeg1 = head[3] >> 6 == 3, head[1] >> 3 & 3 == 3
     side = (17 if mono else 32) if mpeg1 else (9 if mono else 17)  # bytes of side information
     for skip in (4, 6):  # without and with a checksum
-        tag = head[skip + side : skip + side + 12]
+        tag = head[skip + side :]
         if tag[:4] in (b"Xing", b"Info"):
-            return int.from_bytes(tag[8:12], "big") if tag[7] & 1 else -1
+            trim = int.from_bytes(tag[141:144], "big") if tag[120:123] in (b"LAM", b"Lav") else 0
+            return int.from_bytes(tag[8:12], "big") if tag[7] & 1 else -1, (trim >> 12) + (trim & 0xFFF)
     return None
 
 

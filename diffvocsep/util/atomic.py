@@ -77,11 +77,13 @@ def follow(path: Path) -> Path:
     Raises:
         UserError: a file is there that may not be written, or something that is no file.
     """
-    target = Path(os.path.realpath(path))
     try:
+        target = Path(os.path.realpath(path))
         mode = target.lstat().st_mode
-    except (OSError, ValueError):  # nothing there yet, or no name at all: writing will tell
+    except FileNotFoundError:
         return target
+    except (OSError, ValueError):  # no possible name: writing will tell
+        return path
     if stat.S_ISLNK(mode):
         raise UserError(f"'{path}' is a link that leads to itself; name another")
     if stat.S_ISREG(mode) and (not mode & 0o222 or not os.access(target, os.W_OK)):
