@@ -168,7 +168,7 @@ def _own_length(stream: dict, name: str) -> float | None:
 
 
 def _announced(stream: dict, form: dict, name: str) -> float | None:
-    if name in FRAMES | BROADCAST:  # ffprobe estimates theirs from the bit rate
+    if name in FRAMES | BROADCAST | {"asf"}:  # ffprobe estimates theirs from the size of the file
         return None
     return _own_length(stream, name) or _number(form.get("duration"))
 
