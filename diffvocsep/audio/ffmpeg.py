@@ -15,7 +15,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -214,9 +214,8 @@ def _require_whole(file: Path, path: Path, track: Track) -> None:
 
 def _announced_size(path: Path) -> int:
     """Bytes that the header of a RIFF, CAF or ASF file gives the whole file; 0 where nothing does."""
-    with suppress(ValueError):
-        if samples := find_samples(path):
-            return path.stat().st_size + samples.missing
+    if samples := find_samples(path):
+        return path.stat().st_size + samples.missing
     with path.open("rb") as file:
         head = file.read(1 << 14)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":

@@ -72,6 +72,8 @@ def inspect(path: Path, file: Path, folder: Callable[[], Path]) -> Finding:
     else:
         header = _header(file)
         finding = _check(path, file, header) if header else None
+        if header is None:
+            _samples(path, file)
     if isinstance(finding, Finding):
         return finding
     if header is None and (pages := ogg.walk(file)).links:  # Speex, FLAC in Ogg
@@ -105,10 +107,7 @@ def _direct(file: Path, mask: int = 0, notes: list[str] | None = None) -> Findin
 
 def _chunks(path: Path, file: Path, header: _Header) -> Finding | None:
     """WAV, RF64, AIFF, AU, Wave64, CAF: the size of the samples."""
-    try:
-        extent = containers.find_samples(file)
-    except ValueError as error:
-        raise damaged(path, header.seconds, None, f" or joined ({error})") from None
+    extent = _samples(path, file)
     if header.subtype.startswith("MPEG"):
         return None
     mask = wav_mask(file)
@@ -122,6 +121,13 @@ def _chunks(path: Path, file: Path, header: _Header) -> Finding | None:
     if header.frames == 0 and extent.held:
         return None
     return _direct(file, mask)
+
+
+def _samples(path: Path, file: Path) -> containers.Extent | None:
+    try:
+        return containers.find_samples(file)
+    except ValueError as error:
+        raise UserError(f"{shown(path)} is damaged or joined of several, {error}: separate the parts alone.") from None
 
 
 def _frame(header: _Header) -> int:
@@ -159,7 +165,9 @@ def _ogg(path: Path, file: Path, header: _Header) -> Finding | float | None:
     pages = ogg.walk(file)
     rate = 48_000 if header.subtype == "OPUS" else header.sample_rate
     _require_pages(path, pages, rate)
-    if pages.links > 1 or header.frames >= 1 << 62 or pages.first > 5 * rate:
+    if pages.links > 1:
+        return pages.total / rate
+    if header.frames >= 1 << 62 or pages.first > 5 * rate:  # it does not begin at its beginning
         return None
     notes = [] if pages.ended else [f"{shown(path)} has no end mark; all that it holds is separated"]
     return _direct(file, flac_mask(header.channels), notes)

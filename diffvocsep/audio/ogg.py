@@ -22,6 +22,7 @@ class Pages:
     links: int = 0  # groups of streams that follow each other ("chained")
     first: int = 0  # granule position of the first page with sound
     last: int = 0  # and of the last page
+    total: int = 0  # sum of the last ones of all links
     ended: bool = False  # the last page of each stream is marked as such
     hole: int | None = None  # granule position before the first page that is missing or damaged
     cut: bool = False  # the file ends within a page
@@ -59,6 +60,7 @@ def walk(path: Path) -> Pages:
             if flags & _FIRST and not broken:
                 if not opened:
                     found.links += 1
+                    found.total += found.last
                 opened.add(serial)
                 counts[serial] = count - 1
             if broken or count != counts.get(serial, -1) + 1:
@@ -70,5 +72,5 @@ def walk(path: Path) -> Pages:
                 found.last, sounding = granule, True
             if flags & _LAST:
                 opened.discard(serial)
-    found.ended = not opened
+    found.ended, found.total = not opened, found.total + found.last
     return found
