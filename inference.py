@@ -2,7 +2,7 @@
 
     python inference.py --input song.wav --output vocals.wav
     python inference.py --input song.mp3 --output vocals.wav --instrumental karaoke.wav
-    python inference.py --input my_songs --output my_vocals           a folder of songs
+    python inference.py --input my_songs --output my_vocals           a folder of songs, with its sub-folders
     torchrun --nproc_per_node=N inference.py --input my_songs --output my_vocals      its songs shared by N GPUs
 
 Vocals and instrumental have the song's sample rate, channels and length, and add up to the song.
@@ -12,11 +12,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffvocsep.parts import SAMPLERS
-from diffvocsep.util.cli import main, print_notes
+from diffvocsep.util.cli import main, print_notes, say
 from diffvocsep.util.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds: --help does without
+    from diffvocsep.batch import Job
+    from diffvocsep.config import Config
 
 RELEASED, TRAINED = Path("checkpoints/pretrained.safetensors"), Path("checkpoints/best.pt")
 SHIPPED = Path(__file__).resolve().parent / RELEASED  # the same, from whatever folder this is called
@@ -25,15 +31,22 @@ OPTIONS = {"sampler": "diffusion.sampler", "steps": "diffusion.ddim_steps", "eta
            "samples": "diffusion.samples", "seed": "train.seed"}  # fmt: skip
 
 
+def named(text: str) -> Path:
+    """A path, for argparse; an empty one (a variable of a script that is not set) would be this folder."""
+    if not text:
+        raise UserError("a path on the command line is empty; name a file or a folder")
+    return Path(text)
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--input", nargs="+", required=True, type=Path, metavar="PATH", help="songs, or a folder of songs"
+        "--input", nargs="+", required=True, type=named, metavar="PATH", help="songs, or a folder of songs"
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="file for the vocals, or a folder")
-    parser.add_argument("--instrumental", type=Path, metavar="PATH", help="also write what is left of the song")
-    parser.add_argument("--model_path", type=Path, help=f"checkpoint (default: {RELEASED}, else {TRAINED})")
-    parser.add_argument("--config", type=Path, help="take the diffusion and separation settings from this file")
+    parser.add_argument("--output", required=True, type=named, metavar="PATH", help="file for the vocals, or a folder")
+    parser.add_argument("--instrumental", type=named, metavar="PATH", help="also write what is left of the song")
+    parser.add_argument("--model_path", type=named, help=f"checkpoint (default: {RELEASED}, else {TRAINED})")
+    parser.add_argument("--config", type=named, help="take the diffusion and separation settings from this file")
     parser.add_argument("--sampler", choices=list(SAMPLERS), help="default: as in the config")
     parser.add_argument("--steps", type=int, help="sampling steps (default: as in the config)")
     parser.add_argument("--eta", type=float, help="fresh noise of ddim, 0 to 1")
@@ -43,9 +56,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--bits", choices=["16", "24", "32"], help="sample format: PCM of 16 or 24 bit, or 32-bit float"
     )
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
-    parser.add_argument("--plot", type=Path, metavar="PATH.png", help="picture of the middle 20 s of one song")
+    parser.add_argument("--plot", type=named, metavar="PATH.png", help="picture of the middle 20 s of one song")
     parser.add_argument(
-        "--uncertainty", type=Path, metavar="PATH.npz", help="how far the --samples lie apart, by time and frequency"
+        "--uncertainty", type=named, metavar="PATH.npz", help="how far the --samples lie apart, by time and frequency"
     )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.add_argument(
@@ -73,68 +86,94 @@ def choose_model(path: Path | None, quiet: bool = False) -> Path:
 
 def run(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from diffvocsep.batch import find_inputs, middle, pair_outputs, separate_file
-    from diffvocsep.config import differences, ignored_settings, is_used, key_of
-    from diffvocsep.plot import plot_separation, require_picture
-    from diffvocsep.separator import Separator
+    from diffvocsep.audio.songs import find_songs, left_out_note
+    from diffvocsep.batch import plan, separate_all
     from diffvocsep.training.backends import all_done
-    from diffvocsep.uncertainty import Spread, require_samples, save_spread, says_something
     from diffvocsep.util.device import announce, place, resolve_device
-    from diffvocsep.util.strict_yaml import show
 
-    sources = find_inputs(args.input)
+    songs, left_out = find_songs(args.input, [path for path in (args.output, args.instrumental) if path])
+    require_one(args, len(songs))
     one = len(args.input) == 1 and not args.input[0].is_dir()
+    jobs = plan(songs, args.output, args.instrumental, one)
+    rank, _, processes = place()
+    model = choose_model(args.model_path, quiet=rank > 0)
+    device = resolve_device(args.device)
+    separate = separation(args, model, str(device), rank)
+    if rank == 0:
+        print_notes(left_out_note(left_out))
+    announce(args.device, device)
+    failed = 0
+    if one:
+        separate(jobs[0])
+    else:
+        failed = separate_all(jobs[rank::processes], separate)
+    all_done()  # torchrun ends all processes when one of them ends badly
+    return 2 if failed else 0
+
+
+def require_one(args: argparse.Namespace, songs: int) -> None:
+    """Raise UserError where a picture or numbers are asked for that cannot be written, or are of several songs."""
+    from diffvocsep.plot import require_picture
+
     if args.plot:
         require_picture(args.plot)
-        if len(sources) > 1:
+        if songs > 1:
             raise UserError("--plot draws one song; separate the songs one by one to draw them")
     if args.uncertainty:
         if args.uncertainty.suffix.lower() != ".npz":
             raise UserError(f"'{args.uncertainty}' must end in .npz, the format of its numbers")
-        if len(sources) > 1:
+        if songs > 1:
             raise UserError("--uncertainty measures one song; separate the songs one by one to measure them")
-    targets = pair_outputs(sources, args.output, "vocals", one)
-    rest = pair_outputs(sources, args.instrumental, "instrumental", one) if args.instrumental else [None] * len(sources)
-    rank, _, processes = place()
-    model = choose_model(args.model_path, quiet=rank > 0)
-    device = resolve_device(args.device)
-    released = Separator.from_checkpoint(model, str(device))
+
+
+def separation(args: argparse.Namespace, model: Path, device: str, rank: int) -> Callable[[Job], None]:
+    """What separates one song as the options say. Settings that cannot be are said here, before any song is read."""
+    from diffvocsep.audio import AudioReader
+    from diffvocsep.batch import middle, require_outputs, separate_reader
+    from diffvocsep.plot import plot_separation
+    from diffvocsep.separator import Separator
+    from diffvocsep.uncertainty import Spread, require_samples, save_spread, says_something
+
+    released = Separator.from_checkpoint(model, device)
     separator = released.configured(args.config, args.overrides)
     options = {name: getattr(args, name) for name in OPTIONS}
-    settings = separator.settings(**options)  # a setting that cannot be is said once, before any song is read
+    settings = separator.settings(**options)
     if rank == 0:
-        given = [OPTIONS[name] for name, value in options.items() if value is not None] + [*map(key_of, args.overrides)]
-        print_notes(ignored_settings(settings, given))
-        for key, (old, new) in differences(released.config, separator.config).items():
-            if is_used(key) and key not in given:  # a whole config.yaml undoes what suits the model
-                note = f"{args.config} sets {key} to {show(new)}; the model came with {show(old)}"
-                print(f"note: {note}", file=sys.stderr)
+        print_notes(notes_on_settings(args, released.config, separator.config, settings))
     if args.uncertainty:
         require_samples(settings)
     spread = Spread(settings.audio) if args.uncertainty or (args.plot and says_something(settings)) else None
     subtype = {"16": "pcm16", "24": "pcm24", "32": "float", None: None}[args.bits]
-    announce(args.device, device)
-    failed = 0
-    for source, vocals, instrumental in list(zip(sources, targets, rest, strict=True))[rank::processes]:
-        try:
-            separate_file(
-                separator, source, vocals, instrumental, subtype,
-                progress=not args.no_progress and rank == 0, spread=spread, **options,
-            )  # fmt: skip
-        except UserError as error:
-            if one:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        print(f"{source} -> {vocals}" + (f", {instrumental}" if instrumental else ""))
-        if args.uncertainty:
-            save_spread(args.uncertainty, spread.values(), settings)
-        if args.plot:
-            (mixture, rate, start), (voice, _, _) = (middle(path, PICTURE_SECONDS) for path in (source, vocals))
-            plot_separation(args.plot, mixture, voice, rate, start, uncertainty=spread.values() if spread else None)
-    all_done()  # torchrun ends all processes when one of them ends badly
-    return 2 if failed else 0
+    progress = not args.no_progress and rank == 0
+
+    def separate(job: Job) -> None:
+        source, vocals, instrumental, _ = job
+        require_outputs(source, vocals, instrumental)
+        with AudioReader(source) as song:
+            outputs = (vocals, instrumental, subtype)
+            separate_reader(separator, song, *outputs, progress=progress, spread=spread, **options)
+            say(f"{source} -> {vocals}" + (f", {instrumental}" if instrumental else ""))
+            if args.uncertainty:
+                save_spread(args.uncertainty, spread.values(), settings)
+            if args.plot:
+                (mixture, rate, start), (voice, _, _) = (middle(file, PICTURE_SECONDS) for file in (song, vocals))
+                apart = spread.values() if spread else None
+                plot_separation(args.plot, mixture, voice, rate, start, uncertainty=apart)
+
+    return separate
+
+
+def notes_on_settings(args: argparse.Namespace, came: Config, config: Config, settings: Config) -> Iterator[str]:
+    """Settings without effect, and those of a config file that are not the model's: a whole config.yaml undoes what
+    suits the model."""
+    from diffvocsep.config import differences, ignored_settings, is_used, key_of
+    from diffvocsep.util.strict_yaml import show
+
+    given = [OPTIONS[name] for name in OPTIONS if getattr(args, name) is not None] + [*map(key_of, args.overrides)]
+    yield from ignored_settings(settings, given)
+    for key, (old, new) in differences(came, config).items():
+        if is_used(key) and key not in given:
+            yield f"{args.config} sets {key} to {show(new)}; the model came with {show(old)}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from tiny import RATE, nobody_plays, random_separator, random_unet, song, stubbe
 
 from diffvocsep import checkpoint
 from diffvocsep.audio import read, write
-from diffvocsep.batch import find_inputs, middle, pair_outputs, separate_file
+from diffvocsep.audio.songs import Song, find_songs, left_out_note, pair_outputs
+from diffvocsep.batch import Job, middle, plan, separate_all, separate_file
 from diffvocsep.checkpoint import FORMAT, load_checkpoint, load_model, release, save_checkpoint
 from diffvocsep.config import to_dict
 from diffvocsep.separator import Separator
@@ -113,28 +115,61 @@ def test_a_folder_gives_its_songs_by_name_and_no_others(tmp_path):
     for name in ["b.mp3", "a.WAV", "ㄱ.flac", "._a.wav", "cover.jpg", "notes.txt"]:
         (tmp_path / name).touch()
     (tmp_path / "folder.wav").mkdir()
-    assert [path.name for path in find_inputs([tmp_path])] == ["a.WAV", "b.mp3", "ㄱ.flac"]
-    assert find_inputs([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]  # named: to be tried
+    songs, left_out = find_songs([tmp_path])
+    assert [song.path.name for song in songs] == ["a.WAV", "b.mp3", "ㄱ.flac"]
+    assert [path.name for path in left_out] == ["cover.jpg", "notes.txt"]
+    assert "cover.jpg" in left_out_note(left_out)[0] and not left_out_note([])
+    assert find_songs([tmp_path / "notes.txt"])[0] == [Song(tmp_path / "notes.txt")]  # named: to be tried
     with pytest.raises(UserError, match="no audio file"):
-        find_inputs([tmp_path / "folder.wav"])
+        find_songs([tmp_path / "folder.wav"])
     with pytest.raises(UserError, match=r"no file or folder .*gone"):
-        find_inputs([tmp_path / "gone.wav"])
+        find_songs([tmp_path / "gone.wav"])
+
+
+def test_sub_folders_are_walked_but_not_results_and_a_circle_once(tmp_path):
+    for name in ["a.wav", "CD1/b.wav", "CD2/Bonus/c.tta", "out/a_vocals.wav", ".cache/x.wav"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "CD2" / "back").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
+    songs, left_out = find_songs([tmp_path], [tmp_path / "out"])
+    assert [str(song.path.relative_to(tmp_path)) for song in songs] == ["a.wav", "CD1/b.wav", "CD2/Bonus/c.tta"]
+    assert left_out == [tmp_path / "loop.wav"]
+    targets = pair_outputs(songs, tmp_path / "out", "vocals", one=False)
+    names = [str(target.relative_to(tmp_path / "out")) for target in targets]
+    assert names == ["a_vocals.wav", "CD1/b_vocals.wav", "CD2/Bonus/c_vocals.wav"]
 
 
 def test_where_results_go(tmp_path):
-    a, b = tmp_path / "a.wav", tmp_path / "b.mp3"
+    a, b = Song(tmp_path / "a.wav"), Song(tmp_path / "b.mp3")
     out = tmp_path / "out"
     assert pair_outputs([a], out / "v.wav", "vocals", one=True) == [out / "v.wav"]
     assert pair_outputs([a], tmp_path, "vocals", one=True) == [tmp_path / "a_vocals.wav"]
     assert pair_outputs([a, b], out, "vocals", one=False) == [out / "a_vocals.wav", out / "b_vocals.wav"]
-    with pytest.raises(UserError, match="a.wav' and .*A.flac' would both"):
-        pair_outputs([a, tmp_path / "A.flac"], out, "vocals", one=False)
+    first, second = pair_outputs([a, Song(tmp_path / "A.flac")], out, "vocals", one=False)
+    assert first == out / "a_vocals.wav" and re.search("a.wav' and .*A.flac' would both", str(second))
     with pytest.raises(UserError, match="not a folder"):
         pair_outputs([a, b], tmp_path / "v.wav", "vocals", one=False)
     with pytest.raises(UserError, match="overwritten"):
-        pair_outputs([a], a, "vocals", one=True)
-    with pytest.raises(UserError, match="overwritten"):  # what an earlier run put there is an input now
-        pair_outputs([a, tmp_path / "a_vocals.wav"], tmp_path, "vocals", one=False)
+        plan([a], a.path, None, one=True)
+    # What an earlier run put there is an input now.
+    problem, _ = plan([a, Song(tmp_path / "a_vocals.wav")], tmp_path, None, one=False)
+    assert "overwritten" in str(problem.problem)
+
+
+def test_whatever_becomes_of_one_song_the_others_are_tried_and_the_end_says_so(capsys):
+    def separate(job):
+        raise {"b": UserError("b is no song"), "c": RuntimeError("c\nburst"), "d": MemoryError()}.get(job.source.name)
+
+    jobs = [Job(Path(name), Path("v.wav"), None, None) for name in "bcd"]
+    jobs.append(Job(Path("e"), Path("v.wav"), None, UserError("e has no place")))
+    assert (
+        separate_all([*jobs, Job(Path("f"), Path("v.wav"), None, None)], lambda j: j.source.name == "f" or separate(j))
+        == 4
+    )
+    out, err = capsys.readouterr()
+    assert out == "1 of 5 songs separated; failed: b, c, d, e\n"
+    assert [line.startswith("error: ") for line in err.splitlines()] == [True] * 4
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

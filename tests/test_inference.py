@@ -153,6 +153,43 @@ def test_one_bad_file_does_not_stop_the_others(call, folder):
     assert names(folder / "out") == ["a_vocals.wav", "c_vocals.wav"]
 
 
+def test_two_songs_of_one_name_are_one_result_and_one_sentence(call, folder):
+    for name in ["a/s.wav", "b/s.wav"]:
+        write(name, song(0.2), RATE)
+    code, out, err = call("--input", "a/s.wav", "b/s.wav", "--output", "out")
+    assert code == 2 and "1 of 2 songs separated; failed: b/s.wav" in out
+    assert err.count("\n") == 1 and all(word in err for word in ["a/s.wav", "b/s.wav", "s_vocals.wav"])
+    assert names(folder / "out") == ["s_vocals.wav"]
+
+
+def test_a_name_without_room_for_its_ending_does_not_end_the_others(call, folder):
+    for name in ["a", "m" * 248, "z"]:
+        write(f"songs/{name}.wav", song(0.2), RATE)
+    code, out, err = call("--input", "songs", "--output", "out")
+    assert code == 2 and "2 of 3 songs separated; failed: " in out and err.count("\n") == 1
+    assert names(folder / "out") == ["a_vocals.wav", "z_vocals.wav"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+@pytest.mark.parametrize("how", ["--input song.wav --output v.wav 2>&-", "--input <(cat song.wav) --output v.wav"])
+def test_a_process_without_stderr_and_one_that_reads_a_pipe(folder, model, how):
+    command = " ".join([*(f"'{word}'" for word in SCRIPT), f"--model_path '{model}'", how])
+    assert subprocess.run(["bash", "-c", command], capture_output=True).returncode == 0
+    assert read("v.wav")[0].shape == read("song.wav")[0].shape
+
+
+def test_a_song_of_many_channels_is_separated_in_turns(call):
+    """Each group of eight as it is alone."""
+    mixture = 0.2 * song(0.4, 19)
+    write("many.wav", mixture, RATE)
+    write("last.wav", mixture[16:], RATE)
+    for name in ["many", "last"]:
+        assert call("--input", f"{name}.wav", "--output", f"{name}-v.wav", "--instrumental", f"{name}-i.wav")[0] == 0
+    vocals, rest = (read(f"many-{kind}.wav")[0] for kind in "vi")
+    assert worst_db(vocals + rest - mixture, mixture) < -120
+    assert worst_db(vocals[16:] - read("last-v.wav")[0], mixture) < -110
+
+
 def test_a_picture(call, folder):
     code, _, err = call("--input", "song.wav", "--output", "v.wav", "--plot", "그림.png")
     assert (code, err) == (0, "")
@@ -254,7 +291,8 @@ WITH_THE_FIRST_SONG = [
         (["--input", "song.wav", "--output", "v.wav", "--model_path", "song.wav"], ["song.wav"]),
         (["--input", "song.wav", "--output", "v.wav", "--model_path", "."], ["."]),
         (["--input", "song.wav", "--output", "v.wav", "--device", "toaster"], ["toaster", "cpu"]),
-        (["--input", "a/s.wav", "b/s.wav", "--output", "out"], ["a/s.wav", "b/s.wav", "s_vocals.wav"]),
+        (["--input", "", "--output", "v.wav"], ["empty"]),
+        (["--input", "-", "--output", "v.wav"], ["'-'", "/dev/stdin"]),
         (["--input", "song.wav", "a/s.wav", "--output", "v.wav"], ["v.wav", "folder"]),
         (["--input", "a", "--output", "song.wav"], ["song.wav", "folder"]),
         (["--input", "empty", "--output", "out"], ["empty"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from torch import Tensor
@@ -16,8 +17,24 @@ def shown(path: Path) -> str:
 
 
 def native_path(path: Path) -> str | bytes:
-    """The path for soundfile: bytes on POSIX, where a name need not be UTF-8 (old Korean archives)."""
-    return str(path) if os.name == "nt" else os.fsencode(path)
+    """The path for soundfile: bytes on POSIX, where a name need not be UTF-8 (old Korean archives).
+
+    Never "-" alone, which libsndfile takes for standard input.
+    """
+    named = os.path.join(os.curdir, path)
+    return named if os.name == "nt" else os.fsencode(named)
+
+
+def no_room(path: Path, folder: Path, error: OSError) -> UserError:
+    """The sentence for a song that cannot be decoded into the folder for temporary files."""
+    try:
+        free = f"has {shutil.disk_usage(folder).free / 1e6:.1f} MB free"
+    except OSError:
+        free = "cannot be used"
+    return UserError(
+        f"{shown(path)} is decoded into the folder for temporary files, {shown(folder)}, which {free} "
+        f"({error.strerror or error}): make room, or name another folder in the environment variable TMPDIR."
+    )
 
 
 def require_finite(block: Tensor, done: int, sample_rate: int, name: str, remedy: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,37 +13,43 @@ import soundfile
 import torch
 from torch import Tensor
 
+from ..util.atomic import own_folder
 from ..util.errors import UserError
-from .common import native_path, require_finite, shown
+from .common import no_room, require_finite, shown
+from .ffmpeg import LOOSE_END, damaged
+from .inspect import Finding, inspect
 
 SAMPLE_RATES = range(8_000, 192_001)  # Hz
 _BLOCK = 1 << 18  # samples of a stream that are worked on at once
 _LOSSY = {"OGG", "MP3"}  # formats, by soundfile's names
-_LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces; more is damage
 
 
 class AudioReader:
-    """An audio file as blocks of samples: what libsndfile opens is read directly, the rest through ffmpeg.
+    """An audio file as blocks of samples: what libsndfile opens whole is read directly, the rest through ffmpeg.
 
-    Attributes: `sample_rate` in Hz, `channels`, and `frames`, the exact length in samples per channel.
+    Attributes: `sample_rate` in Hz, `channels`, `frames`, the exact length in samples per channel, `mask`, which
+    loudspeaker each channel is for (0: unknown), and `notes`, what is worth knowing of how the file is read.
     Raises UserError for a path that is no readable audio file, for one without samples, for a sample rate outside
-    8 to 192 kHz and, while reading, for a damaged file or a sample that is not finite.
+    8 to 192 kHz, for a file that holds less than it announces and, while reading, for a damaged file, one that is
+    changed meanwhile, or a sample that is not finite.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self._folder: tempfile.TemporaryDirectory | None = None
-        _require_file(self.path)
-        self._source = self.path
+        self._file: Path = self.path
         try:
-            if not _soundfile_can_read(self.path):
-                self._folder = tempfile.TemporaryDirectory(prefix="diffvocsep-", ignore_cleanup_errors=True)
-                self._source = _decode_with_ffmpeg(self.path, Path(self._folder.name))
+            if _require_file(self.path):
+                self._file = _copy_pipe(self.path, self._temporary_folder() / "song")
+            self._print = _fingerprint(self._file)
+            self._found: Finding = inspect(self.path, self._file, self._temporary_folder)
             with self.raw() as file:
                 self.sample_rate: int = file.samplerate
                 self.channels: int = file.channels
                 self.frames: int = file.frames
-                self._loose_end = _LOOSE_END * file.samplerate if file.format in _LOSSY else 0  # samples
+                self._loose_end = LOOSE_END * file.samplerate if file.format in _LOSSY else 0  # samples
+            self.mask, self.notes = self._found.mask, self._found.notes
+            self._require_unchanged()
             if self.frames == 0:
                 raise UserError(f"{shown(self.path)} holds no samples: give a file with sound in it.")
             if self.sample_rate not in SAMPLE_RATES:
@@ -51,21 +57,25 @@ class AudioReader:
                     f"{shown(self.path)} has a sample rate of {self.sample_rate} Hz, outside 8000 to 192000 Hz: "
                     "resample it first."
                 )
+        except soundfile.LibsndfileError as error:
+            self.close()
+            raise UserError(f"{shown(self.path)} is damaged or not audio ({error}): give another file.") from error
         except BaseException:
             self.close()
             raise
 
     def raw(self) -> soundfile.SoundFile:
         """The samples, as they are, for what needs more than `blocks` gives."""
-        return soundfile.SoundFile(native_path(self._source))
+        return self._found.open()
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         """Yield the file from sample `start` up to `stop` (its end) as tensors `(C, n)`, n <= size samples; every call
         starts a new pass."""
         done, stop = start, self.frames if stop is None else min(stop, self.frames)
+        self._require_unchanged()
         try:
             with self.raw() as file:
-                file.seek(start)
+                _skip(file, start)
                 while done < stop:
                     data = file.read(min(size, stop - done), dtype="float32", always_2d=True)
                     if len(data) == 0:
@@ -73,18 +83,28 @@ class AudioReader:
                     block = torch.from_numpy(data).T.contiguous()
                     require_finite(block, done, self.sample_rate, shown(self.path), "repair or export the file again")
                     done += len(data)
+                    if done == stop:
+                        self._require_unchanged()
                     yield block
         except soundfile.LibsndfileError:
-            pass  # the same to the user as an early end
+            self._require_unchanged()  # else the same to the user as an early end
         missing = stop - done
         if 0 < missing <= self._loose_end:
             yield torch.zeros(self.channels, missing)
         elif missing > 0:
-            raise UserError(
-                f"{shown(self.path)} is damaged, it can be read for {done / self.sample_rate:.2f} s of the "
-                f"{self.frames / self.sample_rate:.2f} s it announces: get a whole copy, or save the readable part "
-                "with an audio editor."
-            )
+            raise damaged(self.path, done / self.sample_rate, self.frames / self.sample_rate)
+
+    def _require_unchanged(self) -> None:
+        if _fingerprint(self._file) != self._print:
+            raise UserError(f"{shown(self.path)} was changed while it was read: start again when it is complete.")
+
+    def _temporary_folder(self) -> Path:
+        if self._folder is None:
+            try:
+                self._folder = own_folder()
+            except OSError as error:
+                raise no_room(self.path, Path(os.environ.get("TMPDIR", "/tmp")), error) from error
+        return Path(self._folder.name)
 
     def part(self, start: float, seconds: float) -> Tensor:
         """Samples `(C, n)` from `start` (s) on for at least `seconds`, or to the end."""
@@ -110,61 +130,58 @@ def read(path: str | os.PathLike) -> tuple[Tensor, int]:
         return torch.cat(list(reader.blocks(_BLOCK)), dim=-1), reader.sample_rate
 
 
-def _require_file(path: Path) -> None:
+def _require_file(path: Path) -> bool:
+    """See that something can be read there; returns whether it is a pipe, which can be read only once."""
     try:
         if path.is_dir():
             raise UserError(f"{shown(path)} is a folder: give an audio file.")
-        if not path.is_file():
-            raise UserError(f"There is no file {shown(path)}: check the path.")
+        mode = path.stat().st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and str(path) == "/dev/stdin"):
+            return True
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{shown(path)} is a device: give an audio file.")
         with path.open("rb") as file:
             if not file.read(1):
                 raise UserError(f"{shown(path)} is empty (0 bytes): give a file with sound in it.")
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file {shown(path)}: check the path.") from error
+    except NotADirectoryError as error:
+        raise UserError(f"There is no file {shown(path)}, for a part of its path is a file: check the path.") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{shown(path)} cannot be opened ({error}): check the path and its permissions.") from error
+    return False
 
 
-def _soundfile_can_read(path: Path) -> bool:
-    """Whether libsndfile opens the file and knows how long it is.
-
-    It does not know for a streamed FLAC, and guesses (then cuts the song off) for an MP3 without a Xing, Info or VBRI
-    header in its first frame.
-    """
+def _copy_pipe(path: Path, target: Path) -> Path:
+    """What comes out of a pipe, as a file: a song is read twice."""
     try:
-        with soundfile.SoundFile(native_path(path)) as file:
-            if file.frames >= 1 << 62:
-                return False
-            is_mp3 = file.format == "MP3"
-    except (soundfile.LibsndfileError, TypeError):  # TypeError: soundfile takes .raw for headerless samples
-        return False
-    if not is_mp3:
-        return True
-    with path.open("rb") as file:
-        tag = file.read(10)  # ID3v2: "ID3", version (2), flags (1), then the size in 4 bytes of 7 bits
-        size = sum(byte << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=False))
-        file.seek(10 + size if tag[:3] == b"ID3" else 0)
-        start = file.read(4096)
-    return any(header in start for header in (b"Xing", b"Info", b"VBRI"))
-
-
-def _decode_with_ffmpeg(path: Path, folder: Path) -> Path:
-    """Decode the first audio track to a float32 WAV in `folder` and return its path."""
-    ffmpeg = shutil.which("ffmpeg")
-    if ffmpeg is None:
-        raise UserError(
-            f"{shown(path)} is not audio or has a format that needs ffmpeg, which is not on PATH: install it "
-            "(https://ffmpeg.org, 'apt install ffmpeg', 'brew install ffmpeg' or 'winget install ffmpeg'), or "
-            "convert the file to .wav."
-        )
-    target = folder / "decoded.wav"
-    command = [ffmpeg, "-nostdin", "-v", "error", "-xerror"]  # -xerror: a damaged file must not turn into a short song
-    # "file:" protects names with a leading dash or a colon; the whitelist keeps playlists from reaching the network.
-    command += ["-protocol_whitelist", "file", "-i", f"file:{path}", "-map", "0:a:0"]
-    command += ["-c:a", "pcm_f32le", "-rf64", "auto", str(target)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+        pipe = path.open("rb")
     except OSError as error:
-        raise UserError(f"{shown(path)} needs ffmpeg, which does not start ({error}): install it again.") from error
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
-        raise UserError(f"{shown(path)} is damaged or not audio, ffmpeg says ({reason}): give another file.")
+        raise UserError(f"{shown(path)} cannot be opened ({error}): check the path and its permissions.") from error
+    try:
+        with pipe, target.open("wb") as file:
+            shutil.copyfileobj(pipe, file, 1 << 20)
+            size = file.tell()
+    except OSError as error:
+        raise no_room(path, target.parent, error) from error
+    if size == 0:
+        raise UserError(f"{shown(path)} is empty (0 bytes): see that the program before the pipe writes a song.")
     return target
+
+
+def _fingerprint(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _skip(file: soundfile.SoundFile, frames: int) -> None:
+    """Go to a sample; some encodings (GSM, G.721) can only be read from their beginning."""
+    if frames > 0 and file.seekable():
+        file.seek(frames)
+        return
+    while frames > 0 and len(data := file.read(min(frames, _BLOCK), always_2d=True)):
+        frames -= len(data)

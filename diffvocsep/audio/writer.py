@@ -14,9 +14,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from ..util.atomic import remove_leftovers, replace_file, temporary_name
+from ..util.atomic import flush, follow, remove_leftovers, replace_file, temporary_name
 from ..util.errors import UserError
 from .common import native_path, require_finite, shown
+from .layout import fits_flac
 from .wav import WavSink, data_size
 
 ABANDONED = 24 * 3600.0  # s without a change, after which a temporary file is nobody's
@@ -48,6 +49,7 @@ class AudioWriter:
     `subtype` is "float" (default), "pcm16" or "pcm24" for .wav, "pcm24" (default) or "pcm16" for .flac, and "mp3"
     (320 kbit/s where the rate allows it) for .mp3. PCM is rounded to nearest, without dither. `frames` is the length
     to come, in samples: where it is known, a disk too small for the .wav is refused before any work.
+    `mask` says which loudspeaker each channel is for (layout.py; 0: unknown).
     Raises UserError for what the format cannot hold, a peak above 1.0 (0 dBFS) outside float .wav, samples that are
     not finite, and a path that cannot be written. An error removes the unfinished file and leaves the old one alone.
     """
@@ -59,8 +61,9 @@ class AudioWriter:
         channels: int,
         subtype: str | None = None,
         frames: int | None = None,
+        mask: int = 0,
     ) -> None:
-        self.path = Path(path)
+        self.path, self.mask = Path(path), mask
         self.sample_rate, self.channels, self.frames = sample_rate, channels, frames
         self._suffix = self.path.suffix.lower()
         if self._suffix not in _FORMATS:
@@ -71,25 +74,30 @@ class AudioWriter:
                 f"{shown(self.path)} cannot hold {channels} channels at {sample_rate} Hz ({self._suffix} has at most "
                 f"{kind.limits}): write a .wav."
             )
+        if self._suffix == ".flac" and not fits_flac(mask, channels):
+            raise UserError(
+                f"{shown(self.path)} cannot tell for which loudspeaker each of {channels} channels is: write a .wav."
+            )
         self.subtype = subtype or next(iter(kind.subtypes))
         if self.subtype not in kind.subtypes:
             raise UserError(
                 f"{shown(self.path)} cannot hold {self.subtype} samples: choose from {', '.join(kind.subtypes)}."
             )
-        self._part = temporary_name(self.path)
+        self._target = follow(self.path)
+        self._part = temporary_name(self._target)
         self._done = 0
 
     def __enter__(self) -> AudioWriter:
         try:
             if self.path.is_dir():
                 raise UserError(f"{shown(self.path)} is a folder: give a file name.")
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.path.parent, ABANDONED)
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self._target.parent, ABANDONED)
             with suppress(FileNotFoundError):  # a name that the system cannot hold is refused now, not after the work
-                self.path.stat()
+                self._target.stat()
             if self._suffix == ".wav" and self.frames is not None:
                 needed = data_size(self.subtype, self.channels, self.frames)
-                if needed > shutil.disk_usage(self.path.parent).free:
+                if needed > shutil.disk_usage(self._target.parent).free:
                     raise UserError(
                         f"{shown(self.path)} needs {needed / 1e9:.2f} GB, more than the disk has free: make room."
                     )
@@ -101,7 +109,7 @@ class AudioWriter:
 
     def _open_sink(self) -> WavSink | soundfile.SoundFile:
         if self._suffix == ".wav":
-            return WavSink(self._part, self.sample_rate, self.channels, self.subtype)
+            return WavSink(self._part, self.sample_rate, self.channels, self.subtype, self.mask)
         self._part.touch()  # fails with a reason, where libsndfile would only say "System error"
         best = {"compression_level": 0.0, "bitrate_mode": "CONSTANT"} if self._suffix == ".mp3" else {}
         subtype = _FORMATS[self._suffix].subtypes[self.subtype]
@@ -132,7 +140,8 @@ class AudioWriter:
         try:
             if kind is None:
                 self._sink.close()
-                replace_file(self._part, self.path)
+                flush(self._part)
+                replace_file(self._part, self._target)
             else:
                 with suppress(OSError, soundfile.LibsndfileError):
                     self._sink.close()

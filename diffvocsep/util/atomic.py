@@ -1,17 +1,27 @@
-"""Files appear whole or not at all: written under a temporary name, then renamed."""
+"""Files appear whole or not at all: written under a temporary name, flushed to the disk, then renamed.
+
+A symbolic link is written through, and a file without write permission is left alone. Temporary names tell the process
+that they belong to, so that what a killed one left is removed by the next, and what a live one writes never.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
+import shutil
+import stat
 import tempfile
 import time
 import uuid
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from .errors import UserError
 
 PART = ".diffvocsep.part"  # how temporary names end
+SCRATCH = "diffvocsep-"  # how folders for temporary files begin
 
 
 def require_folder(path: Path) -> None:
@@ -31,7 +41,63 @@ def require_folder(path: Path) -> None:
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that no other process uses, and short: a suffix to a long Korean name could pass the 255
     bytes of a file name."""
-    return path.with_name(f".{uuid.uuid4().hex}{PART}")
+    return path.with_name(f".{_owner()}-{uuid.uuid4().hex[:16]}{PART}")
+
+
+def _owner() -> str:
+    """This computer and this process, as a part of a name."""
+    return f"{zlib.crc32(platform.node().encode()):08x}-{os.getpid()}"
+
+
+def _is_alive(name: str) -> bool | None:
+    """Whether the process lives that made this name; None for one of another computer, or of another kind."""
+    found = re.search(r"([0-9a-f]{8})-([0-9]+)-", name)
+    if found is None or found[1] != _owner().split("-")[0] or os.name == "nt":
+        return None
+    try:
+        os.kill(int(found[2]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+def own_folder() -> tempfile.TemporaryDirectory:
+    """A folder for temporary files of this process; those that killed processes left are removed. Raises OSError."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        if _is_alive(left.name) is False:
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{_owner()}-", ignore_cleanup_errors=True)
+
+
+def follow(path: Path) -> Path:
+    """Where writing to `path` leads: a symbolic link is written through.
+
+    Raises:
+        UserError: a file is there that may not be written, or something that is no file.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        return target
+    except (OSError, ValueError):  # no possible name: writing will tell
+        return path
+    if stat.S_ISLNK(mode):
+        raise UserError(f"'{path}' is a link that leads to itself; name another")
+    if stat.S_ISREG(mode) and (not mode & 0o222 or not os.access(target, os.W_OK)):
+        raise UserError(f"'{path}' is write-protected; name another, or allow writing to it")
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"'{path}' is a device or a pipe, and only a file can be written; name another")
+    return target
+
+
+def flush(path: Path) -> None:
+    """Wait until the file is on the disk: a rename can be there before the data, and a crash between them loses both
+    the old file and the new."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def replace_file(temporary: Path, path: Path) -> None:
@@ -46,23 +112,28 @@ def replace_file(temporary: Path, path: Path) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary name beside `path`, flush to disk, then rename: never a half-written file."""
+    """Call `write` with a temporary name beside `path`, flush to disk, then rename: never a half-written file.
+
+    Raises:
+        UserError: the file that is there is write-protected.
+    """
+    path = follow(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
         write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        flush(temporary)
         replace_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path, seconds: float = 60.0) -> None:
-    """Delete what killed processes left in `folder`: temporary files untouched for `seconds`."""
+    """Delete what killed processes left in `folder`: temporary files untouched for `seconds`, unless their process is
+    alive."""
     for part in folder.glob(f".*{PART}"):
         try:
-            if time.time() - part.stat().st_mtime >= seconds:
+            if time.time() - part.stat().st_mtime >= seconds and not _is_alive(part.name):
                 part.unlink()
         except OSError:  # another process was faster, or has it open: it will be there next time
             continue

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn
 
 from .errors import UserError
@@ -15,6 +16,7 @@ from .memory import keep_freed_memory
 
 def main(run: Callable[[], int]) -> NoReturn:
     """Run a script and exit: 0 done, 1 the work failed, 2 bad input or usage, 130 Ctrl-C or SIGTERM."""
+    open_streams()
     for stream in (sys.stdout, sys.stderr):  # a Korean Windows console defaults to cp949
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -31,6 +33,27 @@ def main(run: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         _leave(130)
+
+
+def open_streams() -> None:
+    """Give a process without stdin, stdout or stderr (pythonw.exe, services, `2>&-`) ones that swallow everything: else
+    the first file it opens takes that number, and what libraries print goes into it."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def say(text: str) -> None:
+    """A line on stdout. Where nobody reads it any more (`| head`), the work goes on in silence."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
 def _leave(code: int) -> NoReturn:

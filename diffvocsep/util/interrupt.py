@@ -6,7 +6,8 @@ import signal
 import threading
 from collections.abc import Callable
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal was closed. Windows has none.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 HEARING: set[Interruption] = set()
 
 
@@ -40,8 +41,10 @@ class Interruption:
 
 
 def listen() -> dict[int, object]:
-    """Let all interruptions of this process hear; returns the handlers that did so before."""
-    return {number: signal.signal(number, _deliver) for number in SIGNALS}
+    """Let all interruptions of this process hear; returns the handlers that did so before. Under `nohup`, a closed
+    terminal stays unheard."""
+    heard = [number for number in SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, _deliver) for number in heard}
 
 
 def _deliver(*_: object) -> None:

@@ -1,0 +1,213 @@
+"""How a file is to be read: whether libsndfile gives all that the file holds, and what is refused.
+
+One model for all formats: what the header announces, what the file holds and what a decoder gives. Where they agree,
+libsndfile reads the file. Where the file holds more, it is read by what it holds. Where it holds less, it is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import soundfile
+
+from ..util.errors import UserError
+from . import containers, flac, mpeg, ogg
+from .common import native_path, shown
+from .ffmpeg import LOOSE_END, damaged, decode
+from .layout import flac_mask, wav_mask
+
+_BYTES = {
+    "PCM_S8": 1,
+    "PCM_U8": 1,
+    "PCM_16": 2,
+    "PCM_24": 3,
+    "PCM_32": 4,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+    "ULAW": 1,
+    "ALAW": 1,
+}
+_CHUNKED = {"WAV", "WAVEX", "RF64", "AIFF", "AU", "W64", "CAF"}  # by soundfile's names
+_TAG = 128  # bytes of an ID3v1 tag
+_SHOULD_BE = re.compile(r"(\d+) \(should be (\d+)\)")  # how libsndfile's log tells a size that it corrected
+
+
+@dataclass
+class Finding:
+    """How a file is opened."""
+
+    open: Callable[[], soundfile.SoundFile]
+    mask: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What libsndfile says of a file that it opens."""
+
+    format: str
+    subtype: str
+    sample_rate: int
+    channels: int
+    frames: int
+    log: str
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.sample_rate
+
+
+def inspect(path: Path, file: Path, folder: Callable[[], Path]) -> Finding:
+    """Find out how to read `file`, which messages call `path`; `folder` is made where a decoded copy is needed.
+
+    Raises:
+        UserError: the file is no audio, is damaged or cut off, or cannot be decoded.
+    """
+    if mpeg.begins(file):
+        header, finding = None, _mp3(path, file)
+    else:
+        header = _header(file)
+        finding = _check(path, file, header) if header else None
+        if header is None:
+            _samples(path, file)
+    if isinstance(finding, Finding):
+        return finding
+    if header is None and (pages := ogg.walk(file)).links:  # Speex, FLAC in Ogg
+        _require_pages(path, pages, None)
+    decoded, track = decode(file, folder(), finding, path)
+    return Finding(partial(soundfile.SoundFile, native_path(decoded)), track.mask, track.notes)
+
+
+def _check(path: Path, file: Path, header: _Header) -> Finding | float | None:
+    """Compare the lengths of a file that libsndfile opens: how to open it, or the s of sound that ffmpeg must find."""
+    if header.format in _CHUNKED:
+        return _chunks(path, file, header)
+    if header.format == "FLAC":
+        return _flac(file, header)
+    if header.format == "OGG":
+        return _ogg(path, file, header)
+    return _mp3(path, file) if header.format == "MP3" else _other(path, file, header)
+
+
+def _header(file: Path) -> _Header | None:
+    try:
+        with soundfile.SoundFile(native_path(file)) as f:
+            return _Header(f.format, f.subtype, f.samplerate, f.channels, f.frames, f.extra_info)
+    except (soundfile.LibsndfileError, TypeError):  # TypeError: soundfile takes .raw for headerless samples
+        return None
+
+
+def _direct(file: Path, mask: int = 0, notes: list[str] | None = None) -> Finding:
+    return Finding(partial(soundfile.SoundFile, native_path(file)), mask, notes or [])
+
+
+def _chunks(path: Path, file: Path, header: _Header) -> Finding | None:
+    """WAV, RF64, AIFF, AU, Wave64, CAF: the size of the samples."""
+    extent = _samples(path, file)
+    if header.subtype.startswith("MPEG"):
+        return None
+    mask = wav_mask(file)
+    if extent is None:
+        return _direct(file, mask)
+    if extent.missing and extent.held:
+        whole = header.seconds if header.subtype not in _BYTES else extent.held / _rate(header)
+        raise damaged(path, whole, whole * extent.announced / extent.held, " or cut off")
+    if header.subtype in _BYTES and header.frames != extent.held // _frame(header):
+        return Finding(partial(_slice, file, extent, header), mask)
+    if header.frames == 0 and extent.held:
+        return None
+    return _direct(file, mask)
+
+
+def _samples(path: Path, file: Path) -> containers.Extent | None:
+    try:
+        return containers.find_samples(file)
+    except ValueError as error:
+        raise UserError(f"{shown(path)} is damaged or joined of several, {error}: separate the parts alone.") from None
+
+
+def _frame(header: _Header) -> int:
+    return _BYTES[header.subtype] * header.channels
+
+
+def _rate(header: _Header) -> int:
+    return _frame(header) * header.sample_rate
+
+
+def _slice(file: Path, extent: containers.Extent, header: _Header) -> soundfile.SoundFile:
+    """The samples alone, without the header that is wrong about them."""
+    size = extent.held // _frame(header) * _frame(header)
+    samples = containers.Slice(file, extent.offset, size)
+    endian = "BIG" if extent.big_endian else "LITTLE"
+    return soundfile.SoundFile(
+        samples, "r", header.sample_rate, header.channels, header.subtype, endian, "RAW", closefd=True
+    )
+
+
+def _flac(file: Path, header: _Header) -> Finding | float | None:
+    """FLAC: where its last frame ends, and whether several were joined."""
+    length = flac.measure(file)
+    if header.frames >= 1 << 62 or length.announced == 0:  # a stream
+        return None
+    if length.headers > 1 and length.held is not None:
+        return length.announced / header.sample_rate
+    if length.held is not None and length.held > header.frames:
+        return length.held / header.sample_rate
+    return _direct(file, flac_mask(header.channels))
+
+
+def _ogg(path: Path, file: Path, header: _Header) -> Finding | float | None:
+    """Ogg: its pages, and whether one stream follows another."""
+    pages = ogg.walk(file)
+    rate = 48_000 if header.subtype == "OPUS" else header.sample_rate
+    _require_pages(path, pages, rate)
+    if pages.links > 1:
+        return pages.total / rate
+    if header.frames >= 1 << 62 or pages.first > 5 * rate:  # it does not begin at its beginning
+        return None
+    notes = [] if pages.ended else [f"{shown(path)} has no end mark; all that it holds is separated"]
+    return _direct(file, flac_mask(header.channels), notes)
+
+
+def _require_pages(path: Path, pages: ogg.Pages, rate: int | None) -> None:
+    """`rate`: of the granule positions, Hz; None: unknown."""
+    if pages.hole is None and not pages.cut:
+        return
+    where = f" after {pages.last / rate:.2f} s" if rate else ""
+    what = f"a page is missing or broken{where}" if pages.hole is not None else f"it ends within a page{where}"
+    raise UserError(
+        f"{shown(path)} is damaged or cut off, {what}: get a whole copy, or repair it with an audio editor."
+    )
+
+
+def _mp3(path: Path, file: Path) -> Finding | float | None:
+    """MP3: the frames that it holds against those that its first one announces.
+
+    libsndfile guesses the length of one that announces nothing, and then cuts it off; ffmpeg plays all frames.
+    """
+    frames = mpeg.walk(file)
+    if frames.count == 0 or not frames.announced or min(frames.announced) < 0:
+        return frames.seconds or None
+    announced = sum(frames.announced)
+    seconds = frames.seconds / frames.count
+    if (announced - frames.count) * seconds > LOOSE_END:
+        raise damaged(path, frames.seconds, announced * seconds - frames.trimmed, " or cut off")
+    if frames.headers > 1 or frames.count > announced + 2:
+        return frames.seconds
+    if file.stat().st_size - frames.end > _TAG:  # mpg123 would warn, on stderr, of every byte that was not announced
+        return Finding(lambda: soundfile.SoundFile(containers.Slice(file, 0, frames.end), closefd=True))
+    return _direct(file)
+
+
+def _other(path: Path, file: Path, header: _Header) -> Finding:
+    """Rare formats: libsndfile's log tells which size it corrected."""
+    for line in header.log.splitlines():
+        if found := _SHOULD_BE.search(line):
+            announced, held = int(found[1]), int(found[2])
+            if announced > held > 0 and "data" in line.lower():
+                raise damaged(path, header.seconds, header.seconds * announced / held, " or cut off")
+    return _direct(file)
