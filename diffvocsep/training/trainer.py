@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from ..separator import Separator, first_timestep
 from ..unet import UNet
 from ..util.atomic import remove_leftovers, require_folder
 from ..util.device import amp_dtype, channels_last
-from ..util.errors import UserError
+from ..util.errors import UserError, WorkFailed
 from ..util.interrupt import Interruption
 from .backends import Backend
 from .monitor import EXAMPLES, Monitor
@@ -246,16 +246,17 @@ class Trainer:
         """All steps and validations, or those until Ctrl-C."""
         if self._due():  # Ctrl-C came before it
             self._validate_alone(monitor)
-        for batches in self._steps():
-            terms = self._optimize(batches)
-            seconds, rate = time.perf_counter() - self.asked, self.optimizer.param_groups[0]["lr"]
-            if monitor:
-                monitor.step(self.step, terms, seconds, self.waited, rate, self.skipped)
-            if self._due() and not self.stopping:
-                self._validate_alone(monitor)
-            elif monitor and time.monotonic() - self.saved > SAVE_SECONDS:
-                monitor.flush()
-                self._save("last.pt")
+        with closing(self._steps()) as steps:
+            for batches in steps:
+                terms = self._optimize(batches)
+                seconds, rate = time.perf_counter() - self.asked, self.optimizer.param_groups[0]["lr"]
+                if monitor:
+                    monitor.step(self.step, terms, seconds, self.waited, rate, self.skipped)
+                if self._due() and not self.stopping:
+                    self._validate_alone(monitor)
+                elif monitor and time.monotonic() - self.saved > SAVE_SECONDS:
+                    monitor.flush()
+                    self._save("last.pt")
 
     def _due(self) -> bool:
         """Whether a validation belongs to this step and has not been done."""
@@ -284,20 +285,21 @@ class Trainer:
     def _steps(self) -> Iterator[list[dict[str, Tensor]]]:
         """Lists of `train.accumulate` batches, one list per optimizer step, from the current step on."""
         train, backend = self.config.train, self.backend
+        made = load_segments(self.segments, self.samples, backend.host, backend.rank, backend.world_size)
+        stream = backend.batches(with_noise(made, self.objective.shape(), train.seed))
+        self.clock = time.monotonic()
         try:
-            made = load_segments(self.segments, self.samples, backend.host, backend.rank, backend.world_size)
-            stream = iter(backend.batches(with_noise(made, self.objective.shape(), train.seed)))
-            self.clock = time.monotonic()
             while not self.ended and not self.stopping:
                 self.asked = time.perf_counter()
                 batches = [next(stream) for _ in range(train.accumulate)]
                 self.waited = time.perf_counter() - self.asked
                 yield batches
-        except UserError as error:  # from a worker it comes with a traceback, the sentence last
-            raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[-1]) from None
-        except (RuntimeError, OSError):  # Ctrl-C ends spawned loaders that have not come to ignore it yet
+        except WorkFailed:  # Ctrl-C ends spawned loaders that have not come to ignore it yet
             if not self.stopping:
                 raise
+        finally:
+            made.close()
+            stream.close()
 
     def _optimize(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One optimizer step over accumulated batches.
