@@ -21,13 +21,15 @@ def run(argv: list[str] | None = None) -> int:
 
     from diffvocsep.config import ignored_settings, load_config
     from diffvocsep.training.backends import find_backend
+    from diffvocsep.training.failures import told
     from diffvocsep.training.trainer import Trainer
 
     config = load_config(args.config, args.overrides)
     backend = find_backend(args.device)
     if backend.main:
         print_notes(ignored_settings(config))
-    code = Trainer(config, backend, args.resume).run()
+    with told(config, backend.device):
+        code = Trainer(config, backend, args.resume).run()
     backend.close()
     return code
 

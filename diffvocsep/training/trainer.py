@@ -28,7 +28,7 @@ from ..util.interrupt import Interruption
 from .backends import Backend
 from .monitor import EXAMPLES, Monitor
 from .objective import Objective
-from .resume import find_checkpoint, keep_aside, load_state
+from .resume import find_checkpoint, is_copy, keep_aside, load_state, require_fitting
 from .run_folder import alone_in, describe_run, new_folder
 from .schedule import ema_decay, learning_rate
 from .validation import dev_clips, median_sdr, validate
@@ -120,7 +120,11 @@ class Trainer:
     def _go_on(self, path: Path, automatic: bool) -> None:
         """Take the state of a checkpoint; raises UserError as `load_state` does."""
         state = load_state(path, self.config, automatic, self._say)
-        if path.resolve() == (self.folder / "last.pt").resolve():  # else it is another run, whose curves stay its own
+        last, curves = self.folder / "last.pt", Path(self.config.log.tb_log_dir) / state.get("run_id", "")
+        same = path.resolve() == last.resolve()  # else it is another run, whose curves stay its own
+        if same and is_copy(last, state["run_id"], curves):
+            self._say(f"{last} is a copy, whose original can go on as well: this run gets curves of its own")
+        elif same:
             self.anew, self.run_id, self.best_sdr = False, state["run_id"], state["best_sdr"]
             self.dev_songs = state.get("dev_songs", [])  # older versions did not save them
         if state["step"] == 0:
@@ -128,12 +132,13 @@ class Trainer:
                 self.model.load_state_dict(state["weights"])
                 self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
             return
+        require_fitting(state, self.optimizer, path)
         self.changes = state["changes"]
         self.model.load_state_dict(state["model"])
         self.ema = {name: _like(tensor, state["ema"][name]) for name, tensor in self.model.state_dict().items()}
         if "optimizer" in state:
             self._restore_moments(state["optimizer"])
-        if state["scaler"]:  # empty where it was not in use
+        if state["scaler"].keys() == self.scaler.state_dict().keys():  # empty where it was not in use
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.samples = state["step"], state["samples"]
         self.seconds = state.get("seconds", 0.0)  # older versions did not save it
@@ -150,7 +155,9 @@ class Trainer:
         """Of what a checkpoint says about the optimizer, take what has been learnt; settings are those of now, but for
         the learning rate, which every step sets."""
         for group, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True):
-            group |= {name: value for name, value in own.items() if name not in ("params", "lr")}
+            kept = {name: group[name] for name in ("params", "lr")}
+            group.clear()
+            group |= own | kept
         self.optimizer.load_state_dict(state)
         for parameter, moments in self.optimizer.state.items():
             moments |= {
@@ -251,7 +258,7 @@ class Trainer:
                 terms = self._optimize(batches)
                 seconds, rate = time.perf_counter() - self.asked, self.optimizer.param_groups[0]["lr"]
                 if monitor:
-                    monitor.step(self.step, terms, seconds, self.waited, rate, self.skipped)
+                    monitor.step(self.step, terms, seconds, self.waited, rate, self.skipped, self.ended)
                 if self._due() and not self.stopping:
                     self._validate_alone(monitor)
                 elif monitor and time.monotonic() - self.saved > SAVE_SECONDS:
@@ -420,7 +427,7 @@ class Trainer:
         better = median > self.best_sdr
         self.best_sdr = max(median, self.best_sdr)
         previous, self.validated = self.validated, self.step
-        monitor.validated(self.step, previous, result, self.best_sdr)
+        monitor.validated(self.step, previous, result, self.best_sdr, self.progress)
         monitor.flush()
         if better:
             self._save("best.pt")

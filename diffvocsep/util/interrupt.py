@@ -1,12 +1,15 @@
-"""Ctrl-C, and the polite kill of torchrun and of clusters: what runs comes to a good end."""
+"""Ctrl-C, the polite kill of torchrun and of clusters, a closed terminal: what runs comes to a good end."""
 
 from __future__ import annotations
 
+import os
+import select
 import signal
+import stat
 import threading
 from collections.abc import Callable
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 HEARING: set[Interruption] = set()
 
 
@@ -40,12 +43,37 @@ class Interruption:
 
 
 def listen() -> dict[int, object]:
-    """Let all interruptions of this process hear; returns the handlers that did so before."""
-    return {number: signal.signal(number, _deliver) for number in SIGNALS}
+    """Let all interruptions of this process hear; returns the handlers that did so before. Under `nohup`, a closed
+    terminal is no reason to stop."""
+    hung_up = getattr(signal, "SIGHUP", None)
+    ignored = hung_up is not None and signal.getsignal(hung_up) is signal.SIG_IGN
+    return {n: signal.signal(n, _deliver) for n in SIGNALS if not (n == hung_up and ignored)}
 
 
-def _deliver(*_: object) -> None:
+def _deliver(number: int, *_: object) -> None:
+    if number == getattr(signal, "SIGHUP", None):
+        _give_up_terminal()
     if not HEARING:
         raise KeyboardInterrupt
     for interruption in list(HEARING):
         interruption.hear()
+
+
+def _give_up_terminal() -> None:
+    """Let stdout and stderr end in nothing where nobody reads them any more: who writes to a closed terminal, or to
+    the pipe of a program that went with it, would fail before anything is saved."""
+    for descriptor in (1, 2):
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISREG(mode) or os.isatty(descriptor):
+                continue
+            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+                poll = select.poll()
+                poll.register(descriptor, 0)
+                if not poll.poll(0):
+                    continue
+        except OSError:
+            pass
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, descriptor)
+        os.close(nothing)
