@@ -7,10 +7,12 @@ import select
 import signal
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 HEARING: set[Interruption] = set()
+BEGUN = True
 
 
 class Interruption:
@@ -53,6 +55,10 @@ def listen() -> dict[int, object]:
 def _deliver(number: int, *_: object) -> None:
     if number == getattr(signal, "SIGHUP", None):
         _give_up_terminal()
+    if not BEGUN:
+        with suppress(OSError):
+            os.write(2, b"interrupted\n")
+        os._exit(130)
     if not HEARING:
         raise KeyboardInterrupt
     for interruption in list(HEARING):
@@ -77,3 +83,15 @@ def _give_up_terminal() -> None:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, descriptor)
         os.close(nothing)
+
+
+@contextmanager
+def nothing_begun() -> Iterator[None]:
+    """Around imports: whoever wants a stop gets it at once, with exit code 130. A KeyboardInterrupt in the middle of an
+    import can be caught there, or leave half a module behind."""
+    global BEGUN
+    BEGUN = False
+    try:
+        yield
+    finally:
+        BEGUN = True
