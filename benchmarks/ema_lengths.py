@@ -33,8 +33,8 @@ def averages(trainer: Trainer, steps: int, decays: list[float]) -> dict[float, d
     """Train so many steps; for each decay the average of the weights after each of them."""
     weights = trainer.model.state_dict()  # the tensors that the optimizer changes
     found = {decay: {name: tensor.clone() for name, tensor in weights.items()} for decay in decays}
-    for n, batches in zip(tqdm(range(steps), "steps"), trainer._steps(), strict=False):
-        trainer._optimize(batches)
+    for n, batches in zip(tqdm(range(steps), "steps"), trainer.steps(), strict=False):
+        trainer.optimize(batches)
         for decay, average in found.items():
             kept = min(decay, n / (n + 1))
             torch._foreach_lerp_(list(average.values()), list(weights.values()), 1 - kept)
@@ -54,7 +54,7 @@ def run(argv: list[str] | None = None) -> int:
     settings = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}", "train.val_batches=1"]
     config = load_config(None, [*settings, *args.overrides], base=config)
     trainer = Trainer(config, torch.device("cpu"), str(args.resume))
-    first, left = trainer.step, trainer.total_steps - trainer.step
+    first, left = trainer.progress.step, trainer.course.steps - trainer.progress.step
     if left < args.steps:
         raise UserError(f"'{args.resume}' has {left} steps left of its run, fewer than the {args.steps} of --steps")
     clips = dev_clips(args.dev_root, SECONDS, EVERY)
@@ -65,9 +65,8 @@ def run(argv: list[str] | None = None) -> int:
         scores[f"train.ema_decay={decay:g}"] = score(Separator(trainer.model, config), clips)
     last = scores[next(reversed(scores))]
     rows |= {name: cells(found, last) for name, found in scores.items()}
-    print(
-        f"steps {first + 1} to {trainer.step}, learning rate {trainer.optimizer.param_groups[0]['lr']:.4f} at the end"
-    )
+    rate = trainer.optimizer.param_groups[0]["lr"]
+    print(f"steps {first + 1} to {trainer.progress.step}, learning rate {rate:.4f} at the end")
     print(table("mean dB", heads(last, "the last"), rows))
     return 0
 

@@ -107,13 +107,13 @@ def run(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="diffvocsep-") as folder:
         config = settings(args.config, args.overrides, folder)
         trainer = Trainer(config, Backend(device), "none")
-        trainer._average = marked(trainer._average, UPDATE)
+        trainer.average = marked(trainer.average, UPDATE)
         synthesis = trainer.objective.synthesis
         synthesis.overlap_add = marked(synthesis.overlap_add, "inverse stft")
-        batches = next(trainer._steps())
+        batches = next(trainer.steps())
 
         def step() -> object:
-            return trainer._optimize(batches)
+            return trainer.optimize(batches)
 
         bare = in_turn({"step": step}, device, args.rounds)["step"]
         parts(step, device, 1)  # the profiler, too, is slow at first

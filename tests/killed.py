@@ -37,13 +37,13 @@ def kill_in_save(number: int) -> None:
 def slow_steps(seconds: float) -> None:
     from diffvocsep.training.trainer import Trainer
 
-    optimize = Trainer._optimize
+    optimize = Trainer.optimize
 
     def slowly(self: Trainer, batches: list) -> dict:
         time.sleep(seconds)
         return optimize(self, batches)
 
-    Trainer._optimize = slowly
+    Trainer.optimize = slowly
 
 
 if __name__ == "__main__":

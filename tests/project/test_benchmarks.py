@@ -193,8 +193,8 @@ def test_averages_are_those_of_the_steps_that_were_trained(tmp_path):
     )  # fmt: skip
     trainer = Trainer(config, torch.device("cpu"), "none")
     raw = []
-    optimize = trainer._optimize
-    trainer._optimize = lambda batches: (optimize(batches), raw.append(copy.deepcopy(trainer.model.state_dict())))
+    optimize = trainer.optimize
+    trainer.optimize = lambda batches: (optimize(batches), raw.append(copy.deepcopy(trainer.model.state_dict())))
     found = averages(trainer, 3, [0.0, 0.1, 0.6, 0.9])
     for name in raw[0]:
         first, second, third = (weights[name] for weights in raw)

@@ -107,13 +107,13 @@ def test_a_trainer_leaves_no_loader_behind_whatever_ends_it(tmp_path, monkeypatc
     """Not even one that hangs."""
     broken(monkeypatch, lambda: time.sleep(600))
     trainer = make(tmp_path, "data.workers=2", "train.max_steps=4")
-    optimize = trainer._optimize
+    optimize = trainer.optimize
 
     def fail(batches: list) -> dict:
         optimize(batches)
         raise RuntimeError("power cut")
 
-    trainer._optimize, began = fail, time.monotonic()
+    trainer.optimize, began = fail, time.monotonic()
     with pytest.raises(RuntimeError, match="power cut"):
         trainer.run()
     assert time.monotonic() - began < 10 and not active_children()

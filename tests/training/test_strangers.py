@@ -104,7 +104,7 @@ def test_no_value_in_the_place_of_another_leads_to_a_traceback(trainer, state, p
 
 
 def test_whole_states_are_taken(trainer, state):
-    assert said_of(trainer, state) is None and trainer.run_id == "the first"
+    assert said_of(trainer, state) is None and trainer.progress.run_id == "the first"
 
 
 @pytest.mark.parametrize("name", ["step", "config", "model", "ema", "optimizer", "scaler", "run_id", "best_sdr"])
@@ -194,10 +194,10 @@ def test_a_copied_folder_does_not_touch_the_curves_of_the_first_run(tmp_path, un
     (curves,) = (tmp_path / "tb").iterdir()
     shutil.copytree(tmp_path / "ck", tmp_path / "copy")
     goes_on = make(tmp_path, resume="auto")
-    assert goes_on.run() == 0 and goes_on.run_id == first.run_id
+    assert goes_on.run() == 0 and goes_on.progress.run_id == first.progress.run_id
     before = {path.name: path.read_bytes() for path in curves.iterdir()}
     copied = make(tmp_path, f"log.checkpoint_dir='{tmp_path / 'copy'}'", resume="auto")
-    assert copied.step == 3 and copied.run() == 0 and copied.run_id != first.run_id
+    assert copied.progress.step == 3 and copied.run() == 0 and copied.progress.run_id != first.progress.run_id
     assert {path.name: path.read_bytes() for path in curves.iterdir()} == before
     for name, weight in undisturbed.model.state_dict().items():
         assert torch.equal(copied.model.state_dict()[name], weight)
@@ -207,7 +207,11 @@ def test_a_folder_that_has_moved_goes_on_with_its_curves(tmp_path):
     first = run(tmp_path, "train.max_steps=3")
     shutil.move(tmp_path / "ck", tmp_path / "moved")
     moved = make(tmp_path, f"log.checkpoint_dir='{tmp_path / 'moved'}'", resume="auto")
-    assert moved.run() == 0 and moved.run_id == first.run_id and len(list((tmp_path / "tb").iterdir())) == 1
+    assert (
+        moved.run() == 0
+        and moved.progress.run_id == first.progress.run_id
+        and len(list((tmp_path / "tb").iterdir())) == 1
+    )
 
 
 # ---- by chance -----------------------------------------------------------------------------------------------------
