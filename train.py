@@ -10,8 +10,14 @@ The same command goes on after an interruption (`--resume auto`); `--resume none
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # until `main` listens, Ctrl-C ends this as it ends other programs, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from diffvocsep.training.arguments import training_arguments
 from diffvocsep.util.cli import main, print_notes
+from diffvocsep.util.interrupt import nothing_begun
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -19,15 +25,18 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
     args = parser.parse_args(argv)
 
-    from diffvocsep.config import ignored_settings, load_config
-    from diffvocsep.training.backends import find_backend
-    from diffvocsep.training.trainer import Trainer
+    with nothing_begun():
+        from diffvocsep.config import ignored_settings, load_config
+        from diffvocsep.training.backends import find_backend
+        from diffvocsep.training.failures import told
+        from diffvocsep.training.trainer import Trainer
 
     config = load_config(args.config, args.overrides)
     backend = find_backend(args.device)
     if backend.main:
         print_notes(ignored_settings(config))
-    code = Trainer(config, backend, args.resume).run()
+    with told(config, backend.device):
+        code = Trainer(config, backend, args.resume).run()
     backend.close()
     return code
 

@@ -25,11 +25,14 @@ if __name__ == "__mp_main__":  # torch_xla runs `process` in a thread of a child
 
 def process(index: int, config: Config, resume: str) -> None:
     """What each device does."""
+    from diffvocsep.training.failures import told
     from diffvocsep.training.trainer import Trainer
     from diffvocsep.training.xla import XLA, end_all
 
     try:
-        code = Trainer(config, XLA(config.train), resume).run()
+        backend = XLA(config.train)
+        with told(config, backend.device):
+            code = Trainer(config, backend, resume).run()
     except Exception as error:
         end_all(error)
         raise

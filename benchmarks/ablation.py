@@ -47,8 +47,8 @@ def step_seconds(config: Config) -> float:
     """How long a training step of `config` takes here, data included."""
     trainer = Trainer(config, torch.device("cpu"), "none")
     began = 0.0
-    for i, batches in zip(range(WARM + TIMED), trainer._steps(), strict=False):
-        trainer._optimize(batches)
+    for i, batches in zip(range(WARM + TIMED), trainer.steps(), strict=False):
+        trainer.optimize(batches)
         began = time.monotonic() if i == WARM - 1 else began
     return (time.monotonic() - began) / TIMED
 

@@ -109,7 +109,7 @@ def waiting(trainer: Trainer, stream: Iterator[dict[str, Tensor]], steps: int) -
         began = time.perf_counter()
         batch = next(stream)
         waits.append(time.perf_counter() - began)
-        trainer._optimize([batch])
+        trainer.optimize([batch])
         on(trainer.device, batch)
         times.append(time.perf_counter() - began)
     return statistics.mean(times[2:]), sum(waits[2:]) / sum(times[2:])

@@ -163,7 +163,7 @@ def network_step(model: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtyp
 def steps(config: Config, backend: Backend, dtype: torch.dtype | None) -> dict[str, Callable[[], object]]:
     """What is compared, for the layout and the number format of `config`, compiled if it says so."""
     trainer = Trainer(config, backend, "none")
-    batches = next(trainer._steps())
+    batches = next(trainer.steps())
     inputs = network_inputs(config, trainer.objective.shape(), backend.device)
     theirs = DiffusersUNet(config).to(backend.device)
     if config.train.channels_last:
@@ -172,7 +172,7 @@ def steps(config: Config, backend: Backend, dtype: torch.dtype | None) -> dict[s
     return {
         "ours, network alone": network_step(trainer.network, inputs, dtype, backend),
         "diffusers, network alone": network_step(theirs, inputs, dtype, backend),
-        "ours, training step without data": lambda: trainer._optimize(batches),
+        "ours, training step without data": lambda: trainer.optimize(batches),
     }
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import platform
+import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,26 @@ FORMER = (
     ("diffusion", "start", "noise"),
     ("diffusion", "start_step", None),
 )
+LARGEST = 10**6  # number in the config of a file from elsewhere, where it decides about memory
+COUNT = 2**53  # the largest count of a run
+PLAIN_NAME = re.compile(r"\w([\w .-]{0,98}[\w-])?")  # of a folder, and nothing that leads out of it
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < COUNT
+
+
+# What a training state says about its run beside weights: a test of each, and what it must be.
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "step": (_is_count, "a count"),
+    "samples": (_is_count, "a count"),
+    "validated": (_is_count, "a count"),
+    "skipped": (_is_count, "a count"),
+    "seconds": (lambda v: type(v) in (int, float) and 0 <= v < COUNT, "a number of seconds"),
+    "best_sdr": (lambda v: type(v) in (int, float) and -math.inf <= v < 1e4, "a score"),
+    "dev_songs": (lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
+    "run_id": (lambda v: isinstance(v, str) and PLAIN_NAME.fullmatch(v) is not None, "a plain name"),
+}
 
 
 def versions() -> dict[str, str]:
@@ -47,8 +69,16 @@ def versions() -> dict[str, str]:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state (tensors and plain values) atomically; format and versions are added."""
-    write_atomic(path, lambda part: torch.save({"format": FORMAT, "versions": versions(), **state}, part))
+    """Write a training state (tensors and plain values) atomically; format and versions are added. Raises OSError."""
+
+    def save(part: Path) -> None:
+        try:
+            with open(part, "wb") as file:
+                torch.save({"format": FORMAT, "versions": versions(), **state}, file)
+        except RuntimeError as error:  # torch speaks of positions in an archive; why, says what it has met
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    write_atomic(path, save)
 
 
 def is_finite(state: Any) -> bool:
@@ -66,8 +96,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint '{path}'; name one that is there, or train one with train.py")
-    if not zipfile.is_zipfile(path):  # what torch.save writes
-        raise UserError(f"'{path}' is no checkpoint, or only a part of one; name another file")
+    _require_plain_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead to
@@ -78,17 +107,87 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"'{path}' is not a checkpoint of this version of Diff-VocSep; use another file, or train anew with "
             "train.py --resume none"
         )
+    for name in ("config", "step"):
+        if name not in state:
+            raise UserError(f"'{path}' is no whole checkpoint: it has no {name}; use another file")
+    for name, (test, must_be) in FIELDS.items():
+        if name in state and not test(state[name]):
+            raise UserError(f"'{path}' is damaged, or somebody has changed it: its {name} is not {must_be}")
+    for name in {"ema", "model"} & state.keys():
+        _require_weights(state[name], f"'{path}'")
     return state
+
+
+def _require_plain_archive(path: Path) -> None:
+    """What torch.save writes: a zip file of records that are not compressed, so none is larger than the file.
+
+    Raises:
+        UserError: it is something else.
+    """
+    whole = False
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                records = archive.infolist()
+            stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+            whole = stored and sum(record.file_size for record in records) <= path.stat().st_size
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RecursionError):
+            whole = False
+    if not whole:
+        raise UserError(f"'{path}' is no checkpoint, or only a part of one; name another file")
+
+
+def _require_weights(weights: Any, name: str) -> None:
+    """Raises UserError unless these are plain tensors of floating-point numbers, by name."""
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and is_plain_tensor(weight) for key, weight in weights.items()
+    ):
+        raise UserError(f"{name} is damaged, or somebody has changed it: its weights are no tensors of numbers")
+
+
+def is_plain_tensor(value: Any) -> bool:
+    """Numbers in memory: neither sparse nor quantized, complex, or without content."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.is_floating_point()
+    )
+
+
+def require_fit(weights: Mapping[str, Tensor], config: Config, name: str) -> None:
+    """Compare weights with the network that `config` describes, which takes no memory here.
+
+    Raises:
+        UserError: they are others.
+    """
+    model, why = config.model, ""
+    try:
+        if model.blocks * len(model.channels_mult) > len(weights):  # it would take long to build, too
+            raise RuntimeError(f"\nit has too few tensors for {model.blocks} blocks a scale")
+        with torch.device("meta"):
+            expected = {key: weight.shape for key, weight in make_network(config).state_dict().items()}
+    except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError):  # larger than any computer holds
+        raise UserError(f"the weights in {name} do not fit its own config (no such network is possible)") from None
+    for key in sorted(expected.keys() | weights.keys()):
+        if key not in weights or key not in expected:
+            why = f"{key[:80]} is {'missing' if key in expected else 'not expected'}"
+        elif weights[key].shape != expected[key]:
+            why = f"{key} has shape {list(weights[key].shape)[:8]}, not {list(expected[key])}"
+        if why:
+            raise UserError(f"the weights in {name} do not fit its own config ({why})")
 
 
 def config_in(path: Path, mapping: dict[str, Any]) -> Config:
     """The config saved in `path`; raises UserError that names the file, for one that this version cannot have."""
+    if not _is_flat(mapping):
+        raise UserError(f"the config in '{path}' is none: it must have sections with keys; use another file")
     mapping = copy.deepcopy(mapping)
-    sections = mapping if isinstance(mapping, dict) else {}
-    if isinstance(sections.get("train"), dict):
-        sections["train"].setdefault("optimizer", "adamw")  # once the only one
+    if isinstance(mapping.get("train"), dict):
+        mapping["train"].setdefault("optimizer", "adamw")  # once the only one
     for section, key, stayed in FORMER:
-        settings = sections.get(section)
+        settings = mapping.get(section)
         value = settings.pop(key, stayed) if isinstance(settings, dict) else stayed
         if stayed is not None and value != stayed:
             raise UserError(
@@ -96,7 +195,34 @@ def config_in(path: Path, mapping: dict[str, Any]) -> Config:
                 "version that saved it, or another file"
             )
     with blame(f"the config in '{path}'"):
-        return from_dict(mapping)
+        config = from_dict(mapping)
+    for section in ("audio", "model", "diffusion", "separation"):
+        for key, value in vars(getattr(config, section)).items():
+            values = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(v, int | float) and v > LARGEST for v in values):
+                must = f"must be at most {LARGEST}"
+                raise UserError(f"the config in '{path}': {section}.{key} is {show(value)} but {must}")
+    return config
+
+
+def _is_flat(mapping: Any) -> bool:
+    """Sections of keys with plain values, of lists or dictionaries of them at most."""
+
+    def plain(value: Any) -> bool:
+        return value is None or (isinstance(value, bool | int | float | str) and len(str(value)[:5000]) < 5000)
+
+    def setting(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(plain(part) for pair in value.items() for part in pair)
+        return all(map(plain, value)) if isinstance(value, list | tuple) else plain(value)
+
+    def section(value: Any) -> bool:
+        return all(map(plain, value)) and all(map(setting, value.values())) if isinstance(value, dict) else plain(value)
+
+    try:
+        return isinstance(mapping, dict) and all(plain(name) and section(keys) for name, keys in mapping.items())
+    except ValueError:  # a whole number of thousands of digits has no text
+        return False
 
 
 def release(state: dict[str, Any], path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -125,6 +251,7 @@ def mean_state(paths: Sequence[Path]) -> dict[str, Any]:
     """
     states = [load_any(path) for path in paths]
     for path, state in zip(paths, states, strict=True):
+        require_fit(state["ema"], config_in(path, state["config"]), f"'{path}'")
         require_same_network(config_in(path, state["config"]), config_in(paths[-1], states[-1]["config"]), f"'{path}'")
     ema = {name: torch.stack([state["ema"][name] for state in states]).mean(0) for name in states[-1]["ema"]}
     return states[-1] | {"ema": ema}
@@ -141,30 +268,36 @@ def load_any(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            if metadata["format"] != str(FORMAT):
+            if metadata is None:
+                raise KeyError
+            if metadata.get("format") != str(FORMAT):
                 raise UserError(f"'{path}' is not a model of this version of Diff-VocSep; use the one that is shipped")
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-            return {"ema": weights, "config": json.loads(metadata["config"]), "step": int(metadata.get("step", 0))}
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"'{path}' is not a released model of Diff-VocSep ({error})") from None
+            config, step = json.loads(metadata["config"]), int(metadata.get("step", 0))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except KeyError:
+        raise UserError(f"'{path}' is not a released model of Diff-VocSep (it has no config)") from None
+    except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise UserError(f"'{path}' is not a released model of Diff-VocSep ({reason})") from None
+    _require_weights(weights, f"'{path}'")
+    if not _is_count(step):
+        raise UserError(f"'{path}' is damaged, or somebody has changed it: its step is not a count")
+    return {"ema": {name: weight.float() for name, weight in weights.items()}, "config": config, "step": step}
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
-    """EMA weights and config of a `.pt` or `.safetensors` file."""
+    """EMA weights and config of a `.pt` or `.safetensors` file; they fit each other."""
     state = load_any(path)
-    return state["ema"], config_in(path, state["config"])
+    config = config_in(path, state["config"])
+    require_fit(state["ema"], config, f"'{path}'")
+    return state["ema"], config
 
 
 def load_model(path: Path) -> tuple[nn.Module, Config]:
     """The network with its EMA weights, and the config it was trained with."""
     weights, config = load_weights(path)
     model = make_network(config)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"the weights in '{path}' do not fit its own config ({str(error).splitlines()[1].strip()})"
-        ) from None
+    model.load_state_dict(weights)
     return model, config
 
 

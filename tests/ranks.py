@@ -24,8 +24,8 @@ def train(folder: Path, batch: str, result: Path, *overrides: str) -> None:
     trainer = Trainer(config, find_backend("cpu"), "none")
     assert isinstance(trainer.network, torch._dynamo.OptimizedModule) == config.train.compile
     seen = []
-    for batches in trainer._steps():
-        terms = trainer._optimize(
+    for batches in trainer.steps():
+        terms = trainer.optimize(
             [{k: v.double() if v.is_floating_point() else v for k, v in b.items()} for b in batches]
         )
         gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}

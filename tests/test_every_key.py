@@ -61,8 +61,8 @@ def fingerprint(*values: object) -> str:
 def steps(config: Config) -> str:
     """The losses, weights and averaged weights of three optimizer steps."""
     trainer = Trainer(config, CPU, "none")
-    stream = trainer._steps()
-    terms = [trainer._optimize(next(stream)) for _ in range(3)]
+    stream = trainer.steps()
+    terms = [trainer.optimize(next(stream)) for _ in range(3)]
     weights = [*trainer.model.state_dict().items(), *trainer.ema.items()]
     return fingerprint(
         *[v for term in terms for v in term.values()], *[v.float() for pair in weights for v in pair[1:]]
@@ -113,25 +113,25 @@ def written(config: Config) -> str:
     for path in ("run", "elsewhere"):
         shutil.rmtree(folder / path, ignore_errors=True)
     trainer = Trainer(config, CPU, "none")
-    trainer.run_id = "now"
+    trainer.progress.run_id = "now"
     validated = []
 
     def optimize(_) -> dict[str, Tensor]:
-        trainer.step += 1
-        trainer.seconds += 10
+        trainer.progress.step += 1
+        trainer.progress.seconds += 10
         return {"loss": torch.ones(())}
 
     def validate(_) -> None:
-        validated.append(trainer.step)
-        trainer.validated = trainer.step
+        validated.append(trainer.progress.step)
+        trainer.progress.validated = trainer.progress.step
         trainer._save("last.pt")
 
-    trainer._optimize, trainer._validate = optimize, validate
+    trainer.optimize, trainer._validate = optimize, validate
     assert trainer.run() == 0
     files = {path.relative_to(folder).parent for name in ("run", "elsewhere") for path in (folder / name).rglob("*.*")}
     (events,) = folder.glob("*/tb*/now")
     logged = [event.step for event in EventAccumulator(str(events)).Reload().Scalars("train/loss")]
-    return fingerprint(sorted(map(str, files)), validated, logged, trainer.step)
+    return fingerprint(sorted(map(str, files)), validated, logged, trainer.progress.step)
 
 
 @cache
@@ -159,7 +159,7 @@ def loading(config: Config) -> list[int]:
     counts, loader = [], module.DataLoader
     module.DataLoader = lambda *args, num_workers, **options: (counts.append(num_workers), loader(*args, **options))[1]
     try:
-        next(Trainer(config, CPU, "none")._steps())
+        next(Trainer(config, CPU, "none").steps())
     finally:
         module.DataLoader = loader
     return counts

@@ -70,11 +70,11 @@ def start(folder: Path, *arguments: str, script: Path = ROOT / "train.py", **env
 
 def at_step(monkeypatch, step: int, action) -> None:
     """Call `action` when a trainer begins the step that follows `step` steps."""
-    optimize = Trainer._optimize
+    optimize = Trainer.optimize
 
     def disturbed(self, batches):
-        if self.step == step:
+        if self.progress.step == step:
             action()
         return optimize(self, batches)
 
-    monkeypatch.setattr(Trainer, "_optimize", disturbed)
+    monkeypatch.setattr(Trainer, "optimize", disturbed)

@@ -2,42 +2,147 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset
 
+from ..util.errors import UserError, WorkFailed
 from ..util.rng import DRAWING, generator, normal
 from .device_cache import device_batches
 from .mixing import Segments
 
 T = TypeVar("T")
+STUCK = 74  # exit code of a loader that cannot hand over a batch (EX_IOERR of sysexits.h)
+SMALL_SHM = (
+    "the loader processes have too little shared memory (/dev/shm): give the container more (docker run "
+    "--shm-size=8g), or set data.workers=0"
+)
 
 
-def load_segments(
-    segments: Segments, first: int, device: torch.device, rank: int = 0, world_size: int = 1
-) -> Iterator[dict[str, Tensor]]:
+def load_segments(segments: Segments, first: int, device: torch.device, rank: int = 0, world_size: int = 1) -> Batches:
     """Batches of `train.batch_size` segments, from the global index `first` on, for process `rank` of `world_size`.
 
     Processes take turns, segment by segment: no two draw the same one, and after k batches each, exactly the segments
     `first .. first + k * batch_size * world_size` are drawn. From there on, any number of processes can go on.
     """
-    config = segments.config
-    indices = range(first + rank, len(segments), world_size)
-    if config.data.cache == "device":
-        return device_batches(segments, indices, config.train.batch_size, device)
-    loader = DataLoader(
-        Subset(segments, indices),
-        batch_size=config.train.batch_size,
-        num_workers=config.data.workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_interrupt,
-    )
-    return iter(loader)
+    return Batches(segments, range(first + rank, len(segments), world_size), device)
+
+
+class Batches(Iterator[dict[str, Tensor]]):
+    """The segments of `indices`, batch by batch; `close` ends the processes that load them, whatever they do.
+
+    Raises, while it is made and from `next`:
+        UserError: the input is at fault, such as a damaged song.
+        WorkFailed: anything else, in one sentence.
+    """
+
+    def __init__(self, segments: Segments, indices: Sequence[int], device: torch.device) -> None:
+        data, self.workers = segments.config.data, set[BaseProcess]()
+        if data.cache == "device":
+            self.batches = device_batches(segments, indices, segments.config.train.batch_size, device)
+            return
+        loader = DataLoader(
+            _Told(segments, indices),
+            batch_size=segments.config.train.batch_size,
+            num_workers=data.workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_begin,
+        )
+        others = set(active_children())
+        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        try:
+            self.batches = iter(loader)
+        except Exception as error:
+            raise _failure(error, ()) from error
+        finally:
+            self.workers = set(active_children()) - others
+            # torch would let the main thread raise for a dead loader wherever it is; `next` notices by itself.
+            with suppress(ValueError):  # not the main thread, so torch has not come to it either
+                if handler is not None and signal.getsignal(signal.SIGCHLD) is not handler:
+                    signal.signal(signal.SIGCHLD, handler)
+
+    def __next__(self) -> dict[str, Tensor]:
+        try:
+            return next(self.batches)
+        except StopIteration:
+            raise
+        except (UserError, WorkFailed) as error:
+            raise type(error)(_reason(error)) from error  # from a loader it comes with its traceback
+        except Exception as error:
+            raise _failure(error, self.workers) from error
+
+    def close(self) -> None:
+        """Loaders ignore polite signals, see `_begin`, and Python would wait for them at its end for ever."""
+        for worker in self.workers:
+            worker.kill()
+        for worker in self.workers:
+            worker.join()
+
+
+class _Told(Dataset):
+    """`segments[i]` of all `indices`; whatever goes wrong becomes one sentence where it happens, for not every
+    exception can travel between processes."""
+
+    def __init__(self, segments: Segments, indices: Sequence[int]) -> None:
+        self.segments, self.indices = segments, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        index = self.indices[position]
+        try:
+            return self.segments[index]
+        except UserError:
+            raise
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}, line {frame.lineno}"
+            raise WorkFailed(f"segment {index} could not be made: {_named(error)} ({where})") from error
+
+
+def _named(error: BaseException) -> str:
+    """Kind and message of an error on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    """The message; of an exception that a DataLoader has raised again, what stands after its traceback."""
+    text = str(error).strip()
+    if not text.startswith("Caught "):
+        return text
+    return re.split(rf"^[\w.]*{type(error).__name__}: ", text, flags=re.M)[-1].strip()
+
+
+def _failure(error: Exception, workers: Sequence[BaseProcess]) -> WorkFailed:
+    """What is wrong when the loading of segments ends with `error`, which no segment is to blame for."""
+    text = str(error)
+    codes = {worker.exitcode for worker in workers} - {None, 0}
+    crashed = getattr(signal, "SIGBUS", None)
+    if "shared memory" in text or "/dev/shm" in text or codes & {STUCK, crashed and -crashed}:
+        return WorkFailed(SMALL_SHM)
+    if getattr(signal, "SIGKILL", None) and -signal.SIGKILL in codes:
+        return WorkFailed("a loader process was killed, perhaps for want of memory: set data.workers to fewer, or to 0")
+    if codes:
+        return WorkFailed(f"a loader process has ended with code {min(codes)}; data.workers=0 may show why")
+    lines = text.strip().splitlines() or [""]
+    kind = re.match(r"Caught (\w+) in", text)
+    said = lines[-1] if kind else _named(error)
+    return WorkFailed(f"loading segments failed: {said}")
 
 
 def with_noise(batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], seed: int) -> Iterator[dict[str, Tensor]]:
@@ -64,7 +169,15 @@ def prefetch(items: Iterator[T], device: torch.device | None = None) -> Iterator
             yield item
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal, as torchrun's SIGTERM does; the main one decides when to stop."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _begin(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal, as torchrun's SIGTERM does; the main one decides when to stop.
+
+    And a batch that cannot be handed over ends its loader: multiprocessing would print a traceback and drop it, and the
+    main process wait for it for ever.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "SIGBUS"):
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # a full /dev/shm; torch prints, and the main process does, too
+    Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(STUCK))

@@ -14,12 +14,12 @@ import psutil
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm.auto import tqdm
 
 from ..config import Config, to_dict
 from ..plot import draw_separation
+from .events import EventFile
 from .run_folder import History
 from .validation import Validation, median_sdr
 
@@ -68,30 +68,32 @@ class Monitor:
         self.report = report
         self.config, self.device, self.total, self.best = config, device, total, best
         table = folder / "history.csv"
-        self.writer = SummaryWriter(str(folder), purge_step=step + scored)
+        self.writer = EventFile(folder, purge_step=step + scored)
         self.settings = {f"{s}.{key}": value for s, keys in to_dict(config).items() for key, value in keys.items()}
-        self.writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in self.settings.items()), step)
-        self.writer.add_text("run", "\n".join(f"    {line}" for line in about.splitlines()), step)
+        self.writer.text("config", "\n".join(f"    {key}: {value}" for key, value in self.settings.items()), step)
+        self.writer.text("run", "\n".join(f"    {line}" for line in about.splitlines()), step)
         experiment, start, self.end = self._hparams()
         if not table.exists():  # the run begins, be it at a step that another one has come to
-            self._add(experiment, start)
+            self.writer.add(experiment)
+            self.writer.add(start)
             self.flush()
         self.history = History(table, tuple(CURVES), step, redone=() if scored else SCORES)
         if not scored:  # with the scores at `step`, the writer has purged what stays
             for name, value in self.history.values_at(step):
-                self.writer.add_scalar(CURVES[name], value, step)
+                self.writer.scalar(CURVES[name], value, step)
         self.per_epoch = config.train.steps_per_epoch
         epochs, done = total and math.ceil(total / self.per_epoch), step // self.per_epoch
         self.epochs = tqdm(total=epochs, initial=done, desc="Epochs", unit="epoch")
         self.bar: tqdm | None = None
-        self.heard = False
+        self.heard, self.pictures = False, 0
         self.terms: list[dict[str, Tensor]] = []
         self.seconds, self.waited = 0.0, 0.0
         self.epoch_loss = torch.zeros(2, device=device)  # sum and number of the epoch's finite losses
 
     def step(
-        self, step: int, terms: dict[str, Tensor], seconds: float, waited: float, rate: float, skipped: int
-    ) -> None:
+        self, step: int, terms: dict[str, Tensor], seconds: float, waited: float, rate: float, skipped: int,
+        last: bool = False,
+    ) -> None:  # fmt: skip
         """Take note of a step.
 
         Args:
@@ -99,7 +101,9 @@ class Monitor:
             seconds, waited: how long it took, and how much of that it waited for data, s.
             rate: its learning rate.
             skipped: steps skipped so far.
+            last: the clock ends the run with this step; where steps do, it is known.
         """
+        last = last or step == self.total
         if self.bar is None:
             self._open_bar(step)
         self.terms.append(terms)
@@ -107,9 +111,9 @@ class Monitor:
         self.epoch_loss = self.epoch_loss + torch.stack([loss.nan_to_num(0, 0, 0), loss.isfinite().float()])
         self.seconds, self.waited = self.seconds + seconds, self.waited + waited
         self.bar.update()
-        if step % self.config.log.every_steps == 0 or step == self.total:
+        if step % self.config.log.every_steps == 0 or last:
             self._log(step, rate, skipped)
-        if step % self.per_epoch == 0 or step == self.total:
+        if step % self.per_epoch == 0 or last:
             self.bar.close()
             self.bar = None
             self.epochs.update()
@@ -144,12 +148,15 @@ class Monitor:
         total, steps = self.epoch_loss.tolist()
         self.epochs.set_postfix(loss=f"{total / max(1, steps):.4f}", best=best)
 
-    def validated(self, step: int, previous: int, result: Validation, best: float) -> None:
+    def validated(
+        self, step: int, previous: int, result: Validation, best: float, progress: float | None = None
+    ) -> None:
         """Write the scores; about `PICTURES` times a run, and the first time, pictures and sounds too.
 
         Args:
             previous: the step of the validation before this one.
             best: the highest median so far, dB.
+            progress: the share of the time that is over, where the clock ends the run.
         """
         self.best = best
         one_step, several = median_sdr(result.one_step), median_sdr(result.scores)
@@ -159,28 +166,31 @@ class Monitor:
         also = f": one step {one_step:.2f} dB, {steps} steps" if steps > 1 else ""
         tqdm.write(f"step {step}: median SDR of the vocals on {len(result.scores)} dev clips{also} {several:.2f} dB")
         self._show()
-        if not self.heard or self.total is None or step * PICTURES // self.total > previous * PICTURES // self.total:
+        if self.total is None:
+            before, self.pictures = self.pictures, int((progress or 0) * PICTURES)
+        else:
+            before, self.pictures = (at * PICTURES // self.total for at in (previous, step))
+        if not self.heard or self.pictures > before:
             self._examples(step, result.examples)
 
     def _examples(self, step: int, examples: list[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Spectrograms and sounds (mono); mixture and truth do not change, and are heard once."""
         rate = self.config.audio.sample_rate
         for n, (mixture, vocals, truth) in enumerate(examples, 1):
-            self.writer.add_image(
-                f"clip_{n}/spectrograms", picture(mixture, vocals, truth, rate), step, dataformats="HWC"
-            )
+            self.writer.image(f"clip_{n}/spectrograms", picture(mixture, vocals, truth, rate), step)
             sounds = {"vocals": vocals, "counterfactual": mixture - vocals}
             if not self.heard:
                 sounds |= {"mixture": mixture, "true_vocals": truth}
             sounds = {name: sound.mean(0) for name, sound in sounds.items()}
             peak = max([1.0, *(float(sound.abs().max()) for sound in sounds.values())])
             for name, sound in sounds.items():
-                self.writer.add_audio(f"clip_{n}/{name}", sound / peak, step, rate)
+                self.writer.audio(f"clip_{n}/{name}", sound / peak, step, rate)
         self.heard = True
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self.writer.add_scalar(CURVES[name], value, step)
+            self.writer.scalar(CURVES[name], value, step)
+        self.writer.flush()
         self.history.add(step, values)
 
     def _hparams(self) -> tuple[Summary, Summary, Summary]:
@@ -192,17 +202,13 @@ class Monitor:
         metrics = {CURVES[name]: 0.0 for name in SCORES}
         return hparams(plain, metrics)
 
-    def _add(self, *summaries: Summary) -> None:
-        for summary in summaries:
-            self.writer.file_writer.add_summary(summary)
-
     def flush(self) -> None:
         """Write to disk what TensorBoard still holds back: what a checkpoint has done must be in the curves."""
         self.writer.flush()
 
     def finish(self) -> None:
         """The run has all its steps."""
-        self._add(self.end)
+        self.writer.add(self.end)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import config_in, load_checkpoint, load_weights
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import config_in, is_plain_tensor, load_checkpoint, load_weights, require_fit
 from ..config import Config, differences, is_fixed, require_same_network
 from ..util.atomic import replace_file
 from ..util.errors import UserError
 from ..util.strict_yaml import show
-from .run_folder import numbered
+from .progress import Progress
+from .run_folder import home_of, numbered
 
 # Under other values of these, dev scores cannot be compared.
 DECISIVE = """data.dataset data.dev_root data.musdb_root data.musdbhq_root data.synthetic_seconds
@@ -20,12 +25,26 @@ DECISIVE = """data.dataset data.dev_root data.musdb_root data.musdbhq_root data.
     diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples
     separation.subtract separation.chunk_seconds separation.margin_seconds"""
 
+NEEDED = ("step", "model", "ema", "optimizer", "scaler", "run_id", "best_sdr")  # older versions saved no more
+
 
 def find_checkpoint(resume: str, last: Path) -> Path | None:
     """The checkpoint that `--resume` names, if any: `auto` is `last`, if it is there."""
     if resume == "none" or (resume == "auto" and not last.exists()):
         return None
     return last if resume == "auto" else Path(resume)
+
+
+def is_copy(last: Path, run: str, curves: Path) -> bool:
+    """Whether `last` is a copy of the last checkpoint of `run`, which lies elsewhere still and owns the curves in
+    `curves`: those must stay as they are."""
+    home = home_of(curves)
+    if home is None or home.resolve() == last.parent.resolve() or not (home / last.name).is_file():
+        return False
+    try:
+        return load_checkpoint(home / last.name).get("run_id") == run
+    except UserError:  # damaged: nobody goes on there
+        return False
 
 
 def keep_aside(path: Path, say: Callable[[str], None]) -> None:
@@ -42,9 +61,27 @@ def keep_aside(path: Path, say: Callable[[str], None]) -> None:
     say(f"what {path} has held so far is kept as {kept.name}")
 
 
-def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """The training state in `path`, with `changes` (a line for each setting that differs) and what older versions did
-    not save; under another validation, the best score is forgotten. Of a released file, `step` 0 and its `weights`.
+@dataclass
+class State:
+    """What a run begins with.
+
+    Attributes:
+        weights: of the network and, but for a run that begins, of their average.
+        optimizer: its state; None where it begins anew. `scaler`: that of the loss, empty where it was not in use.
+        changes: a line for each setting that differs from those of the checkpoint.
+    """
+
+    progress: Progress = field(default_factory=Progress)
+    weights: dict[str, Tensor] | None = None
+    average: dict[str, Tensor] | None = None
+    optimizer: dict[str, Any] | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
+
+
+def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str], None]) -> State:
+    """The training state in `path`; under another validation, the best score is forgotten. Of a released file, its
+    weights.
 
     Args:
         automatic: nobody named this file.
@@ -57,46 +94,154 @@ def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str],
         weights, released = load_weights(path)
         require_same_network(released, config, str(path))
         say(f"a new run begins with the weights of {path}; it holds no more, so this is no exact resume")
-        return {"step": 0, "weights": weights}
+        return State(weights=weights)
     try:
-        state = load_checkpoint(path)
+        saved = load_checkpoint(path)
+        before = _whole(saved, path)
     except UserError as error:
         advice = "; --resume none starts anew and keeps this file aside" if automatic else ""
         raise UserError(f"{error}{advice}") from None
-    state["changes"] = []
-    before = config_in(path, state["config"])
-    if state["step"] == 0:  # nothing is learnt, so nothing binds; but its weights may be those of a released file
-        changed = differences(before, config)
-        return state if any(map(is_fixed, changed)) or "train.seed" in changed else state | {"weights": state["model"]}
-    if automatic and before.data.dataset != config.data.dataset:
+    progress, changed = Progress.loaded(saved), differences(before, config)
+    if progress.step == 0:  # nothing is learnt, so nothing binds; but its weights may be those of a released file
+        same = not any(map(is_fixed, changed)) and "train.seed" not in changed
+        return State(progress, weights=saved["model"] if same else None)
+    if automatic:
+        _require_meant(path, before, config)
+    changes = [f"{key}: {show(old)} -> {show(new)}" for key, (old, new) in changed.items() if not is_fixed(key)]
+    if changes:
+        say(f"changed since {path} was written, and accepted: {', '.join(changes)}")
+    require_same_network(before, config, str(path))
+    optimizer = saved["optimizer"]
+    if "train.optimizer" in changed:
+        optimizer = None
+        say("the optimizer is another one, and begins without what the one before had gathered")
+    if "validated" not in saved:  # such checkpoints were written after the validation
+        say(f"{path} is of an older version, which did not count skipped steps: they count from here")
+        progress.validated = progress.step
+    if "samples" not in saved:
+        progress.samples = progress.step * before.train.accumulate * before.train.batch_size
+    decisive = [key for key in changed if key in DECISIVE.split()]
+    if decisive:
+        say(f"{', '.join(decisive)} changed what is validated: the best SDR so far is forgotten")
+        progress.best_sdr = -math.inf
+    say(f"resumed {path} at step {progress.step}")
+    return State(progress, saved["model"], saved["ema"], optimizer, saved["scaler"], changes)
+
+
+def _whole(saved: dict[str, Any], path: Path) -> Config:
+    """See that a training state has all its parts; returns its config."""
+    missing = [name for name in NEEDED if name not in saved]
+    if missing:
+        raise UserError(f"'{path}' holds no training to go on with: it has no {', '.join(missing)}; use another file")
+    config = config_in(path, saved["config"])
+    for weights in ("ema", "model"):
+        require_fit(saved[weights], config, f"'{path}'")
+    require_fitting(saved, path)
+    return config
+
+
+def _require_meant(path: Path, before: Config, config: Config) -> None:
+    """Of a checkpoint that nobody named, other data or another optimizer may be a slip.
+
+    Raises:
+        UserError: which says how to go on.
+    """
+    if before.data.dataset != config.data.dataset:
         raise UserError(
             f"{path} was trained with data.dataset {before.data.dataset}, not {config.data.dataset}; use "
             f"--resume none to start anew, --resume {path} to go on with it, or another log.checkpoint_dir"
         )
-    changed = differences(before, config)
-    if automatic and "train.optimizer" in changed:
+    if before.train.optimizer != config.train.optimizer:
         raise UserError(
             f"{path} was trained with train.optimizer {before.train.optimizer}, whose learning rates are others: "
             f"train.optimizer={before.train.optimizer} train.lr={before.train.lr:g} goes on as before, --resume {path} "
             f"with {config.train.optimizer}, and --resume none starts anew"
         )
-    state["changes"] = [
-        f"{key}: {show(old)} -> {show(new)}" for key, (old, new) in changed.items() if not is_fixed(key)
+
+
+def restore(
+    state: State,
+    model: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    """Put a state into what trains, in its own memory layout."""
+    if state.weights is not None:
+        model.load_state_dict(state.weights)
+        for name, weight in model.state_dict().items():
+            average[name] = _like(weight, (state.average or state.weights)[name])
+    if state.optimizer is not None:
+        _restore_moments(optimizer, state.optimizer)
+    if state.scaler.keys() == scaler.state_dict().keys():  # empty where it was, or is, not in use
+        scaler.load_state_dict(state.scaler)
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take what has been learnt; settings are those of now, but for the learning rate, which every step sets."""
+    groups = [
+        own | {name: group[name] for name in ("params", "lr")}
+        for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
     ]
-    if state["changes"]:
-        say(f"changed since {path} was written, and accepted: {', '.join(state['changes'])}")
-    require_same_network(before, config, str(path))
-    if "train.optimizer" in changed:
-        del state["optimizer"]
-        say("the optimizer is another one, and begins without what the one before had gathered")
-    if "validated" not in state:  # such checkpoints were written after the validation
-        say(f"{path} is of an older version, which did not count skipped steps: they count from here")
-    state.setdefault("validated", state["step"])
-    state.setdefault("skipped", 0)
-    state.setdefault("samples", state["step"] * before.train.accumulate * before.train.batch_size)
-    decisive = [key for key in changed if key in DECISIVE.split()]
-    if decisive:
-        say(f"{', '.join(decisive)} changed what is validated: the best SDR so far is forgotten")
-        state["best_sdr"] = -math.inf
-    say(f"resumed {path} at step {state['step']}")
-    return state
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        moments |= {
+            name: _like(parameter, value)
+            for name, value in moments.items()
+            if isinstance(value, Tensor) and value.shape == parameter.shape
+        }
+
+
+def _like(tensor: Tensor, values: Tensor) -> Tensor:
+    """`values` in the memory layout of `tensor`: optimizers that take many weights in one kernel read weights and
+    moments side by side, and the device that a checkpoint is from may have had another layout."""
+    return torch.empty_like(tensor).copy_(values)
+
+
+def require_fitting(saved: dict[str, Any], path: Path) -> None:
+    """See that the scaler and the optimizer of a training state are such, the latter of its own weights.
+
+    Raises:
+        UserError: they are not.
+    """
+    scale = saved["scaler"]
+    if not isinstance(scale, dict) or not all(
+        isinstance(name, str) and type(value) in (int, float) and 0 <= value < 2**127 for name, value in scale.items()
+    ):
+        raise UserError(f"'{path}' is damaged, or somebody has changed it: its scaler is none")
+    try:
+        fits = _fits(saved["optimizer"], list(saved["model"].values()))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        fits = False
+    if not fits:
+        raise UserError(f"'{path}' is damaged, or somebody has changed it: its optimizer does not fit its weights")
+
+
+def _fits(optimizer: dict[str, Any], weights: list[Tensor]) -> bool:
+    """Whether these are groups and moments of one of our optimizers for a network with these weights."""
+    groups, state = optimizer["param_groups"], optimizer["state"]
+    muon = any("matrices" in group for group in groups)
+    order = weights if not muon else [w for w in weights if w.ndim > 1] + [w for w in weights if w.ndim <= 1]
+    places = [i for group in groups for i in group["params"]]
+    rates = all(type(group["lr"]) in (int, float) and 0 <= group["lr"] < 2**64 for group in groups)
+    if not rates or places != list(range(len(order))) or any(type(i) is not int for i in places):
+        return False
+    sizes = [len(group["params"]) for group in groups]
+    matrices = sum(w.ndim > 1 for w in weights)
+    if sizes != ([n for n in (matrices, len(weights) - matrices) if n] if muon else [len(weights)]):
+        return False
+    return all(type(i) is int and _is_moments(values, order[i], muon) for i, values in state.items())
+
+
+def _is_moments(values: dict[str, Any], parameter: Tensor, muon: bool) -> bool:
+    """Whether these are what the optimizer keeps of one parameter."""
+    count = values.get("step")
+    if muon:
+        names, counted = {"exp_avg"}, parameter.ndim > 1 or (type(count) is int and 0 < count < 2**53)
+    else:
+        names, counted = {"exp_avg", "exp_avg_sq"}, is_plain_tensor(count) and count.shape == () and count > 0
+    if muon and parameter.ndim <= 1:
+        names = names | {"exp_avg_sq"}
+    moments = {name: value for name, value in values.items() if name != "step"}
+    shaped = all(is_plain_tensor(value) and value.shape == parameter.shape for value in moments.values())
+    return moments.keys() == names and shaped and bool(counted)

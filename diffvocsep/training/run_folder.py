@@ -7,10 +7,12 @@ history.csv    what TensorBoard's curves show; empty where a row has no such val
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from ..checkpoint import versions
 from ..config import Config, save_config
-from ..util.atomic import write_atomic
+from ..util.atomic import named, write_atomic
 from ..util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,17 +77,14 @@ def describe_run(folder: Path, config: Config, step: int, device: str, changes: 
         step: where this start begins.
         changes: what differs from the config that the run had before.
     """
-    path = folder / "run.json"
-    try:
-        starts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet
-        starts = []
+    path, starts = folder / "run.json", starts_in(folder)
     start = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "step": step,
         "command": shlex.join([sys.executable, *sys.argv]),  # as typed, in spawned processes too
         "commit": commit(),
         "device": device,
+        "checkpoints": str(Path(config.log.checkpoint_dir).resolve()),
         "versions": versions() | {name: installed for name in PACKAGES if (installed := _installed(name))},
         "changes": list(changes),
     }
@@ -93,6 +92,22 @@ def describe_run(folder: Path, config: Config, step: int, device: str, changes: 
     text = json.dumps([*starts, start], indent=2, ensure_ascii=False)
     write_atomic(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
     return json.dumps(start, indent=2, ensure_ascii=False)
+
+
+def starts_in(folder: Path) -> list:
+    """The entries of `run.json`; none where there is no such file, or a damaged one."""
+    try:
+        starts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return starts if isinstance(starts, list) else []
+
+
+def home_of(folder: Path) -> Path | None:
+    """Where the checkpoints of the run with this folder were written when it was last started, if it says."""
+    start = next(reversed(starts_in(folder)), None)
+    home = start.get("checkpoints") if isinstance(start, dict) else None
+    return Path(home) if isinstance(home, str) and "\0" not in home else None
 
 
 def commit() -> str | None:
@@ -115,31 +130,40 @@ def _installed(package: str) -> str | None:
 
 class History:
     """`history.csv`: a row now and then, each on disk at once. A run that goes on from `step` drops later rows, and at
-    `step` those with values in the columns `redone`: it will write them anew."""
+    `step` those with values in the columns `redone`: it will write them anew.
+
+    A table that a spreadsheet has saved (with semicolons, decimal commas, in UTF-16) is read all the same and written
+    as before; one that is none is kept beside the new one.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str], step: int, redone: Sequence[str] = ()) -> None:
         self.path, self.columns = path, ("step", "time", *columns)
         self.pending: list[dict[str, object]] = []  # rows that are not on disk yet
         rows = [row for row in self._read() if int(row["step"]) <= step]
-        rows = [row for row in rows if int(row["step"]) < step or not any(row.get(name) for name in redone)]
+        self._rewrite([row for row in rows if int(row["step"]) < step or not any(row.get(name) for name in redone)])
+
+    def _rewrite(self, rows: Sequence[Mapping[str, object]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomic(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8", newline="\n"))
+        write_atomic(self.path, lambda part: part.write_text(text.getvalue(), encoding="utf-8", newline="\n"))
 
     def _read(self) -> list[dict[str, str]]:
-        """The whole rows; the last may have been cut short."""
+        """The rows; if some cannot be understood, the file is kept under another name, too. The last may have been cut
+        short."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        return [row for row in csv.DictReader(whole) if (row.get("step") or "").isdecimal()]
+        rows, understood = read_table(self.path.read_bytes())
+        if not understood:
+            kept = next(name for name in map(self.path.with_name, numbered("history.old")) if not name.exists())
+            shutil.copyfile(self.path, kept)
+        return rows
 
     def values_at(self, step: int) -> list[tuple[str, float]]:
         """What is there of a step, by column."""
         rows = [row for row in self._read() if int(row["step"]) == step]
-        return [(name, float(row[name])) for row in rows for name in self.columns[2:] if row[name]]
+        return [(name, float(row[name])) for row in rows for name in self.columns[2:] if row.get(name)]
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         row = {"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -150,8 +174,59 @@ class History:
     def write(self) -> None:
         """Append what is pending, or leave it for the next time: on Windows, Excel lets no one else write to a file."""
         try:
-            with open(self.path, "a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self.columns, lineterminator="\n").writerows(self.pending)
+            with named(self.path):
+                if not self._is_ours():
+                    self._rewrite(self._read())
+                with open(self.path, "a", encoding="utf-8", newline="") as file:
+                    csv.DictWriter(file, self.columns, lineterminator="\n").writerows(self.pending)
         except PermissionError:
             return
         self.pending = []
+
+    def _is_ours(self) -> bool:
+        """Whether the file begins as this one wrote it, and no spreadsheet has saved it meanwhile."""
+        header = (",".join(self.columns) + "\n").encode()
+        try:
+            with open(self.path, "rb") as file:
+                return file.read(len(header)) == header
+        except FileNotFoundError:
+            return False
+
+
+def read_table(content: bytes) -> tuple[list[dict[str, str]], bool]:
+    """The rows of a table with a column `step`, numbers with a decimal point; and whether all of it was understood."""
+    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        text = content.decode(encoding, errors="replace")
+    lines = text.splitlines(keepends=True)
+    if not lines:
+        return [], True
+    cut = not lines[-1].endswith(("\n", "\r"))  # by a kill; spreadsheets end every line
+    lines = lines[: len(lines) - cut]
+    delimiter = next((mark for mark in ",;\t" if f"step{mark}" in (lines or [""])[0].replace('"', "")), ",")
+    table, understood = [], True
+    for row in csv.DictReader(lines, delimiter=delimiter):
+        values = {
+            name: value if name == "time" or delimiter == "," else (value or "").replace(",", ".")
+            for name, value in row.items()
+            if isinstance(name, str)
+        }
+        if None not in row and (values.get("step") or "").isdecimal() and all(map(_is_number, _numbers(values))):
+            table.append(values)
+        elif any(row.values()):
+            understood = False
+    return table, understood
+
+
+def _numbers(row: Mapping[str, str | None]) -> list[str]:
+    return [value for name, value in row.items() if value and name != "time"]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

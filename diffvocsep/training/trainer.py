@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import shlex
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,14 +25,15 @@ from ..separator import Separator
 from ..unet import make_network
 from ..util.atomic import remove_leftovers, require_folder
 from ..util.device import amp_dtype, channels_last
-from ..util.errors import UserError
+from ..util.errors import UserError, WorkFailed
 from ..util.interrupt import Interruption
 from .backends import Backend
 from .monitor import EXAMPLES, Monitor
 from .objective import Objective
-from .resume import find_checkpoint, keep_aside, load_state
+from .progress import Course, Progress
+from .resume import find_checkpoint, is_copy, keep_aside, load_state, restore
 from .run_folder import alone_in, describe_run, new_folder
-from .schedule import ema_decay, learning_rate
+from .schedule import ema_decay
 from .validation import dev_clips, median_sdr, validate
 
 BAD_STEPS = 20  # so many non-finite steps in a row end a run
@@ -56,7 +59,7 @@ class Trainer:
         self.config, self.device = config, self.backend.device
         train = config.train
         self.folder = Path(config.log.checkpoint_dir)
-        self.total_steps = train.max_steps or train.epochs * train.steps_per_epoch
+        self.course = Course(train)
         self.objective = Objective(config)
         self.objective.diffusion.check()
         with SEEDED:
@@ -68,14 +71,10 @@ class Trainer:
         self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.optimizer = self.backend.optimizer(train.optimizer, self.model.parameters(), train.lr, train.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.step, self.validated, self.skipped, self.bad_steps = 0, 0, 0, 0
+        self.progress = Progress(run_id=time.strftime("%Y%m%d-%H%M%S"))
+        self.bad_steps = 0  # in a row
         self.anew = True  # no run of this folder goes on
         self.without = ", without --resume," if resume != "auto" else ""  # the same command goes on
-        self.samples = 0  # segments drawn, by all processes
-        self.seconds = 0.0  # of training so far, by the clock of the first process; all know it
-        self.best_sdr = -math.inf
-        self.dev_songs: list[str] = []  # on which it was reached
-        self.run_id = time.strftime("%Y%m%d-%H%M%S")
         self.changes: list[str] = []  # what a resumed run does differently
         self.interruption, self.agreed = Interruption(self._say), False  # the latter: of any process, all know
         self.saved = self.clock = time.monotonic()  # when a checkpoint was last written, and a step last taken
@@ -94,8 +93,8 @@ class Trainer:
             tracks = train_tracks(config)
             fill_cache(tracks, config.audio.sample_rate)
         self.per_step = self.backend.world_size * train.accumulate * train.batch_size
-        ahead = 2**40 if train.max_minutes else self.samples + max(0, self.total_steps - self.step) * self.per_step
-        self.segments = Segments(tracks, config, ahead)
+        left = 2**40 if self.course.timed else max(0, self.course.steps - self.progress.step) * self.per_step
+        self.segments = Segments(tracks, config, self.progress.samples + left)
 
     # Going on
 
@@ -107,57 +106,31 @@ class Trainer:
             "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "samples": self.samples,
-            "seconds": self.seconds,
-            "validated": self.validated,
-            "skipped": self.skipped,
-            "best_sdr": self.best_sdr,
-            "dev_songs": self.dev_songs,
-            "run_id": self.run_id,
+            **self.progress.saved(),
         }
 
     def _go_on(self, path: Path, automatic: bool) -> None:
         """Take the state of a checkpoint; raises UserError as `load_state` does."""
         state = load_state(path, self.config, automatic, self._say)
-        if path.resolve() == (self.folder / "last.pt").resolve():  # else it is another run, whose curves stay its own
-            self.anew, self.run_id, self.best_sdr = False, state["run_id"], state["best_sdr"]
-            self.dev_songs = state.get("dev_songs", [])  # older versions did not save them
-        if state["step"] == 0:
-            if "weights" in state:
-                self.model.load_state_dict(state["weights"])
-                self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-            return
-        self.changes = state["changes"]
-        self.model.load_state_dict(state["model"])
-        self.ema = {name: _like(tensor, state["ema"][name]) for name, tensor in self.model.state_dict().items()}
-        if "optimizer" in state:
-            self._restore_moments(state["optimizer"])
-        if state["scaler"]:  # empty where it was not in use
-            self.scaler.load_state_dict(state["scaler"])
-        self.step, self.samples = state["step"], state["samples"]
-        self.seconds = state.get("seconds", 0.0)  # older versions did not save it
-        self.validated, self.skipped = state["validated"], state["skipped"]
+        last = self.folder / "last.pt"
+        before, curves = state.progress, Path(self.config.log.tb_log_dir) / state.progress.run_id
+        if path.resolve() != last.resolve():
+            self.anew = True  # it is another run, whose curves stay its own
+        elif is_copy(last, before.run_id, curves):
+            self._say(f"{last} is a copy, whose original can go on as well: this run gets curves of its own")
+        else:
+            self.anew = False
+        if self.anew:
+            before = replace(before, run_id=self.progress.run_id, best_sdr=-math.inf, dev_songs=[])
+        self.progress, self.changes = before, state.changes
+        restore(state, self.model, self.ema, self.optimizer, self.scaler)
 
     def _compare_with(self, songs: list[str]) -> None:
         """The songs that validate now: on others, scores cannot be compared."""
-        if self.backend.main and self.dev_songs not in ([], songs):
-            self.best_sdr = -math.inf
+        if self.backend.main and self.progress.dev_songs not in ([], songs):
+            self.progress.best_sdr = -math.inf
             self._say("the dev songs are others than before: the best SDR so far is forgotten")
-        self.dev_songs = songs
-
-    def _restore_moments(self, state: dict) -> None:
-        """Of what a checkpoint says about the optimizer, take what has been learnt; settings are those of now, but for
-        the learning rate, which every step sets."""
-        for group, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True):
-            group |= {name: value for name, value in own.items() if name not in ("params", "lr")}
-        self.optimizer.load_state_dict(state)
-        for parameter, moments in self.optimizer.state.items():
-            moments |= {
-                name: _like(parameter, value)
-                for name, value in moments.items()
-                if isinstance(value, Tensor) and value.shape == parameter.shape
-            }
+        self.progress.dev_songs = songs
 
     def _save(self, name: str) -> None:
         """Write a checkpoint, unless there is something in it that is not finite.
@@ -170,7 +143,7 @@ class Trainer:
         state = self.backend.to_host(self.state())
         if not is_finite(state):
             raise UserError(
-                f"the weights are not finite at step {self.step}, so {self.folder / name} was left as it was; "
+                f"the weights are not finite at step {self.progress.step}, so {self.folder / name} was left as it was; "
                 "lower train.lr or set train.amp to none, and the same command goes on from last.pt"
             )
         save_checkpoint(self.folder / name, state)
@@ -186,8 +159,8 @@ class Trainer:
             UserError: another training writes into the same folder.
         """
         last = self.folder / "last.pt"
-        if self.ended and self.validated == self.step:
-            self._say(f"{last} has all its {self.step} steps; --resume none starts anew")
+        if self.ended and self.progress.validated == self.progress.step:
+            self._say(f"{last} has all its {self.progress.step} steps; --resume none starts anew")
             return 0
         with alone_in(self.folder) if self.backend.main else nullcontext():
             return self._run(last)
@@ -199,11 +172,13 @@ class Trainer:
                 if monitor:
                     keep_aside(last, self._say)
                 self._save("last.pt")  # so that a run that is killed before its first validation keeps its folder
-            if monitor and self.best_sdr == -math.inf:  # there is none yet that this run's can be compared with
+            if (
+                monitor and self.progress.best_sdr == -math.inf
+            ):  # there is none yet that this run's can be compared with
                 keep_aside(self.folder / "best.pt", self._say)
             with self.interruption:
                 self._train(monitor)
-                finished = self.ended and self.validated == self.step
+                finished = self.ended and self.progress.validated == self.progress.step
                 if finished and monitor:
                     monitor.finish()
                 elif monitor:
@@ -215,28 +190,36 @@ class Trainer:
             if monitor:
                 monitor.close()
         if finished:
+            self._say_what_is_there()
             return 0
-        self._say(f"stopped at step {self.step}; the same command{self.without} goes on from {last}")
+        self._say(f"stopped at step {self.progress.step}; the same command{self.without} goes on from {last}")
         return 130
 
     def _monitor(self) -> Monitor:
         """Describe the run, in the terminal and in its folder."""
         remove_leftovers(self.folder)
-        folder = Path(self.config.log.tb_log_dir) / self.run_id
+        folder = Path(self.config.log.tb_log_dir) / self.progress.run_id
         if self.anew:
             folder = new_folder(folder)
-            self.run_id = folder.name
-        about = describe_run(folder, self.config, self.step, str(self.backend), self.changes)
+            self.progress.run_id = folder.name
+        about = describe_run(folder, self.config, self.progress.step, str(self.backend), self.changes)
         parameters = sum(p.numel() for p in self.model.parameters())
         minutes = self.config.train.max_minutes
-        length = f"{minutes:g} minutes" if minutes else f"{self.total_steps} steps"
+        length = f"{minutes:g} minutes" if minutes else f"{self.course.steps} steps"
         self._say(
             f"training on {self.backend}: {parameters / 1e6:.2f} M parameters, {len(self.segments.tracks)} tracks, "
             f"{len(self.clips)} dev clips, {length}; config, versions and history in {folder}"
         )
-        total = None if minutes else self.total_steps
-        return Monitor(folder, self.config, self.backend.host, self.step, total, self.best_sdr, about,
-                       self.backend.report, self.validated == self.step)  # fmt: skip
+        total = None if minutes else self.course.steps
+        return Monitor(folder, self.config, self.backend.host, self.progress.step, total, self.progress.best_sdr, about,
+                       self.backend.report, self.progress.validated == self.progress.step)  # fmt: skip
+
+    def _say_what_is_there(self) -> None:
+        """Where the weights are, how good they are, and the command that uses them."""
+        best = self.folder / "best.pt"
+        if best.exists():
+            command = f"python inference.py --input song.mp3 --output vocals.wav --model_path {shlex.quote(str(best))}"
+            self._say(f"the best weights are in {best}, {self.progress.best_sdr:.2f} dB on the dev songs: {command}")
 
     def _say(self, text: str) -> None:
         if self.backend.main:
@@ -244,81 +227,75 @@ class Trainer:
 
     def _train(self, monitor: Monitor | None) -> None:
         """All steps and validations, or those until Ctrl-C."""
-        if self._due():  # Ctrl-C came before it
+        if self.due:  # Ctrl-C came before it
             self._validate_alone(monitor)
-        for batches in self._steps():
-            terms = self._optimize(batches)
-            seconds, rate = time.perf_counter() - self.asked, self.optimizer.param_groups[0]["lr"]
-            if monitor:
-                monitor.step(self.step, terms, seconds, self.waited, rate, self.skipped)
-            if self._due() and not self.stopping:
-                self._validate_alone(monitor)
-            elif monitor and time.monotonic() - self.saved > SAVE_SECONDS:
-                monitor.flush()
-                self._save("last.pt")
-
-    def _due(self) -> bool:
-        """Whether a validation belongs to this step and has not been done."""
-        train, step = self.config.train, self.step
-        regular = step % train.val_every_steps == 0 or step % train.steps_per_epoch == 0 or self.ended
-        return regular and self.validated < step
-
-    @property
-    def progress(self) -> float:
-        """Where on its way from the peak to zero the learning rate is: by the clock where `train.max_minutes` is set,
-        else by the steps after the warm-up."""
-        train = self.config.train
-        if train.max_minutes:
-            return self.seconds / (60 * train.max_minutes)
-        return (self.step - train.warmup_steps) / max(1, self.total_steps - train.warmup_steps)
+        with closing(self.steps()) as steps:
+            for batches in steps:
+                terms = self.optimize(batches)
+                seconds, rate = time.perf_counter() - self.asked, self.optimizer.param_groups[0]["lr"]
+                if monitor:
+                    monitor.step(
+                        self.progress.step, terms, seconds, self.waited, rate, self.progress.skipped, self.ended
+                    )
+                if self.due and not self.stopping:
+                    self._validate_alone(monitor)
+                elif monitor and time.monotonic() - self.saved > SAVE_SECONDS:
+                    monitor.flush()
+                    self._save("last.pt")
 
     @property
     def ended(self) -> bool:
-        return self.progress >= 1 if self.config.train.max_minutes else self.step >= self.total_steps
+        return self.course.ended(self.progress)
+
+    @property
+    def due(self) -> bool:
+        return self.course.due(self.progress)
 
     @property
     def stopping(self) -> bool:
         """Alone, at once; of several processes, all after the same step."""
         return self.interruption.asked if self.backend.world_size == 1 else self.agreed
 
-    def _steps(self) -> Iterator[list[dict[str, Tensor]]]:
+    def steps(self) -> Iterator[list[dict[str, Tensor]]]:
         """Lists of `train.accumulate` batches, one list per optimizer step, from the current step on."""
         train, backend = self.config.train, self.backend
+        made = load_segments(self.segments, self.progress.samples, backend.host, backend.rank, backend.world_size)
+        stream = backend.batches(with_noise(made, self.objective.shape(), train.seed))
+        self.clock = time.monotonic()
         try:
-            made = load_segments(self.segments, self.samples, backend.host, backend.rank, backend.world_size)
-            stream = iter(backend.batches(with_noise(made, self.objective.shape(), train.seed)))
-            self.clock = time.monotonic()
             while not self.ended and not self.stopping:
                 self.asked = time.perf_counter()
                 batches = [next(stream) for _ in range(train.accumulate)]
                 self.waited = time.perf_counter() - self.asked
                 yield batches
-        except UserError as error:  # from a worker it comes with a traceback, the sentence last
-            raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[-1]) from None
-        except (RuntimeError, OSError):  # Ctrl-C ends spawned loaders that have not come to ignore it yet
+        except WorkFailed:  # Ctrl-C ends spawned loaders that have not come to ignore it yet
             if not self.stopping:
                 raise
+        finally:
+            made.close()
+            stream.close()
 
-    def _optimize(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def optimize(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One optimizer step over accumulated batches.
 
         Returns their mean loss terms, the norm of the gradient, and of all items the losses `per_item` and the
         timesteps `t`, `(N,)`.
         """
-        train = self.config.train
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, train.warmup_steps, self.progress) * train.lr
+            group["lr"] = self.course.rate(self.progress)
         with self._together():
             terms, stop, seconds = self._gradients(batches)
-        self.step, self.samples = self.step + 1, self.samples + self.per_step
+        self.progress.step += 1
+        self.progress.samples += self.per_step
         scalars = torch.stack([stop, seconds, *(value for value in terms.values() if value.ndim == 0)])
         values = scalars.tolist()  # the one wait for the GPU in a step
-        self.agreed, self.seconds = values[0] > 0, self.seconds + values[1]
+        self.agreed = values[0] > 0
+        self.progress.seconds += values[1]
         if all(map(math.isfinite, values)):
             self.bad_steps = 0
             self.backend.update(self.scaler, self.optimizer)
-            self._average()
+            self.average()
             self.backend.finish_step()
         else:
             with self._together():
@@ -336,13 +313,14 @@ class Trainer:
             if not self.backend.lost(error):
                 raise
             self._save("last.pt")
+            why = str(error).strip().splitlines()[0]
             raise ConnectionError(
-                f"another process of this run was lost after step {self.step} ({str(error).strip().splitlines()[0]}); "
+                f"another process of this run was lost after step {self.progress.step} ({why}); "
                 f"the same command goes on from {self.folder / 'last.pt'}, with any number of processes"
             ) from error
 
     def _gradients(self, batches: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The clipped gradients of accumulated batches of all processes; their terms as `_optimize` returns them, the
+        """The clipped gradients of accumulated batches of all processes; their terms as `optimize` returns them, the
         share of the processes that want to stop, and the seconds since the step before, by the mean of their clocks."""
         train, parts = self.config.train, []
         self.optimizer.zero_grad(set_to_none=True)
@@ -369,23 +347,25 @@ class Trainer:
         Raises:
             UserError: it is one too many.
         """
-        self.bad_steps, self.skipped = self.bad_steps + 1, self.skipped + 1
+        self.bad_steps += 1
+        self.progress.skipped += 1
         finite = per_item.isfinite().tolist()
         spoilt = [index for index, good in zip(indices, finite, strict=True) if not good] or indices
         songs = "; ".join(dict.fromkeys(_title(*self.segments.songs(index)) for index in spoilt))
         if self.bad_steps >= BAD_STEPS:
+            last = self.progress.step
             raise UserError(
                 f"the loss or its gradient was not finite for {BAD_STEPS} steps in a row ("
-                f"steps {self.step - BAD_STEPS + 1} to {self.step}, the last with the songs {songs}): "
+                f"steps {last - BAD_STEPS + 1} to {last}, the last with the songs {songs}): "
                 "lower train.lr, set train.amp to none, or look into these songs; no weights were changed by them"
             )
         if not self.scaler.is_enabled() or not loss.isfinite():  # else it is the scaler, looking for its scale
-            self._say(f"step {self.step} was skipped: loss or gradient not finite with the songs {songs}")
+            self._say(f"step {self.progress.step} was skipped: loss or gradient not finite with the songs {songs}")
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def average(self) -> None:
         """EMA of the weights."""
-        decay = ema_decay(self.step, self.config.train.ema_decay)
+        decay = ema_decay(self.progress.step, self.config.train.ema_decay)
         weights = self.model.state_dict()
         torch._foreach_lerp_([self.ema[name] for name in weights], list(weights.values()), 1 - decay)
 
@@ -401,7 +381,7 @@ class Trainer:
     def _validate(self, monitor: Monitor | None) -> None:
         """Separate the dev clips with the EMA weights; keep the best. After Ctrl-C it is left for the next start."""
         if not self.backend.main or monitor is None:
-            self.validated = self.step
+            self.progress.validated = self.progress.step
             return
         model = copy.deepcopy(self.model).to(self.backend.host)  # not UNet(...), which would draw random weights
         model.load_state_dict(self.ema)
@@ -415,20 +395,16 @@ class Trainer:
         if result is None:
             return
         median = median_sdr(result.scores)
-        better = median > self.best_sdr
-        self.best_sdr = max(median, self.best_sdr)
-        previous, self.validated = self.validated, self.step
-        monitor.validated(self.step, previous, result, self.best_sdr)
+        better = median > self.progress.best_sdr
+        self.progress.best_sdr = max(median, self.progress.best_sdr)
+        previous, self.progress.validated = self.progress.validated, self.progress.step
+        monitor.validated(
+            self.progress.step, previous, result, self.progress.best_sdr, self.course.share(self.progress)
+        )
         monitor.flush()
         if better:
             self._save("best.pt")
         self._save("last.pt")
-
-
-def _like(tensor: Tensor, values: Tensor) -> Tensor:
-    """`values` in the memory layout of `tensor`: optimizers that take many weights in one kernel read weights and
-    moments side by side, and the device that a checkpoint is from may have had another layout."""
-    return torch.empty_like(tensor).copy_(values)
 
 
 def _title(singer: Track, band: Track) -> str:

@@ -7,16 +7,19 @@ that they belong to, so that what a killed one left is removed by the next, and 
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
+import socket
 import stat
 import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from .errors import UserError
 
@@ -39,34 +42,43 @@ def require_folder(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that no other process uses, and short: a suffix to a long Korean name could pass the 255
-    bytes of a file name."""
-    return path.with_name(f".{_owner()}-{uuid.uuid4().hex[:16]}{PART}")
+    """A name beside `path` that no other process uses and that says who writes it, see `_is_alive`. It is short: a
+    suffix to a long Korean name could pass the 255 bytes of a file name."""
+    return path.with_name(f".{_owner()}-{uuid.uuid4().hex[:12]}{PART}")
 
 
 def _owner() -> str:
-    """This computer and this process, as a part of a name."""
-    return f"{zlib.crc32(platform.node().encode()):08x}-{os.getpid()}"
+    """This machine and this process, as a part of a name."""
+    return f"{_machine():08x}-{os.getpid()}"
 
 
-def _is_alive(name: str) -> bool | None:
-    """Whether the process lives that made this name; None for one of another computer, or of another kind."""
-    found = re.search(r"([0-9a-f]{8})-([0-9]+)-", name)
-    if found is None or found[1] != _owner().split("-")[0] or os.name == "nt":
+def _machine() -> int:
+    """A number of this machine and, in a container, of its own numbering of processes."""
+    try:
+        numbering = os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux
+        numbering = ""
+    return zlib.crc32(f"{socket.gethostname()} {uuid.getnode()} {numbering}".encode())
+
+
+def _is_alive(path: Path) -> bool | None:
+    """Whether the process that made this temporary file or folder lives, however long ago it last wrote: a computer may
+    have slept, a network disk may be stuck. None for one of another machine, or with another name."""
+    found = re.search(r"([0-9a-f]{8})-(\d{1,9})-", path.name)
+    if not found or int(found[1], 16) != _machine():
         return None
     try:
-        os.kill(int(found[2]), 0)
-    except (ProcessLookupError, OverflowError):
+        return psutil.Process(int(found[2])).create_time() <= path.stat().st_mtime + 1  # else the number is used anew
+    except psutil.NoSuchProcess:
         return False
-    except OSError:  # it is another user's
+    except psutil.Error:  # it is there, and somebody else's
         return True
-    return True
 
 
 def own_folder() -> tempfile.TemporaryDirectory:
     """A folder for temporary files of this process; those that killed processes left are removed. Raises OSError."""
     for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        if _is_alive(left.name) is False:
+        if _is_alive(left) is False:
             shutil.rmtree(left, ignore_errors=True)
     return tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{_owner()}-", ignore_cleanup_errors=True)
 
@@ -111,6 +123,16 @@ def replace_file(temporary: Path, path: Path) -> None:
             time.sleep(0.1)
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an OSError say which file it is about: of a full disk, Python does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with a temporary name beside `path`, flush to disk, then rename: never a half-written file.
 
@@ -121,19 +143,20 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
-        write(temporary)
-        flush(temporary)
-        replace_file(temporary, path)
+        with named(path):
+            write(temporary)
+            flush(temporary)
+            replace_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path, seconds: float = 60.0) -> None:
-    """Delete what killed processes left in `folder`: temporary files untouched for `seconds`, unless their process is
-    alive."""
+    """Delete what killed processes left in `folder`: temporary files untouched for `seconds` whose process is gone, or
+    was of another machine."""
     for part in folder.glob(f".*{PART}"):
         try:
-            if time.time() - part.stat().st_mtime >= seconds and not _is_alive(part.name):
+            if time.time() - part.stat().st_mtime >= seconds and not _is_alive(part):
                 part.unlink()
         except OSError:  # another process was faster, or has it open: it will be there next time
             continue

@@ -5,3 +5,8 @@ from __future__ import annotations
 
 class UserError(Exception):
     """Bad input or usage. The message is one sentence that says what is wrong and what to do."""
+
+
+class WorkFailed(OSError):
+    """The work failed for a reason that is not in the input, such as a full disk. The message is one sentence: scripts
+    print it and exit with code 1, as for every OSError."""

@@ -1,14 +1,19 @@
-"""Ctrl-C, and the polite kill of torchrun and of clusters: what runs comes to a good end."""
+"""Ctrl-C, the polite kill of torchrun and of clusters, a closed terminal: what runs comes to a good end."""
 
 from __future__ import annotations
 
+import os
+import select
 import signal
+import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 # SIGHUP: the terminal was closed. Windows has none.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 HEARING: set[Interruption] = set()
+BEGUN = True
 
 
 class Interruption:
@@ -47,8 +52,46 @@ def listen() -> dict[int, object]:
     return {number: signal.signal(number, _deliver) for number in heard}
 
 
-def _deliver(*_: object) -> None:
+def _deliver(number: int, *_: object) -> None:
+    if number == getattr(signal, "SIGHUP", None):
+        _give_up_terminal()
+    if not BEGUN:
+        with suppress(OSError):
+            os.write(2, b"interrupted\n")
+        os._exit(130)
     if not HEARING:
         raise KeyboardInterrupt
     for interruption in list(HEARING):
         interruption.hear()
+
+
+def _give_up_terminal() -> None:
+    """Let stdout and stderr end in nothing where nobody reads them any more: who writes to a closed terminal, or to
+    the pipe of a program that went with it, would fail before anything is saved."""
+    for descriptor in (1, 2):
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISREG(mode) or os.isatty(descriptor):
+                continue
+            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+                poll = select.poll()
+                poll.register(descriptor, 0)
+                if not poll.poll(0):
+                    continue
+        except OSError:
+            pass
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, descriptor)
+        os.close(nothing)
+
+
+@contextmanager
+def nothing_begun() -> Iterator[None]:
+    """Around imports: whoever wants a stop gets it at once, with exit code 130. A KeyboardInterrupt in the middle of an
+    import can be caught there, or leave half a module behind."""
+    global BEGUN
+    BEGUN = False
+    try:
+        yield
+    finally:
+        BEGUN = True

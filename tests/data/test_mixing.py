@@ -347,5 +347,5 @@ def test_an_error_in_a_loader_process_is_one_sentence(tmp_path):
     for path in (tmp_path / "songs").rglob("*.wav"):
         path.write_bytes(b"no longer audio")
     with pytest.raises(UserError) as error:
-        next(trainer._steps())
+        next(trainer.steps())
     assert ".wav" in str(error.value) and "\n" not in str(error.value) and "UserError" not in str(error.value)

@@ -79,7 +79,7 @@ def test_replicas_reduce_before_they_clip_and_one_writes(tmp_path):
     for thread in threads:
         thread.join()
     assert (tmp_path / "rank 0" / "ck" / "best.pt").exists() and not (tmp_path / "rank 1").exists()
-    assert ended[0].samples == ended[1].samples == one.samples == 12
+    assert ended[0].progress.samples == ended[1].progress.samples == one.progress.samples == 12
     for name, tensor in one.model.state_dict().items():
         for trainer in ended.values():
             torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=1e-3, atol=2e-5)
@@ -195,10 +195,10 @@ def test_a_checkpoint_of_another_memory_layout_goes_on_in_this_one(tmp_path, bef
     weights, overrides = [], (f"train.channels_last={after}", "train.max_steps=4", "train.optimizer=adamw")
     for where in (Backend(CPU), Fused(CPU)):
         trainer = Trainer(tiny(tmp_path, *overrides, "train.lr=0.002"), where, "auto")
-        for batches in trainer._steps():
+        for batches in trainer.steps():
             for parameter, moments in trainer.optimizer.state.items():
                 assert {moments[name].stride() for name in ("exp_avg", "exp_avg_sq")} == {parameter.stride()}
-            trainer._optimize(batches)
+            trainer.optimize(batches)
         state = trainer.model.state_dict()
         assert all(trainer.ema[name].stride() == tensor.stride() for name, tensor in state.items())
         weight = state["down.0.blocks.0.conv1.weight"]
@@ -314,16 +314,16 @@ def test_the_thread_that_makes_them_is_on_the_gpu_of_its_process(monkeypatch):
 def test_under_another_batch_size_the_stream_goes_on_where_it_was(tmp_path):
     run(tmp_path, "train.max_steps=3")
     resumed = make(tmp_path, "train.batch_size=5", resume="auto")
-    (batch,) = next(resumed._steps())
+    (batch,) = next(resumed.steps())
     assert batch["index"].tolist() == [6, 7, 8, 9, 10] and len(resumed.segments) == 6 + 3 * 5
-    resumed._optimize([batch])
+    resumed.optimize([batch])
     assert resumed.state()["samples"] == 11
 
     path = tmp_path / "ck" / "last.pt"
     state = load_checkpoint(path)
     del state["samples"]  # of an older version
     torch.save(state, path)
-    assert make(tmp_path, "train.batch_size=5", resume="auto").samples == 6
+    assert make(tmp_path, "train.batch_size=5", resume="auto").progress.samples == 6
 
 
 def test_a_run_that_is_killed_before_its_first_validation_keeps_its_folder(tmp_path, monkeypatch):
@@ -338,14 +338,14 @@ def test_a_run_that_is_killed_before_its_first_validation_keeps_its_folder(tmp_p
     state = load_checkpoint(tmp_path / "ck" / "last.pt")
     assert state["step"] == 0
     again = make(tmp_path, short, resume="auto")
-    assert again.run_id == state["run_id"] and again.run() == 0
+    assert again.progress.run_id == state["run_id"] and again.run() == 0
     assert [path.name for path in (tmp_path / "tb").iterdir()] == [state["run_id"]]
     assert_same_run(again, run(tmp_path / "undisturbed", short))
 
 
 def test_where_nothing_was_learnt_another_network_may_begin(tmp_path):
     make(tmp_path)._save("last.pt")
-    assert make(tmp_path, "model.base_channels=8", resume="auto").step == 0
+    assert make(tmp_path, "model.base_channels=8", resume="auto").progress.step == 0
 
 
 def test_a_thread_hears_what_the_main_thread_was_told(tmp_path):

@@ -99,11 +99,11 @@ def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
 def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
     monkeypatch.setattr("time.strftime", lambda *_: "20261123-070000")
     runs = [run(tmp_path / name, "train.max_steps=1", f"log.tb_log_dir='{tmp_path.as_posix()}/tb'") for name in "ab"]
-    assert [trainer.run_id for trainer in runs] == ["20261123-070000", "20261123-070000-2"]
-    assert sorted(path.name for path in (tmp_path / "tb").iterdir()) == [trainer.run_id for trainer in runs]
+    assert [trainer.progress.run_id for trainer in runs] == ["20261123-070000", "20261123-070000-2"]
+    assert sorted(path.name for path in (tmp_path / "tb").iterdir()) == [trainer.progress.run_id for trainer in runs]
     for trainer in runs:
-        assert load_config(tmp_path / "tb" / trainer.run_id / "config.yaml") == trainer.config
-        assert load_checkpoint(trainer.folder / "last.pt")["run_id"] == trainer.run_id
+        assert load_config(tmp_path / "tb" / trainer.progress.run_id / "config.yaml") == trainer.config
+        assert load_checkpoint(trainer.folder / "last.pt")["run_id"] == trainer.progress.run_id
 
 
 def test_every_start_is_one_more_entry_even_after_a_damaged_one(tmp_path):

@@ -185,7 +185,7 @@ def test_ctrl_c_after_the_last_step_leaves_only_the_validation(tmp_path, monkeyp
         assert make(tmp_path).run() == 130
     assert last(tmp_path)["step"] == 6
     assert_same_run(run(tmp_path, resume="auto"), undisturbed)
-    assert run(tmp_path, "train.max_steps=4", resume="auto").step == 6
+    assert run(tmp_path, "train.max_steps=4", resume="auto").progress.step == 6
 
 
 def test_a_run_that_crashed_goes_on_from_its_last_validation(tmp_path, monkeypatch, undisturbed):
@@ -237,7 +237,7 @@ def test_resume_none_starts_anew_and_auto_says_when_nothing_is_left(tmp_path, ca
     again = make(tmp_path, "train.max_steps=2", "train.seed=5", resume="auto")
     assert again.run() == 0
     assert "has all its 2 steps; --resume none starts anew" in capsys.readouterr().out
-    assert make(tmp_path).step == 0
+    assert make(tmp_path).progress.step == 0
     assert_same_run(run(tmp_path), undisturbed)
 
 
@@ -247,7 +247,7 @@ def test_what_may_change_is_said_and_has_its_effect(tmp_path, capsys):
     new = ["train.max_steps=3", "train.lr=0.5", "train.weight_decay=0.25"]
     resumed = run(tmp_path, *new, resume="auto")
     for group in resumed.optimizer.param_groups:
-        assert group["lr"] == pytest.approx(0.5 * learning_rate(2, 3, 2)) and group["weight_decay"] == 0.25
+        assert group["lr"] == pytest.approx(0.5 * learning_rate(2, 2, 0.0)) and group["weight_decay"] == 0.25
     expected = "train.max_steps: 2 -> 3, train.lr: 0.002 -> 0.5, train.weight_decay: 0.01 -> 0.25"
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed since")]
     assert line.endswith(f"and accepted: {expected}")
@@ -267,7 +267,7 @@ def test_another_optimizer_begins_anew_if_that_is_meant(tmp_path, capsys, one, o
     after = make(tmp_path, *new, resume=str(last))
     said = capsys.readouterr().out
     assert f"train.optimizer: {one} -> {other}" in said and "optimizer is another" in said
-    assert after.step == 2 and after.optimizer.state_dict()["state"] == {}
+    assert after.progress.step == 2 and after.optimizer.state_dict()["state"] == {}
     for name, weight in before.model.state_dict().items():
         assert torch.equal(after.model.state_dict()[name], weight), name
     assert after.run() == 0
@@ -282,14 +282,14 @@ def test_a_checkpoint_of_the_time_before_muon_goes_on_with_adamw(tmp_path, capsy
     capsys.readouterr()
     after = make(tmp_path, "train.max_steps=2", "train.optimizer=adamw", resume="auto")
     assert "changed since" not in capsys.readouterr().out
-    assert after.step == 2
+    assert after.progress.step == 2
     assert_same_run(after, before)
 
 
 def test_precision_may_change(tmp_path):
     run(tmp_path, "train.max_steps=2")
     resumed = run(tmp_path, "train.max_steps=3", "train.amp=fp16", resume="auto")
-    assert resumed.state()["scaler"] and resumed.step == 3
+    assert resumed.state()["scaler"] and resumed.progress.step == 3
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_what_means_nothing_may_change_and_is_not_mentioned(tmp_path, undisturbe
     checkpoint.save_checkpoint(tmp_path / "ck" / "last.pt", undisturbed.state())
     resumed = make(tmp_path, means_nothing, resume="auto")
     said = capsys.readouterr().out
-    assert resumed.step == 6 and resumed.best_sdr == undisturbed.best_sdr
+    assert resumed.progress.step == 6 and resumed.progress.best_sdr == undisturbed.progress.best_sdr
     assert "log.tb_log_dir: " in said and means_nothing.split("=")[0] not in said
     if "beta" in means_nothing:
         with pytest.raises(UserError, match=r"diffusion\.beta_start = 0\.0001"):  # it means something to one of the two
@@ -335,7 +335,7 @@ def test_only_the_run_s_own_last_checkpoint_goes_on_with_its_curves(tmp_path, un
     goes_on = {"auto": True, "ck/last.pt": True, "ck/best.pt": False, "elsewhere/last.pt": False, "none": False}
     for resume, same in goes_on.items():
         path = str(tmp_path / resume) if resume.endswith(".pt") else resume
-        assert (make(tmp_path, resume=path).run_id == "the first") == same, resume
+        assert (make(tmp_path, resume=path).progress.run_id == "the first") == same, resume
 
 
 def test_a_released_file_gives_its_weights_to_a_new_run(tmp_path, undisturbed, capsys):
@@ -345,13 +345,15 @@ def test_a_released_file_gives_its_weights_to_a_new_run(tmp_path, undisturbed, c
     assert shipped.log.checkpoint_dir == Config().log.checkpoint_dir != trained.log.checkpoint_dir, "a private path"
     assert (shipped.model, shipped.train) == (trained.model, trained.train)
     trainer = make(tmp_path, "train.lr=0.1", resume=str(released))
-    assert (trainer.step, trainer.samples, trainer.optimizer.state_dict()["state"]) == (0, 0, {})
+    assert (trainer.progress.step, trainer.progress.samples, trainer.optimizer.state_dict()["state"]) == (0, 0, {})
     for name, weight in undisturbed.ema.items():
         assert torch.equal(trainer.ema[name], weight) and torch.equal(trainer.model.state_dict()[name], weight)
     assert "so this is no exact resume" in capsys.readouterr().out
     trainer._save("last.pt")  # as every run does before its first step
     again = make(tmp_path, "train.lr=0.1", resume="auto")
-    assert again.step == 0 and all(torch.equal(again.ema[name], weight) for name, weight in undisturbed.ema.items())
+    assert again.progress.step == 0 and all(
+        torch.equal(again.ema[name], weight) for name, weight in undisturbed.ema.items()
+    )
     with pytest.raises(UserError, match="model.base_channels = "):
         make(tmp_path, "model.base_channels=8", resume=str(released))
 
@@ -368,11 +370,11 @@ def test_a_new_run_keeps_the_checkpoints_that_it_finds(tmp_path, undisturbed, re
             checkpoint.save_checkpoint(path, state)
             found[f"{name}.{run_id}{'-2' if number == 3 else ''}.pt"] = path.read_bytes()
         trainer = make(tmp_path, *short, resume=resume if resume == "none" else str(tmp_path / resume))
-        assert trainer.run() == 0 and trainer.best_sdr < 99
+        assert trainer.run() == 0 and trainer.progress.best_sdr < 99
         assert f"best.pt has held so far is kept as best.{run_id}" in capsys.readouterr().out
         assert {name: (tmp_path / "ck" / name).read_bytes() for name in found} == found
         for name in ("last.pt", "best.pt"):
-            assert checkpoint.load_checkpoint(tmp_path / "ck" / name)["run_id"] == trainer.run_id
+            assert checkpoint.load_checkpoint(tmp_path / "ck" / name)["run_id"] == trainer.progress.run_id
     assert len(list((tmp_path / "ck").glob("*.pt"))) == len(found) + 2
 
 
@@ -381,11 +383,11 @@ def test_a_run_that_goes_on_keeps_its_best_checkpoint_where_it_is_unless_its_sco
     best = tmp_path / "ck" / "best.pt"
     before = best.read_bytes()
     goes_on = make(tmp_path, "train.max_steps=3", "separation.batch_chunks=2", resume="auto")
-    assert goes_on.best_sdr > -math.inf, "how many chunks are computed at once is a matter of speed"
-    goes_on.best_sdr = 99.0  # so that it is not replaced
+    assert goes_on.progress.best_sdr > -math.inf, "how many chunks are computed at once is a matter of speed"
+    goes_on.progress.best_sdr = 99.0  # so that it is not replaced
     assert goes_on.run() == 0 and best.read_bytes() == before and len(list(best.parent.glob("*.pt"))) == 2
     resumed = run(tmp_path, "train.max_steps=4", "train.val_seconds=0.7", resume="auto")
-    assert (best.parent / f"best.{resumed.run_id}.pt").read_bytes() == before
+    assert (best.parent / f"best.{resumed.progress.run_id}.pt").read_bytes() == before
     assert checkpoint.load_checkpoint(best)["step"] == 4
 
 
@@ -411,12 +413,12 @@ def test_released_weights_are_the_mean_of_several_checkpoints(tmp_path, undistur
 def test_other_dev_clips_or_sampling_forget_the_best_score_and_other_data_are_refused(tmp_path, capsys):
     """A score is only comparable under what decided it: else best.pt might never be replaced."""
     first = make(tmp_path)
-    first.step, first.best_sdr = 1, 5.0  # at step 0 nothing binds
+    first.progress.step, first.progress.best_sdr = 1, 5.0  # at step 0 nothing binds
     checkpoint.save_checkpoint(first.folder / "last.pt", first.state())
-    assert make(tmp_path, "train.lr=0.1", resume="auto").best_sdr == 5.0
+    assert make(tmp_path, "train.lr=0.1", resume="auto").progress.best_sdr == 5.0
     assert "forgotten" not in capsys.readouterr().out
     for changed in ("train.val_seconds=0.7", "diffusion.ddim_steps=3", "separation.subtract=mask"):
-        assert make(tmp_path, changed, resume="auto").best_sdr == -math.inf
+        assert make(tmp_path, changed, resume="auto").progress.best_sdr == -math.inf
         assert f"{changed.split('=')[0]} changed what is validated: the best SDR so far is" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"data\.dataset synthetic, not stems"):
         make(tmp_path, "data.dataset=stems", resume="auto")
@@ -424,20 +426,20 @@ def test_other_dev_clips_or_sampling_forget_the_best_score_and_other_data_are_re
 
 def test_other_songs_under_the_same_name_forget_the_best_score(tmp_path, capsys):
     first = make(tmp_path)
-    first.step, first.best_sdr = 1, 5.0
-    assert len(first.dev_songs) > 1
+    first.progress.step, first.progress.best_sdr = 1, 5.0
+    assert len(first.progress.dev_songs) > 1
     last = first.folder / "last.pt"
     checkpoint.save_checkpoint(last, first.state())
-    assert make(tmp_path, resume="auto").best_sdr == 5.0
+    assert make(tmp_path, resume="auto").progress.best_sdr == 5.0
     assert "forgotten" not in capsys.readouterr().out
-    checkpoint.save_checkpoint(last, first.state() | {"dev_songs": first.dev_songs[1:]})
+    checkpoint.save_checkpoint(last, first.state() | {"dev_songs": first.progress.dev_songs[1:]})
     other = make(tmp_path, resume="auto")
-    assert other.best_sdr == -math.inf and other.dev_songs == first.dev_songs
+    assert other.progress.best_sdr == -math.inf and other.progress.dev_songs == first.progress.dev_songs
     assert "the dev songs are others than before: the best SDR so far is forgotten" in capsys.readouterr().out
     older = first.state()
     del older["dev_songs"]
     checkpoint.save_checkpoint(last, older)
-    assert make(tmp_path, resume="auto").best_sdr == 5.0
+    assert make(tmp_path, resume="auto").progress.best_sdr == 5.0
 
 
 def test_a_checkpoint_from_before_there_were_these_counters_goes_on(tmp_path, capsys):
@@ -446,7 +448,7 @@ def test_a_checkpoint_from_before_there_were_these_counters_goes_on(tmp_path, ca
     del state["validated"], state["skipped"]
     torch.save(state, tmp_path / "ck" / "last.pt")
     resumed = make(tmp_path, resume="auto")
-    assert (resumed.step, resumed.validated, resumed.skipped) == (3, 3, 0)
+    assert (resumed.progress.step, resumed.progress.validated, resumed.progress.skipped) == (3, 3, 0)
     assert "older version, which did not count skipped steps" in capsys.readouterr().out
 
 
@@ -481,7 +483,7 @@ def test_two_trainings_do_not_share_a_folder(tmp_path, capsys):
     """The second one would overwrite what the first writes."""
     config = tiny(tmp_path)
     first, second = Trainer(config, CPU), Trainer(config, CPU)
-    optimize, said = first._optimize, []
+    optimize, said = first.optimize, []
 
     def beside(batches: list) -> dict:
         if not said:
@@ -490,6 +492,6 @@ def test_two_trainings_do_not_share_a_folder(tmp_path, capsys):
             said.append(str(error.value))
         return optimize(batches)
 
-    first._optimize = beside
+    first.optimize = beside
     assert first.run() == 0 and said
     assert Trainer(config, CPU).run() == 0  # the folder is free again

@@ -68,8 +68,8 @@ def test_losses_and_gradients_are_those_of_the_cpu(tmp_path, monkeypatch):
             weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).to(weight.device)
         trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), 0.02)
         steps = []
-        for batches in trainer._steps():
-            terms = trainer._optimize(batches)
+        for batches in trainer.steps():
+            terms = trainer.optimize(batches)
             gradients = {name: p.grad.cpu().clone() for name, p in trainer.model.named_parameters()}
             steps.append({"terms": {name: value.cpu() for name, value in terms.items()}, "gradients": gradients})
         seen.append(dict(enumerate(steps)))
@@ -95,10 +95,10 @@ def test_checkpoints_go_from_the_cpu_to_the_tpu_and_back(tmp_path):
     assert whole.run() == 0
     for make, steps, resume in ((on_cpu, 6, "none"), (on_tpu, 8, "auto"), (on_cpu, 10, "auto")):
         trainer = make(tmp_path / "parts", f"train.max_steps={steps}", resume=resume)
-        trainer.total_steps = 10  # of the learning rate
-        for batches in trainer._steps():
-            trainer._optimize(batches)
-            if trainer.step == steps:
+        trainer.course.steps = 10  # of the learning rate
+        for batches in trainer.steps():
+            trainer.optimize(batches)
+            if trainer.progress.step == steps:
                 break
         trainer._save("last.pt")
         state = checkpoint.load_checkpoint(tmp_path / "parts" / "ck" / "last.pt")
@@ -147,8 +147,8 @@ def test_train_tpu_py_in_bf16_hears_ctrl_c_and_train_py_goes_on_and_back(tmp_pat
     back = on_tpu(tmp_path, f"train.max_steps={step + 2}", resume="auto")
     assert_close(state["model"], back.model.state_dict(), 0.0)
     assert_close(state["optimizer"]["state"], back.optimizer.state_dict()["state"], 0.0)
-    back._optimize(next(back._steps()))
-    assert back.step == step + 2 and back.skipped == 0
+    back.optimize(next(back.steps()))
+    assert back.progress.step == step + 2 and back.progress.skipped == 0
 
 
 def test_two_replicas_are_one_process_with_twice_the_batch(tmp_path):

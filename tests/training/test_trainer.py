@@ -93,7 +93,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
         trainer = make(tmp_path, "train.grad_clip=0", *overrides)
         with torch.no_grad():  # where the head is zero, most gradients are zero
             trainer.model.head[-1].weight.normal_(generator=torch.Generator().manual_seed(1))
-        terms = trainer._optimize(next(trainer._steps()))
+        terms = trainer.optimize(next(trainer.steps()))
         steps.append((terms, {name: p.grad for name, p in trainer.model.named_parameters()}))
     (whole, expected), (accumulated, got) = steps
     scalars = {"loss", "diffusion", "vocals", "gradient_norm"}
@@ -110,7 +110,9 @@ def test_epsilon_from_pure_noise_is_refused_before_anything_is_trained(tmp_path)
     with pytest.raises(UserError, match="epsilon .*pure noise"):
         make(tmp_path, epsilon)
     assert not (tmp_path / "ck").exists()
-    assert run(tmp_path, epsilon, "diffusion.beta_schedule=linear", "diffusion.zero_terminal_snr=false").step == 6
+    assert (
+        run(tmp_path, epsilon, "diffusion.beta_schedule=linear", "diffusion.zero_terminal_snr=false").progress.step == 6
+    )
 
 
 # ---- one step ------------------------------------------------------------------------------------------------------
@@ -119,8 +121,8 @@ def test_epsilon_from_pure_noise_is_refused_before_anything_is_trained(tmp_path)
 def test_the_average_forgets_slowly_and_the_sooner_the_newer_it_is(tmp_path):
     trainer = make(tmp_path, "train.ema_decay=0.3")
     average = {name: tensor.double().numpy() for name, tensor in trainer.ema.items()}
-    for n, batches in zip(range(1, 6), trainer._steps(), strict=False):
-        trainer._optimize(batches)
+    for n, batches in zip(range(1, 6), trainer.steps(), strict=False):
+        trainer.optimize(batches)
         decay = min(0.3, (1 + n) / (10 + n))  # 0.18, 0.25, then 0.3
         for name, tensor in trainer.model.state_dict().items():
             average[name] = decay * average[name] + (1 - decay) * tensor.double().numpy()
@@ -129,22 +131,23 @@ def test_the_average_forgets_slowly_and_the_sooner_the_newer_it_is(tmp_path):
 
 
 def test_the_learning_rate_rises_linearly_then_falls_along_half_a_cosine(tmp_path):
-    rates = [learning_rate(step, 100, 20) for step in range(100)]
+    rates = [learning_rate(step, 20, (step - 20) / 80) for step in range(100)]
     assert rates[:20] == pytest.approx(np.arange(1, 21) / 20)
     assert rates[20:] == pytest.approx((1 + np.cos(np.pi * np.arange(80) / 80)) / 2)
-    assert learning_rate(0, 10, 0) == 1.0 and max(learning_rate(s, 5, 50) for s in range(5)) == 0.1
+    assert learning_rate(0, 0, 0.0) == 1.0 and max(learning_rate(s, 50, 0.0) for s in range(5)) == 0.1
 
     trainer = make(tmp_path, "train.lr=0.01")
-    for step, batches in enumerate(trainer._steps()):
-        trainer._optimize(batches)
-        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * learning_rate(step, 6, 2))
+    for step, batches in enumerate(trainer.steps()):
+        trainer.optimize(batches)
+        expected = 0.01 * learning_rate(step, 2, (step - 2) / 4)
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
 def test_gradients_are_clipped_to_a_norm_and_reported_as_they_were(tmp_path):
     norms = {}
     for clip in ("0", "0.001"):
         trainer = make(tmp_path, f"train.grad_clip={clip}")
-        reported = float(trainer._optimize(next(trainer._steps()))["gradient_norm"])
+        reported = float(trainer.optimize(next(trainer.steps()))["gradient_norm"])
         squares = [p.grad.double().square().sum() for p in trainer.model.parameters()]
         norms[clip] = reported, math.sqrt(sum(squares))
     assert norms["0"][0] == pytest.approx(norms["0"][1], rel=1e-5)
@@ -155,7 +158,7 @@ def test_gradients_are_clipped_to_a_norm_and_reported_as_they_were(tmp_path):
 def test_a_step_moves_no_tables_or_windows(tmp_path, monkeypatch):
     """A copy from the computer's memory to a GPU waits for all that was asked of it: once, not at every step."""
     trainer = make(tmp_path, "diffusion.prediction_type=v")
-    stream, moved = trainer._steps(), []
+    stream, moved = trainer.steps(), []
     first, second = next(stream), next(stream)
     original = torch.Tensor.to
 
@@ -178,9 +181,9 @@ def test_the_compiled_network_is_one_graph_and_trains_alike(tmp_path, monkeypatc
     plain, compile_ = make(tmp_path), torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="aot_eager", fullgraph=True))
     compiled = make(tmp_path, "train.compile=true")
-    for _, one, other in zip(range(2), plain._steps(), compiled._steps(), strict=False):
-        terms = compiled._optimize(other)
-        for name, value in plain._optimize(one).items():
+    for _, one, other in zip(range(2), plain.steps(), compiled.steps(), strict=False):
+        terms = compiled.optimize(other)
+        for name, value in plain.optimize(one).items():
             torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5)
 
 
@@ -193,7 +196,7 @@ def spoil(monkeypatch, trainer: Trainer, steps: range, item: int | None = None) 
 
     def spoiled(*args):
         terms = objective(*args)
-        if trainer.step not in steps:
+        if trainer.progress.step not in steps:
             return terms
         per_item = terms["per_item"].clone()
         per_item[slice(None) if item is None else item] = math.nan
@@ -210,12 +213,12 @@ def tensors_of(state: dict) -> dict[str, torch.Tensor]:
 def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path, monkeypatch):
     trainer = make(tmp_path)
     spoil(monkeypatch, trainer, range(2, 3))
-    for batches in trainer._steps():
+    for batches in trainer.steps():
         before = tensors_of(trainer.state())
-        trainer._optimize(batches)
+        trainer.optimize(batches)
         after = flat(trainer.state())
-        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()) == (trainer.step == 3)
-    assert (trainer.step, trainer.bad_steps, trainer.skipped) == (6, 0, 1)
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()) == (trainer.progress.step == 3)
+    assert (trainer.progress.step, trainer.bad_steps, trainer.progress.skipped) == (6, 0, 1)
     assert trainer.state()["skipped"] == 1
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
 
@@ -223,18 +226,18 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path, monkeypatch
 @pytest.mark.parametrize("amp", ["none", "fp16"])
 def test_a_gradient_that_is_not_finite_is_left_out_though_the_loss_is(tmp_path, monkeypatch, amp):
     trainer = make(tmp_path, f"train.amp={amp}")
-    stream = trainer._steps()
-    trainer._optimize(next(stream))
+    stream = trainer.steps()
+    trainer.optimize(next(stream))
     before, scale = tensors_of(trainer.state()), trainer.scaler.get_scale()
-    weight = next(iter(trainer.model.parameters()))
+    weight = trainer.model.stem.weight
     hook = weight.register_hook(lambda gradient: gradient * math.inf)
-    terms = trainer._optimize(next(stream))
+    terms = trainer.optimize(next(stream))
     hook.remove()
     assert terms["loss"].isfinite() and not terms["gradient_norm"].isfinite()
     assert all(torch.equal(tensor, flat(trainer.state())[name]) for name, tensor in before.items())
-    assert trainer.skipped == 1 and (amp == "none" or trainer.scaler.get_scale() < scale)
-    trainer._optimize(next(stream))
-    assert not torch.equal(weight, before["/model/" + next(iter(dict(trainer.model.named_parameters())))])
+    assert trainer.progress.skipped == 1 and (amp == "none" or trainer.scaler.get_scale() < scale)
+    trainer.optimize(next(stream))
+    assert not torch.equal(weight, before["/model/stem.weight"])
 
 
 def test_the_songs_of_a_bad_step_are_named(tmp_path, monkeypatch, capsys):
@@ -242,13 +245,13 @@ def test_the_songs_of_a_bad_step_are_named(tmp_path, monkeypatch, capsys):
     trainer = make(tmp_path, "data.synthetic_songs=9", "train.batch_size=4")
     expected = [trainer.segments.songs(index)[:2] for index in range(8)]
     spoil(monkeypatch, trainer, range(0, 1), item=2)
-    stream = trainer._steps()
-    trainer._optimize(next(stream))
+    stream = trainer.steps()
+    trainer.optimize(next(stream))
     singer, band = expected[2]
     pair = f"'{singer.name}'" + (f" over '{band.name}'" if band is not singer else "")
     assert f"step 1 was skipped: loss or gradient not finite with the songs {pair}\n" in capsys.readouterr().out
     next(iter(trainer.model.parameters())).register_hook(lambda gradient: gradient * math.nan)
-    trainer._optimize(next(stream))
+    trainer.optimize(next(stream))
     line = capsys.readouterr().out
     assert line.startswith("step 2 was skipped") and all(f"'{singer.name}'" in line for singer, _ in expected[4:8])
 
@@ -322,7 +325,7 @@ def test_it_learns_a_song(tmp_path):
         tmp_path, "data.synthetic_songs=1", "train.max_steps=80", "train.batch_size=4", "train.lr=0.005",
         "train.warmup_steps=5", "data.remix_probability=0", "data.silent_vocals=0", "model.base_channels=8",
     )  # fmt: skip
-    losses = np.array([float(trainer._optimize(batches)["loss"]) for batches in trainer._steps()])
+    losses = np.array([float(trainer.optimize(batches)["loss"]) for batches in trainer.steps()])
     assert losses[-20:].mean() < 0.7 * losses[:10].mean()
 
 
@@ -331,7 +334,7 @@ def test_the_log1p_preset_trains_and_separates(tmp_path):
     config = load_config(ROOT / "configs" / "log1p.yaml", own, base=tiny(tmp_path))
     trainer = Trainer(config, CPU, "none")
     before = tensors_of({"model": trainer.model.state_dict()})
-    assert trainer.run() == 0 and math.isfinite(trainer.best_sdr)
+    assert trainer.run() == 0 and math.isfinite(trainer.progress.best_sdr)
     assert all(
         not torch.equal(tensor, before[f"/model/{name}"]) for name, tensor in trainer.ema.items() if "head" in name
     )
@@ -344,7 +347,7 @@ def test_the_log1p_preset_trains_and_separates(tmp_path):
 
 def test_songs_on_the_device_give_the_same_batches_and_going_on_is_exact(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", "data.cache=device")
-    streams = (islice(make(tmp_path, f"data.cache={kind}")._steps(), 6) for kind in ("device", "memory"))
+    streams = (islice(make(tmp_path, f"data.cache={kind}").steps(), 6) for kind in ("device", "memory"))
     for (ours,), (theirs,) in zip(*streams, strict=True):
         for name, values in theirs.items():
             torch.testing.assert_close(ours[name], values, atol=2e-3, rtol=0)  # 16 bit on the way
@@ -352,3 +355,40 @@ def test_songs_on_the_device_give_the_same_batches_and_going_on_is_exact(tmp_pat
         at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
         assert make(tmp_path / "parts", "data.cache=device").run() == 130
     assert_same_run(run(tmp_path / "parts", "data.cache=device", resume="auto"), whole)
+
+
+# ---- by the clock --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch) -> None:
+    """Every step takes ten seconds of the trainer's time."""
+    gradients = Trainer._gradients
+
+    def timed(self, batches: list) -> tuple:
+        terms, stop, seconds = gradients(self, batches)
+        return terms, stop, torch.full_like(seconds, 10.0)
+
+    monkeypatch.setattr(Trainer, "_gradients", timed)
+
+
+def test_the_clock_ends_a_run_and_the_learning_rate_falls_along_it(tmp_path, clock, capsys):
+    trainer, rates = make(tmp_path, "train.max_minutes=0.7", "train.warmup_steps=0", "train.lr=0.01"), []
+    optimize = trainer.optimize
+    trainer.optimize = lambda batches: (optimize(batches), rates.append(trainer.optimizer.param_groups[0]["lr"]))[0]
+    assert trainer.run() == 0
+    assert (trainer.progress.step, trainer.progress.validated, trainer.progress.seconds) == (5, 5, 50.0)
+    assert rates == pytest.approx([0.01 * (0.5 + 0.5 * math.cos(math.pi * s / 42)) for s in (0, 10, 20, 30, 40)])
+    shown = capsys.readouterr()
+    assert "0.7 minutes" in shown.out and "step 5: median SDR" in shown.out
+    assert "best weights are in" in shown.out and "--model_path" in shown.out
+    assert re.search(r"Epochs: 2epoch", shown.err), "the last, partial epoch is over, too"
+
+
+def test_a_run_by_the_clock_goes_on_by_the_seconds_that_it_saved(tmp_path, clock):
+    whole = run(tmp_path / "whole", "train.max_minutes=0.7")
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        assert make(tmp_path / "parts", "train.max_minutes=0.7").run() == 130
+    assert checkpoint.load_checkpoint(tmp_path / "parts" / "ck" / "last.pt")["seconds"] == 30.0
+    assert_same_run(run(tmp_path / "parts", "train.max_minutes=0.7", resume="auto"), whole)

@@ -92,7 +92,7 @@ def test_a_validation_is_the_same_every_time_and_touches_no_random_stream(tmp_pa
 
     streams = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     for step in (1, 2):
-        trainer.step = step
+        trainer.progress.step = step
         trainer._validate(Silent)
     assert monitored[0] == monitored[1]
     assert torch.equal(torch.get_rng_state(), streams[0]) and random.getstate() == streams[2]

@@ -68,11 +68,11 @@ def test_float16_with_its_scaler_trains_as_float32_does(tmp_path):
     """The path of older GPUs. The loss is scaled by 65536, the gradients scaled back before they are clipped."""
     plain, half = (make(tmp_path, f"train.amp={amp}", "train.max_steps=8") for amp in ("none", "fp16"))
     assert half.dtype == torch.float16
-    for one, other in zip(plain._steps(), half._steps(), strict=True):
-        expected, terms = plain._optimize(one), half._optimize(other)
+    for one, other in zip(plain.steps(), half.steps(), strict=True):
+        expected, terms = plain.optimize(one), half.optimize(other)
         for name, rtol in (("loss", 1e-3), ("gradient_norm", 1e-2)):  # of float16 a rounding is up to 5e-4
             torch.testing.assert_close(terms[name], expected[name], rtol=rtol, atol=0)
-    assert (half.step, half.skipped, half.scaler.get_scale()) == (8, 0, 65536.0)
+    assert (half.progress.step, half.progress.skipped, half.scaler.get_scale()) == (8, 0, 65536.0)
 
 
 def test_the_network_is_traced_as_one_graph_and_trains_alike(tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_the_network_is_traced_as_one_graph_and_trains_alike(tmp_path, monkeypat
     monkeypatch.setattr(torch, "compile", partial(compile_, backend="eager", fullgraph=True))
     traced = make(tmp_path, "train.compile=true")
     assert isinstance(traced.network, torch._dynamo.OptimizedModule)
-    for _, one, other in zip(range(2), plain._steps(), traced._steps(), strict=False):
-        terms = traced._optimize(other)
-        for name, value in plain._optimize(one).items():
+    for _, one, other in zip(range(2), plain.steps(), traced.steps(), strict=False):
+        terms = traced.optimize(other)
+        for name, value in plain.optimize(one).items():
             torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,50 @@
+"""What ends a training from outside the program, as one sentence that says what to do: little memory, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..config import Config
+from ..util.errors import WorkFailed
+
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+
+@contextmanager
+def told(config: Config, device: torch.device) -> Iterator[None]:
+    """Around all of a training.
+
+    Raises:
+        WorkFailed: the disk is full, or the memory of the computer or of `device` is.
+    """
+    on = f"the same command goes on from the last.pt in '{config.log.checkpoint_dir}', if it has come to one"
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        where = f"the GPU ({device})" if isinstance(error, torch.OutOfMemoryError) else "the computer"
+        batch = config.train.batch_size
+        smaller = f"lower train.batch_size ({batch}) and raise train.accumulate as much, or " if batch > 1 else ""
+        raise WorkFailed(
+            f"the memory of {where} is full: {smaller}lower data.segment_seconds ({config.data.segment_seconds:g}) or "
+            f"close other programs; {on}"
+        ) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        at = f" at '{error.filename}'" if error.filename else ""
+        raise WorkFailed(f"the disk is full{at} ({error.strerror}): make room, and {on}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """MemoryError, what torch raises for a GPU, and the RuntimeErrors that it raises for a CPU and for MPS."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = r"DefaultCPUAllocator|not enough memory|out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED"
+    return isinstance(error, RuntimeError) and re.search(said, str(error), re.I) is not None
