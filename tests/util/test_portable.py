@@ -14,7 +14,7 @@ import pytest
 import torch
 from trainers import ROOT, make, tiny
 
-from diffvocsep.data.loader import _ignore_interrupt
+from diffvocsep.data.loader import _begin
 from diffvocsep.util import atomic
 from diffvocsep.util.atomic import write_atomic
 
@@ -135,8 +135,8 @@ def test_what_loader_processes_need_survives_pickling(tmp_path, dataset):
             soundfile.write(folder / f"{side}.wav", noise, 8000)
     roots = [f"data.{key}='{(tmp_path / split).as_posix()}'" for key, split in (("root", "train"), ("dev_root", "dev"))]
     trainer = make(tmp_path, f"data.dataset={dataset}", f"data.cache_dir='{(tmp_path / 'cache').as_posix()}'", *roots)
-    copy, init = pickle.loads(pickle.dumps((trainer.segments, _ignore_interrupt)))
-    assert init is _ignore_interrupt
+    copy, init = pickle.loads(pickle.dumps((trainer.segments, _begin)))
+    assert init is _begin
     for name, value in trainer.segments[3].items():
         assert torch.equal(value, copy[3][name]), name
 
