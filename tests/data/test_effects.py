@@ -78,7 +78,7 @@ def db(ratio: float) -> float:
 @pytest.mark.parametrize("effect", EFFECTS, ids=lambda effect: type(effect).__name__)
 @pytest.mark.parametrize("shape", [(1, 16000), (2, 16001), (2, 700), (1, 1)])
 def test_an_effect_keeps_shape_and_energy_and_its_input(effect, shape):
-    waveform = noise(*shape)
+    waveform = noise(*shape) * torch.linspace(0.05, 1, shape[1])
     before = waveform.clone()
     after = effect(waveform, RATE)
     assert after.shape == shape and after.isfinite().all()
@@ -116,14 +116,15 @@ def test_a_pitch_moves_by_semitones_and_keeps_its_pace(semitones):
 def test_values_between_samples_lie_on_a_smooth_curve():
     wave, places = sine(200), torch.arange(100, 15000) + 0.37
     expected = 0.1 * torch.sin(2 * torch.pi * 200 * places / RATE)
-    torch.testing.assert_close(at_positions(wave, places)[0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(at_positions(wave, places)[0], expected, atol=2e-5, rtol=0)
     assert torch.equal(at_positions(wave, torch.arange(RATE).float()), wave)
     assert not at_positions(wave, torch.tensor([-3.0, -0.5, RATE - 0.5, RATE + 9.0])).any()
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
 def test_a_harmony_is_a_quieter_voice_at_its_interval(interval):
-    both = amplitudes(Harmony(interval, 0.5)(sine(660, 2), RATE))
+    tone = 0.1 * torch.cos(2 * torch.pi * 660 * torch.arange(2 * RATE) / RATE)[None]  # goes on smoothly when mirrored
+    both = amplitudes(Harmony(interval, 0.5)(tone, RATE))
     second = 660 * 2 ** (interval / 12)
     assert both(second) / both(660) == pytest.approx(0.5, rel=0.1)
 
@@ -140,7 +141,8 @@ def test_a_double_comes_late_in_each_channel_by_its_own_delay():
 def test_a_double_drifts_by_its_cents():
     take = Doubling((0.01, 0.01), 15.0, 2.0, (0.0, 0.0), 1e4)(sine(1000, 2), RATE)[0]  # so loud that it is all
     phase = np.unwrap(np.angle(scipy.signal.hilbert(take.double().numpy())))
-    cents = 1200 * np.log2(np.diff(phase)[2000:-2000] * RATE / (2 * np.pi) / 1000)
+    per_sample = (phase[2160:-2000] - phase[2000:-2160]) / 160  # over 10 ms
+    cents = 1200 * np.log2(per_sample * RATE / (2 * np.pi) / 1000)
     assert cents.max() == pytest.approx(15, abs=1) and cents.min() == pytest.approx(-15, abs=1)
 
 
@@ -280,6 +282,8 @@ def test_loaders_and_the_device_cache_make_the_same_of_all_of_it(tmp_path: Path)
     for direct, one in zip(made["device"], made["none"], strict=True):
         assert direct.keys() == one.keys()
         for name, values in one.items():
-            tolerance = 2e-3 if name in BOTH else 0  # 16 bit in the cache
-            torch.testing.assert_close(direct[name], values, atol=tolerance, rtol=1e-6)
+            if name in BOTH:  # the cache holds 16 bit, and the vocoder's phases wrap where a rounding says so
+                assert ((direct[name] - values).norm(dim=(1, 2)) < 1e-2 * values.norm(dim=(1, 2))).all()
+            else:
+                assert torch.equal(direct[name], values)
         assert one["vocals"].abs().amax(dim=(1, 2)).min() > 0.02
