@@ -66,8 +66,9 @@ def places(root: Path, out: Path) -> dict[Path, Path]:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m diffvocsep.data.pack",
-                                     description="A folder of songs -> the same songs, small (Ogg Vorbis).")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        "python -m diffvocsep.data.pack", description="The same songs, small (Ogg Vorbis)."
+    )
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of songs")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the packed songs, in the same layout")
     parser.add_argument("--rate", type=int, default=22050, help="sample rate in Hz (default: 22050)")
