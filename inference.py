@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from diffvocsep.parts import SAMPLERS
 from diffvocsep.util.cli import main, print_notes
 from diffvocsep.util.errors import UserError
 
@@ -33,7 +34,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--instrumental", type=Path, metavar="PATH", help="also write what is left of the song")
     parser.add_argument("--model_path", type=Path, help=f"checkpoint (default: {RELEASED}, else {TRAINED})")
     parser.add_argument("--config", type=Path, help="take the diffusion and separation settings from this file")
-    parser.add_argument("--sampler", choices=["ddim", "ddpm", "dpmpp"], help="default: as in the config")
+    parser.add_argument("--sampler", choices=list(SAMPLERS), help="default: as in the config")
     parser.add_argument("--steps", type=int, help="sampling steps (default: as in the config)")
     parser.add_argument("--eta", type=float, help="fresh noise of ddim, 0 to 1")
     parser.add_argument("--samples", type=int, help="counterfactuals to average")

@@ -8,7 +8,8 @@ fair where steps of all take as long, and on a busy machine fairer.) It is score
 (global SDR of the vocals, EMA weights), and compared with `base` segment by segment: mean difference with a 95 %
 bootstrap interval, for each set of songs. Where the interval holds zero it is a tie. How far two trainings of one
 design lie apart no interval over segments knows; `base_again` tells. Finished variants are kept: an interrupted
-comparison goes on where it stopped. What no setting can change is put in the place of ours: see `REPLACED`.
+comparison goes on where it stopped. Another network is a line in
+`parts.NETWORKS`; that of diffusers adds itself.
 """
 
 from __future__ import annotations
@@ -16,10 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 import yaml
@@ -37,30 +35,12 @@ from diffvocsep.util.cli import main
 from diffvocsep.util.errors import UserError
 
 from .dev_scores import cells, dev_clips, heads, references, score
-from .diffusers_unet import DiffusersUNet
-from .other_networks import BandSplitUNet, MidSideSpectrogram, TimeAttentionUNet
+from .diffusers_unet import DiffusersUNet  # noqa: F401  it adds itself to parts.NETWORKS
 
-NETWORK = ("diffvocsep.training.trainer.UNet", "diffvocsep.checkpoint.UNet")
-REPLACED: dict[str, tuple[type, tuple[str, ...]]] = {  # variant -> its own class, and in the place of which of ours
-    "diffusers_unet": (DiffusersUNet, NETWORK),
-    "time_attention": (TimeAttentionUNet, NETWORK),
-    "band_split": (BandSplitUNet, NETWORK),
-    "mid_side": (MidSideSpectrogram, ("diffvocsep.spectrogram.ComplexSpectrogram",)),
-}
 VARIANTS = Path(__file__).with_name("ablation.yaml")
 PRESET = Path(__file__).parents[1] / "configs" / "stems.yaml"
 SEGMENT, EVERY = 5.0, 6  # s of a dev segment; of long songs every sixth is scored
 WARM, TIMED = 3, 6  # steps that warm up, and steps that tell how long one takes
-
-
-@contextmanager
-def replaced(name: str) -> Iterator[None]:
-    """Inside, the variant's own class is in the place of ours."""
-    replacement, places = REPLACED.get(name, (None, ()))
-    with ExitStack() as stack:
-        for place in places:
-            stack.enter_context(patch(place, replacement))
-        yield
 
 
 def step_seconds(config: Config) -> float:
@@ -113,9 +93,8 @@ def run(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     variants = yaml.safe_load(args.variants.read_text(encoding="utf-8"))
     for name, overrides in list(variants.items())[1:]:
-        if not overrides and name not in REPLACED:
-            known = ", ".join(REPLACED)
-            raise UserError(f"'{name}' in {args.variants} changes nothing; those with a class of their own are {known}")
+        if not overrides:
+            raise UserError(f"'{name}' in {args.variants} changes nothing; give it overrides, or leave it out")
     settings = [f"data.root={args.root}", f"data.dev_root={args.dev_root.as_posix()}", *args.overrides]
     clips = dev_clips(args.dev_root, SEGMENT, EVERY)
     length = f"{args.steps} steps" if args.steps else f"{args.seconds:g} s"
@@ -124,8 +103,7 @@ def run(argv: list[str] | None = None) -> int:
         kept, asked = args.output / f"{name}.json", [*settings, length, *overrides]
         if not kept.exists():
             tqdm.write(f"{name}: {' '.join(overrides)}")
-            with replaced(name):
-                result = run_variant([*settings, *overrides], args.seconds, args.steps, args.output / name, clips)
+            result = run_variant([*settings, *overrides], args.seconds, args.steps, args.output / name, clips)
             text = json.dumps({"asked": asked, **result}, indent=1)
             write_atomic(kept, lambda part, text=text: part.write_text(text, encoding="utf-8"))
         results[name] = json.loads(kept.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from diffvocsep.evaluation.clips import Clip, find_excerpts
 from diffvocsep.evaluation.metrics import sdr
 from diffvocsep.evaluation.report import interval
 from diffvocsep.separator import Separator
-from diffvocsep.unet import UNet
+from diffvocsep.unet import make_network
 
 LONG = 60.0  # s: of longer songs only some of the clips are scored
 
@@ -37,7 +37,7 @@ def references(config: Config, clips: list[Clip]) -> dict[str, dict[str, float]]
     return {
         "silence": {c.name: sdr(c.vocals, torch.zeros_like(c.vocals)) for c in clips},
         "mixture": {c.name: sdr(c.vocals, c.mixture) for c in clips},
-        "untrained network": score(Separator(UNet(config), config), clips),
+        "untrained network": score(Separator(make_network(config), config), clips),
     }
 
 

@@ -6,7 +6,7 @@ Beside the default network stands `diffusers.UNet2DModel` with the same channels
 the spectrogram, folded into channels). The limits are the fastest 3x3 convolution, forward, and the fastest matrix
 product among several shapes. All of one number format takes turns, round after round: a busy machine slows all of it
 alike. A cell is the median over the rounds, with quartiles in brackets; ratios and shares are taken within each round.
-Prints Markdown. What the step consists of, and what could be changed: `step_parts.py`, `step_changes.py`.
+Prints Markdown.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import Config, from_dict, load_config, require_same_network, to_dict
-from .unet import UNet
+from .unet import make_network
 from .util.atomic import write_atomic
 from .util.cli import main
 from .util.errors import UserError
@@ -155,10 +155,10 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
     return state["ema"], config_in(path, state["config"])
 
 
-def load_model(path: Path) -> tuple[UNet, Config]:
+def load_model(path: Path) -> tuple[nn.Module, Config]:
     """The network with its EMA weights, and the config it was trained with."""
     weights, config = load_weights(path)
-    model = UNet(config)
+    model = make_network(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

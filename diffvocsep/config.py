@@ -5,103 +5,136 @@ A file or an override names only what differs from the defaults below:
     config = load_config("configs/log1p.yaml", ["train.lr=3e-4"])
     config.audio.n_fft
 
-`strict_yaml` checks names and types, `LIMITS` and `_relations` check values: a `Config` that exists is a possible one.
+What a key may be, when it matters, and whether trained weights are bound to it stands at the key; `_relations` holds
+what depends on several. A `Config` that exists is a possible one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from .parts import DATASETS, NETWORKS, REPRESENTATIONS, SAMPLERS
 from .util import strict_yaml
 from .util.atomic import write_atomic
 from .util.errors import UserError
+from .util.keys import Limit, about, at_least, between, key, more_than, unless, when
 from .util.strict_yaml import blame, shorten, show
+
+SHARE = between(0, 1)
+FOLDER = Limit("the path of a folder", lambda v: v.strip() != "")
+DOWNLOAD_ID = Limit(
+    "empty or the id from the file's link, only letters, digits, - and _",
+    lambda v: all(c.isalnum() or c in "-_" for c in v),
+)
+WEIGHTS = Limit(
+    "names with numbers above 0 and at most 1000", lambda v: all(0 < weight <= 1000 for weight in v.values())
+)
+PATCH = Limit("two numbers between 1 and 16", lambda v: all(1 <= size <= 16 for size in v))
+BANDWIDTH = Limit(
+    "0 (everything) or more than 1000 and at most 96000 (half of the highest audio.sample_rate)",
+    lambda v: v == 0 or 1000 < v <= 96_000,
+)
+SCALES = Limit(
+    "at least three numbers, each at least 1 and at most 64, for at most 8 scales",
+    lambda v: 3 <= len(v) <= 8 and min(v) >= 1 and max(v) <= 64,
+)
+MOST_CHANNELS = 4096  # of a scale; one convolution has 151 million weights then
+STEPS = 1_000_000_000  # more than anybody trains
+
+MAGNITUDE, COMPLEX = when("audio.representation", "magnitude"), when("audio.representation", "complex")
+STEMS, MUSDB, MUSDBHQ = (when("data.dataset", name) for name in ("stems", "musdb", "musdbhq"))
+SYNTHETIC, REAL = when("data.dataset", "synthetic"), unless("data.dataset", "synthetic")
+LINEAR = when("diffusion.beta_schedule", "linear")
+SEVERAL_STEPS = unless("diffusion.ddim_steps", 1)
 
 
 @dataclass(frozen=True)
 class AudioConfig:
-    sample_rate: int = 44100
-    channels: int = 2
-    n_fft: int = 4096
-    hop_length: int = 1024
-    win_length: int = 4096
-    representation: Literal["complex", "magnitude"] = "complex"
-    compression: float = 0.5
-    log1p_scale: float = 1.0
-    statistics: Literal["item", "batch"] = "item"
-    bandwidth: float = 8270.0
+    sample_rate: int = key(44100, between(8000, 192000), fixed=True)
+    channels: int = key(2, Limit("1 or 2", lambda v: v in (1, 2)), fixed=True)
+    n_fft: int = key(4096, between(16, 65536), fixed=True)
+    hop_length: int = key(1024, at_least(1, 32768), fixed=True)
+    win_length: int = key(4096, at_least(2, 65536), fixed=True)
+    representation: Literal[tuple(REPRESENTATIONS)] = key("complex", fixed=True)
+    compression: float = key(0.5, more_than(0, 1), COMPLEX, fixed=True)
+    log1p_scale: float = key(1.0, more_than(0, 1_000_000), MAGNITUDE, fixed=True)
+    statistics: Literal["item", "batch"] = key("item", None, MAGNITUDE, fixed=True)
+    bandwidth: float = key(8270.0, BANDWIDTH, fixed=True)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    dataset: Literal["synthetic", "stems", "musdb", "musdbhq"] = "synthetic"
-    root: str = "data/stems"
-    dev_root: str = "data/stems_dev"
-    musdb_root: str = "data/musdb18"
-    musdbhq_root: str = "data/musdb18hq"
-    download: bool = True
-    download_source: Literal["gdrive", "zenodo"] = "gdrive"
-    download_id: str = ""
-    synthetic_songs: int = 1200
-    synthetic_seconds: float = 4.0
-    held_out_voices: tuple[str, ...] = ()
-    held_out_families: tuple[str, ...] = ()
-    segment_seconds: float = 3.0
-    cache: Literal["none", "memory", "device"] = "memory"
-    cache_dir: str = "data/cache"
-    workers: int = 0
-    set_weights: dict[str, float] = field(default_factory=dict, hash=False)
-    remix_probability: float = 0.5
-    gain_db: float = 3.0
-    channel_swap: float = 0.5
-    polarity_flip: float = 0.5
-    silent_vocals: float = 0.05
-    level_db: float = 3.0
-    speed_semitones: float = 0.0
-    equalizer_db: float = 0.0
-    reverb: float = 0.0
-    turn: float = 0.0
-    pitch_semitones: float = 0.0
-    second_voice: float = 0.0
-    doubling: float = 0.0
-    harmony: float = 0.0
-    compressor: float = 0.0
-    saturation: float = 0.0
-    echo: float = 0.0
-    limiter: float = 0.0
+    dataset: Literal[tuple(DATASETS)] = key("synthetic")
+    root: str = key("data/stems", FOLDER, STEMS)
+    dev_root: str = key("data/stems_dev", FOLDER, STEMS)
+    musdb_root: str = key("data/musdb18", FOLDER, MUSDB)
+    musdbhq_root: str = key("data/musdb18hq", FOLDER, MUSDBHQ)
+    download: bool = key(True, None, MUSDBHQ)
+    download_source: Literal["gdrive", "zenodo"] = key("gdrive", None, MUSDBHQ, when("data.download", True))
+    download_id: str = key(
+        "", DOWNLOAD_ID, MUSDBHQ, when("data.download", True), when("data.download_source", "gdrive")
+    )
+    synthetic_songs: int = key(1200, at_least(1, 1_000_000), SYNTHETIC)
+    synthetic_seconds: float = key(4.0, at_least(1, 3600), SYNTHETIC)
+    held_out_voices: tuple[str, ...] = key((), None, SYNTHETIC)
+    held_out_families: tuple[str, ...] = key((), None, SYNTHETIC)
+    segment_seconds: float = key(3.0, Limit("at most 600", lambda v: v <= 600))
+    cache: Literal["none", "memory", "device"] = key("memory")
+    cache_dir: str = key("data/cache", FOLDER, REAL, unless("data.cache", "none"))
+    workers: int = key(0, at_least(0, 256), unless("data.cache", "device"))
+    set_weights: dict[str, float] = field(default_factory=dict, hash=False, metadata=about(WEIGHTS, STEMS))
+    remix_probability: float = key(0.5, SHARE)
+    gain_db: float = key(3.0, at_least(0, 60))
+    channel_swap: float = key(0.5, SHARE, when("audio.channels", 2))
+    polarity_flip: float = key(0.5, SHARE)
+    silent_vocals: float = key(0.05, SHARE)
+    level_db: float = key(3.0, at_least(0, 60))
+    speed_semitones: float = key(0.0, between(0, 12))
+    equalizer_db: float = key(0.0, at_least(0, 60))
+    reverb: float = key(0.0, SHARE)
+    turn: float = key(0.0, SHARE, when("audio.channels", 2))
+    pitch_semitones: float = key(0.0, between(0, 12))
+    second_voice: float = key(0.0, SHARE)
+    doubling: float = key(0.0, SHARE)
+    harmony: float = key(0.0, SHARE)
+    compressor: float = key(0.0, SHARE)
+    saturation: float = key(0.0, SHARE)
+    echo: float = key(0.0, SHARE)
+    limiter: float = key(0.0, SHARE)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    base_channels: int = 32
-    channels_mult: tuple[int, ...] = (1, 2, 4, 4)
-    blocks: int = 1
-    patch: tuple[int, int] = (4, 2)
-    frequency_linear: int = 4
-    attention: tuple[int, ...] = ()
-    attention_heads: int = 4
+    network: Literal[tuple(NETWORKS)] = key("unet", fixed=True)
+    base_channels: int = key(32, at_least(1, MOST_CHANNELS), fixed=True)
+    channels_mult: tuple[int, ...] = key((1, 2, 4, 4), SCALES, fixed=True)
+    blocks: int = key(1, at_least(1, 64), fixed=True)
+    patch: tuple[int, int] = key((4, 2), PATCH, fixed=True)
+    frequency_linear: int = key(4, at_least(0, 65536), fixed=True)
+    attention: tuple[int, ...] = key((), fixed=True)
+    attention_heads: int = key(4, at_least(1, MOST_CHANNELS), unless("model.attention", ()), fixed=True)
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    timesteps: int = 1000
-    beta_schedule: Literal["linear", "cosine"] = "cosine"
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    zero_terminal_snr: bool = True
-    prediction_type: Literal["epsilon", "v", "x_0", "residual"] = "residual"
-    terminal_share: float = 0.75
-    sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddim"
-    use_ddim: bool | None = None
-    ddim_steps: int = 1
-    eta: float = 0.0
-    samples: int = 1
+    timesteps: int = key(1000, at_least(2, 100_000), fixed=True)
+    beta_schedule: Literal["linear", "cosine"] = key("cosine", fixed=True)
+    beta_start: float = key(1e-4, more_than(0, 1), LINEAR, fixed=True)
+    beta_end: float = key(0.02, Limit("more than 0 and less than 1", lambda v: 0 < v < 1), LINEAR, fixed=True)
+    zero_terminal_snr: bool = key(True, fixed=True)
+    prediction_type: Literal["epsilon", "v", "x_0", "residual"] = key("residual", fixed=True)
+    terminal_share: float = key(0.75, SHARE)
+    sampler: Literal[tuple(SAMPLERS)] = key("ddim", None, SEVERAL_STEPS)
+    use_ddim: bool | None = key(None)
+    ddim_steps: int = key(1, at_least(1, 100_000))
+    eta: float = key(0.0, SHARE, when("diffusion.sampler", "ddim"), SEVERAL_STEPS)
+    samples: int = key(1, at_least(1, 10_000))
 
     def __post_init__(self) -> None:
         """Turn the alias `use_ddim` into `sampler`, the only one of the two that is read elsewhere."""
@@ -116,42 +149,42 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class SeparationConfig:
-    subtract: Literal["complex", "mask", "magnitude", "normalized"] = "complex"
-    chunk_seconds: float = 8.0
-    margin_seconds: float = 1.5
-    batch_chunks: int = 1
+    subtract: Literal["complex", "mask", "magnitude", "normalized"] = key("complex")
+    chunk_seconds: float = key(8.0, more_than(0, 3600))
+    margin_seconds: float = key(1.5, at_least(0, 600))
+    batch_chunks: int = key(1, at_least(1, 4096))
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    seed: int = 0
-    batch_size: int = 4
-    accumulate: int = 1
-    epochs: int = 4
-    steps_per_epoch: int = 90
-    max_steps: int = 0
-    max_minutes: float = 0.0
-    optimizer: Literal["muon", "adamw"] = "muon"
-    lr: float = 5e-3
-    weight_decay: float = 1e-2
-    warmup_steps: int = 50
-    amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
-    grad_clip: float = 1.0
-    ema_decay: float = 0.999
-    loss_voc_weight: float = 0.3
-    refine_share: float = 0.0
-    val_every_steps: int = 1000
-    val_batches: int = 16
-    val_seconds: float = 10.0
-    channels_last: bool | None = None
-    compile: bool = False
+    seed: int = key(0, between(0, 2**32 - 1))
+    batch_size: int = key(4, at_least(1, 65536))
+    accumulate: int = key(1, at_least(1, 65536))
+    epochs: int = key(4, at_least(1, STEPS), when("train.max_steps", 0), when("train.max_minutes", 0))
+    steps_per_epoch: int = key(90, at_least(1, STEPS))
+    max_steps: int = key(0, at_least(0, STEPS), when("train.max_minutes", 0))
+    max_minutes: float = key(0.0, at_least(0, 525_600))
+    optimizer: Literal["muon", "adamw"] = key("muon")
+    lr: float = key(5e-3, more_than(0, 100))
+    weight_decay: float = key(1e-2, at_least(0, 1_000_000))
+    warmup_steps: int = key(50, at_least(0, STEPS))
+    amp: Literal["auto", "none", "bf16", "fp16"] = key("auto")
+    grad_clip: float = key(1.0, at_least(0, 1_000_000))
+    ema_decay: float = key(0.999, Limit("at least 0 and less than 1", lambda v: 0 <= v < 1))
+    loss_voc_weight: float = key(0.3, at_least(0, 1_000_000))
+    refine_share: float = key(0.0, SHARE)
+    val_every_steps: int = key(1000, at_least(1, STEPS))
+    val_batches: int = key(16, at_least(1, 1_000_000))
+    val_seconds: float = key(10.0, more_than(0, 3600))
+    channels_last: bool | None = key(None)
+    compile: bool = key(False)
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    tb_log_dir: str = "logs/tb"
-    checkpoint_dir: str = "checkpoints"
-    every_steps: int = 10
+    tb_log_dir: str = key("logs/tb", FOLDER)
+    checkpoint_dir: str = key("checkpoints", FOLDER)
+    every_steps: int = key(10, at_least(1, STEPS))
 
 
 @dataclass(frozen=True)
@@ -166,91 +199,14 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises UserError where a value is impossible, in `dataclasses.replace` too."""
-        for key, possible, must_be in chain(_limits(self), _relations(self)):
+        for name, possible, must_be in chain(_limits(self), _relations(self)):
             if not possible:
-                raise UserError(f"{key} is {show(_value(self, key))} but must be {must_be}")
+                raise UserError(f"{name} is {show(_value(self, name))} but must be {must_be}")
 
 
-# What a value must be, the test of it, and the keys that it applies to.
-LIMITS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    (
-        "at least 0",
-        lambda v: v >= 0,
-        """data.workers data.gain_db data.level_db data.equalizer_db model.frequency_linear
-        separation.margin_seconds train.max_steps train.max_minutes train.weight_decay train.warmup_steps
-        train.grad_clip train.loss_voc_weight""",
-    ),
-    (
-        "at least 1",
-        lambda v: v >= 1,
-        """audio.hop_length data.synthetic_songs data.synthetic_seconds model.base_channels model.blocks
-        model.attention_heads diffusion.ddim_steps diffusion.samples separation.batch_chunks train.batch_size
-        train.accumulate train.epochs train.steps_per_epoch train.val_every_steps train.val_batches log.every_steps""",
-    ),
-    (
-        "more than 0",
-        lambda v: v > 0,
-        """audio.log1p_scale diffusion.beta_start separation.chunk_seconds
-        train.lr train.val_seconds""",
-    ),
-    ("names with numbers above 0", lambda v: all(weight > 0 for weight in v.values()), "data.set_weights"),
-    (
-        "between 0 and 1",
-        lambda v: 0 <= v <= 1,
-        """data.remix_probability data.channel_swap data.polarity_flip data.silent_vocals data.reverb data.turn
-        data.second_voice data.doubling data.harmony data.compressor data.saturation data.echo data.limiter
-        diffusion.terminal_share diffusion.eta train.refine_share""",
-    ),
-    (
-        "the path of a folder",
-        lambda v: v.strip() != "",
-        "data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir log.checkpoint_dir",
-    ),
-    (
-        "empty or the id from the file's link, only letters, digits, - and _",
-        lambda v: all(c.isalnum() or c in "-_" for c in v),
-        "data.download_id",
-    ),
-    ("between 8000 and 192000", lambda v: 8000 <= v <= 192000, "audio.sample_rate"),
-    ("between 0 and 12", lambda v: 0 <= v <= 12, "data.speed_semitones data.pitch_semitones"),
-    ("1 or 2", lambda v: v in (1, 2), "audio.channels"),
-    ("at least 2", lambda v: v >= 2, "diffusion.timesteps"),
-    ("between 16 and 65536", lambda v: 16 <= v <= 65536, "audio.n_fft"),
-    ("more than 0 and at most 1", lambda v: 0 < v <= 1, "audio.compression"),
-    ("at least three numbers, each at least 1", lambda v: len(v) >= 3 and min(v) >= 1, "model.channels_mult"),
-    ("two numbers between 1 and 16", lambda v: all(1 <= size <= 16 for size in v), "model.patch"),
-    ("less than 1", lambda v: v < 1, "diffusion.beta_end"),
-    ("between 0 and 4294967295", lambda v: 0 <= v < 2**32, "train.seed"),
-    ("at least 0 and less than 1", lambda v: 0 <= v < 1, "train.ema_decay"),
-)
-
-# Keys that matter only under one choice: the key that decides, a test of its value, and the keys.
-USED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("audio.representation", lambda v: v == "magnitude", "audio.log1p_scale audio.statistics"),
-    ("audio.representation", lambda v: v == "complex", "audio.compression"),
-    ("audio.channels", lambda v: v == 2, "data.channel_swap data.turn"),
-    ("data.dataset", lambda v: v == "stems", "data.root data.dev_root data.set_weights"),
-    ("data.dataset", lambda v: v == "musdb", "data.musdb_root"),
-    ("data.dataset", lambda v: v == "musdbhq", "data.musdbhq_root data.download data.download_source data.download_id"),
-    ("data.download", lambda v: v, "data.download_source data.download_id"),
-    ("data.download_source", lambda v: v == "gdrive", "data.download_id"),
-    ("data.dataset", lambda v: v == "synthetic", "data.synthetic_songs data.synthetic_seconds"),
-    ("data.dataset", lambda v: v == "synthetic", "data.held_out_voices data.held_out_families"),
-    ("data.dataset", lambda v: v != "synthetic", "data.cache_dir"),
-    ("data.cache", lambda v: v != "none", "data.cache_dir"),
-    ("data.cache", lambda v: v != "device", "data.workers"),
-    ("model.attention", lambda v: len(v) > 0, "model.attention_heads"),
-    ("diffusion.beta_schedule", lambda v: v == "linear", "diffusion.beta_start diffusion.beta_end"),
-    ("diffusion.sampler", lambda v: v == "ddim", "diffusion.eta"),
-    ("diffusion.ddim_steps", lambda v: v > 1, "diffusion.sampler diffusion.eta"),
-    ("train.max_steps", lambda v: v == 0, "train.epochs"),
-    ("train.max_minutes", lambda v: v == 0, "train.epochs train.max_steps"),
-)
-
-# What weights are bound to.
-FIXED = """audio.* model.* diffusion.timesteps diffusion.beta_schedule diffusion.beta_start diffusion.beta_end
-diffusion.zero_terminal_snr diffusion.prediction_type"""
-
+KEYS: dict[str, Field] = {  # section.key -> what stands at it
+    f"{section}.{one.name}": one for section, cls in get_type_hints(Config).items() for one in fields(cls)
+}
 # Booleans that stand for a choice (`use_ddim` is resolved in `DiffusionConfig`).
 ALIASES = {"train.amp": {True: "auto", False: "none"}}
 
@@ -262,9 +218,9 @@ def _value(config: Config, key: str) -> Any:
 
 def _limits(config: Config) -> Iterator[tuple[str, bool, str]]:
     """Yields (key, whether its value is possible, what it must be)."""
-    for must_be, test, keys in LIMITS:
-        for key in keys.split():
-            yield key, test(_value(config, key)), must_be
+    for name, one in KEYS.items():
+        if limit := one.metadata["limit"]:
+            yield name, limit.allows(_value(config, name)), limit.must_be
 
 
 def _relations(config: Config) -> Iterator[tuple[str, bool, str]]:
@@ -274,12 +230,13 @@ def _relations(config: Config) -> Iterator[tuple[str, bool, str]]:
     yield "audio.win_length", audio.win_length <= audio.n_fft, f"at most audio.n_fft ({audio.n_fft})"
     overlap = f"at most half of audio.win_length ({audio.win_length}), so that the STFT can be inverted"
     yield "audio.hop_length", 2 * audio.hop_length <= audio.win_length, overlap
-    yield "audio.bandwidth", audio.bandwidth == 0 or audio.bandwidth > 1000, "0 (everything) or more than 1000"
 
     window = f"long enough for one audio.n_fft ({audio.n_fft} samples at {audio.sample_rate} Hz)"
     yield "data.segment_seconds", config.data.segment_seconds * audio.sample_rate >= audio.n_fft, window
 
     scales = len(model.channels_mult)
+    widest = f"such that no scale has more than {MOST_CHANNELS} channels (model.base_channels is {model.base_channels})"
+    yield "model.channels_mult", model.base_channels * max(model.channels_mult) <= MOST_CHANNELS, widest
     known = f"empty or indices of the {scales} scales in model.channels_mult: 0 to {scales - 1}"
     yield "model.attention", all(0 <= scale < scales for scale in model.attention), known
     widths = [model.base_channels * model.channels_mult[scale] for scale in model.attention]
@@ -363,13 +320,13 @@ def key_of(override: str) -> str:
 
 def is_fixed(key: str) -> bool:
     """Whether trained weights are bound to the value of `key`."""
-    return key in FIXED.split() or f"{key.split('.')[0]}.*" in FIXED.split()
+    return KEYS[key].metadata["fixed"]
 
 
 def require_same_network(trained: Config, wanted: Config, name: str) -> None:
     """Refuse to use weights under settings that they were not trained with.
 
-    Raises UserError that names the `FIXED` keys in which the two differ.
+    Raises UserError that names the keys that weights are bound to and in which the two differ.
     """
     fixed = {key: values for key, values in differences(trained, wanted).items() if is_fixed(key)}
     if fixed:
@@ -382,13 +339,13 @@ def require_same_network(trained: Config, wanted: Config, name: str) -> None:
 
 
 def ignored_keys(config: Config) -> dict[str, str]:
-    """The keys that have no effect in `config`, each with the reason."""
-    ignored = {}
-    for decider, used, keys in USED:
-        value = _value(config, decider)
-        if not used(value):
-            ignored.update(dict.fromkeys(keys.split(), f"{decider} is {show(value)}"))
-    return ignored
+    """The keys that have no effect in `config`, each with the reason: the last of its conditions that does not hold."""
+    return {
+        name: f"{condition.key} is {show(_value(config, condition.key))}"
+        for name, one in KEYS.items()
+        for condition in one.metadata["used"]
+        if not condition.holds(_value(config, condition.key))
+    }
 
 
 def ignored_settings(config: Config, asked: Collection[str] | None = None) -> list[str]:

@@ -3,6 +3,8 @@
 Every sampler asks `denoise(x_t, t)` for the network's x_0 and walks down the timesteps of `schedule`. The last step
 goes to sigma = 0, where DDPM, DDIM and first-order DPM-Solver++ all reduce to x_0 itself; so one step from pure noise
 is exactly `denoise(x_T, T - 1)`. Step sizes are arbitrary: only `alphas_cumprod` at both ends of a step counts.
+All take the same arguments, so that `parts.SAMPLERS` can name any of them.
+
 Scalars are Python floats (float64) and tensors `(B, C, F, T)` keep their dtype.
 """
 
@@ -14,6 +16,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from .parts import SAMPLERS, load
 from .util.errors import UserError
 
 Denoise = Callable[[Tensor, int], Tensor]  # (x_t, t) -> x_0
@@ -46,8 +49,10 @@ def refines(sampler: str) -> bool:
     return sampler != "ddpm"
 
 
-def ddpm(denoise: Denoise, x_T: Tensor, alphas_cumprod: Tensor, schedule: Sequence[int], noise: Noise) -> Tensor:
-    """x_0 by ancestral sampling from q(x_s | x_t, x_0) (Ho et al. 2020, eq. 6 and 7).
+def ddpm(
+    denoise: Denoise, x_T: Tensor, alphas_cumprod: Tensor, schedule: Sequence[int], noise: Noise, eta: float = 1.0
+) -> Tensor:
+    """x_0 by ancestral sampling from q(x_s | x_t, x_0) (Ho et al. 2020, eq. 6 and 7). `eta` is not read.
 
     One step from t to s takes the products of all its alphas and betas, hence any step size.
     """
@@ -89,8 +94,16 @@ def ddim(
     return denoise(x_t, schedule[-1])
 
 
-def dpmpp(denoise: Denoise, x_T: Tensor, alphas_cumprod: Tensor, schedule: Sequence[int]) -> Tensor:
-    """x_0 by DPM-Solver++(2M) with data prediction (Lu et al. 2022, Algorithm 2). Deterministic.
+def dpmpp(
+    denoise: Denoise,
+    x_T: Tensor,
+    alphas_cumprod: Tensor,
+    schedule: Sequence[int],
+    noise: Noise | None = None,
+    eta: float = 0.0,
+) -> Tensor:
+    """x_0 by DPM-Solver++(2M) with data prediction (Lu et al. 2022, Algorithm 2). Deterministic: `noise` and `eta` are
+    not read.
 
     A step from t to s solves the flow for x_0 linear in lambda = log(alpha / sigma), with the slope taken from the
     step before; the first step has none and is first order. The factor alpha_s (1 - exp(-h)) is written as
@@ -122,18 +135,14 @@ def sample(
     noise: Noise,
     eta: float,
 ) -> Tensor:
-    """x_0 by the sampler of that name: "ddpm", "ddim" (the one that reads `eta`) or "dpmpp" (which draws no noise).
+    """x_0 by the sampler of that name in `parts.SAMPLERS`.
 
     Raises:
         UserError: unknown sampler, or `eta` outside 0 .. 1.
     """
-    if sampler == "ddpm":
-        return ddpm(denoise, x_T, alphas_cumprod, schedule, noise)
-    if sampler == "ddim":
-        return ddim(denoise, x_T, alphas_cumprod, schedule, noise, eta)
-    if sampler == "dpmpp":
-        return dpmpp(denoise, x_T, alphas_cumprod, schedule)
-    raise UserError(f"sampler is {sampler!r}: choose one of ddpm, ddim, dpmpp.")
+    if sampler not in SAMPLERS:
+        raise UserError(f"sampler is {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
+    return load(SAMPLERS[sampler])(denoise, x_T, alphas_cumprod, schedule, noise, eta)
 
 
 def _lambda(ac: float) -> float:

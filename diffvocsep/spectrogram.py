@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import AudioConfig
+from .parts import REPRESENTATIONS, load
 from .util.device import Table
 
 TRUSTED = 0.45  # share of a recording's sample rate below which its content is real
@@ -84,6 +85,11 @@ class Representation:
     parts: int  # real numbers per complex bin
     exponent: float  # the loudness of a song is the mean of |X|^(2 * exponent)
 
+    @classmethod
+    def from_config(cls, audio: AudioConfig) -> Representation:
+        """As an `audio` section asks for it."""
+        raise NotImplementedError
+
     def statistics(self, mixture: Tensor) -> Tensor:
         """Complex mixture `(B, C, F, T)` -> `(B, 4)`. Frames of digital silence do not count."""
         magnitude = mixture.abs()
@@ -128,6 +134,10 @@ class ComplexSpectrogram(Representation):
     def __init__(self, compression: float) -> None:
         self.exponent = compression
 
+    @classmethod
+    def from_config(cls, audio: AudioConfig) -> ComplexSpectrogram:
+        return cls(audio.compression)
+
     def encode(self, spectrum: Tensor, statistics: Tensor) -> Tensor:
         scaled = spectrum / self.level(statistics).clamp_min(1e-20)
         compressed = scaled * scaled.abs().clamp_min(1e-20).pow(self.exponent - 1) * 2**0.5  # re and im: variance 1
@@ -154,6 +164,10 @@ class MagnitudeSpectrogram(Representation):
 
     def __init__(self, scale: float, per_batch: bool = False) -> None:
         self.scale, self.per_batch = scale, per_batch
+
+    @classmethod
+    def from_config(cls, audio: AudioConfig) -> MagnitudeSpectrogram:
+        return cls(audio.log1p_scale, per_batch=audio.statistics == "batch")
 
     def _range(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         level = self.level(statistics).clamp_min(1e-20)
@@ -183,10 +197,8 @@ class MagnitudeSpectrogram(Representation):
 
 
 def make_representation(audio: AudioConfig) -> Representation:
-    """The representation that `audio.representation` names."""
-    if audio.representation == "complex":
-        return ComplexSpectrogram(audio.compression)
-    return MagnitudeSpectrogram(audio.log1p_scale, per_batch=audio.statistics == "batch")
+    """The representation that `audio.representation` names, one of `parts.REPRESENTATIONS`."""
+    return load(REPRESENTATIONS[audio.representation]).from_config(audio)
 
 
 def modelled_bins(audio: AudioConfig) -> int:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Config, ModelConfig
-from .spectrogram import make_representation, modelled_bins
+from .parts import NETWORKS, load
+from .spectrogram import Frontend
 
 ATTENTION_SECONDS = 1.5  # how far attention along time looks to each side
 
@@ -153,6 +154,37 @@ class Stage(nn.Module):
         return self.attention(self.linear(x))
 
 
+class Patches:
+    """Patches of the spectrogram folded into channels, and back, so that a network works on a smaller image.
+
+    Args:
+        patch: frequency x time bins of one.
+        bins: what every image is zero-padded to along frequency, at least.
+        scales: how many scales the network has, each half the size of the one before; rows and frames are padded to
+            what can be halved so often.
+    """
+
+    def __init__(self, patch: tuple[int, int], bins: int, scales: int) -> None:
+        self.frequency, self.time = patch
+        self.frequency_stride, self.time_stride = (size * 2 ** (scales - 1) for size in patch)
+        self.bins = -(-bins // self.frequency_stride) * self.frequency_stride
+
+    def fold(self, x: Tensor) -> Tensor:
+        """`(B, C, T, F)` -> `(B, C * pf * pt, T / pt, F / pf)`, zero-padded to the strides."""
+        pf, pt = self.frequency, self.time
+        x = F.pad(x, (0, self.bins - x.shape[-1], 0, -x.shape[-2] % self.time_stride))
+        batch, channels, frames, bins = x.shape
+        x = x.reshape(batch, channels, frames // pt, pt, bins // pf, pf).permute(0, 1, 5, 3, 2, 4)
+        return x.reshape(batch, channels * pf * pt, frames // pt, bins // pf)
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """The inverse of `fold`, but for the padding."""
+        pf, pt = self.frequency, self.time
+        batch, _, frames, bins = x.shape
+        x = x.reshape(batch, -1, pf, pt, frames, bins).permute(0, 1, 4, 3, 5, 2)
+        return x.reshape(batch, -1, frames * pt, bins * pf)
+
+
 class UNet(nn.Module):
     """`forward(x_t, mixture, t)`: `(B, C, F, T)`, `(B, C, F, T)`, `(B,)` -> `(B, C, F, T)`.
 
@@ -167,22 +199,20 @@ class UNet(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         model = config.model
-        self.parts = make_representation(config.audio).parts
-        channels = config.audio.channels * self.parts
-        self.patch, scales = model.patch, len(model.channels_mult)
-        self.bins = modelled_bins(config.audio)
-        self.time_stride = self.patch[1] * 2 ** (scales - 1)
-        self.frequency_stride = self.patch[0] * 2 ** (scales - 1)
+        frontend = Frontend(config.audio)
+        self.parts, channels, self.bins = frontend.representation.parts, frontend.channels, frontend.bins
+        scales = len(model.channels_mult)
+        self.patches = Patches(model.patch, self.bins, scales)
+        self.time_stride = self.patches.time_stride
         self.max_period = config.diffusion.timesteps
         widths = [model.base_channels * m for m in model.channels_mult]
-        padded = -(-self.bins // self.frequency_stride) * self.frequency_stride
-        rows = [padded // self.patch[0] // 2**i for i in range(scales)]
+        rows = [self.patches.bins // model.patch[0] // 2**i for i in range(scales)]
         embedding = 4 * model.base_channels
-        seconds = self.patch[1] * config.audio.hop_length / config.audio.sample_rate  # of a frame of the finest scale
-        fold = channels * self.patch[0] * self.patch[1]
+        seconds = model.patch[1] * config.audio.hop_length / config.audio.sample_rate  # of a frame of the finest scale
+        fold = channels * math.prod(model.patch)
 
         self.embed = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
-        extra = magnitudes(torch.zeros(1, channels, 1, 1), self.parts).shape[1] * math.prod(self.patch)
+        extra = magnitudes(torch.zeros(1, channels, 1, 1), self.parts).shape[1] * math.prod(model.patch)
         self.guess = nn.Parameter(torch.zeros(embedding))
         self.stem = nn.Conv2d(2 * fold + extra, widths[0], 1)
 
@@ -204,7 +234,7 @@ class UNet(nn.Module):
         if bins > self.bins:
             raise ValueError(f"the network models {self.bins} frequency bins, but was given {bins}")
         x_t, mixture = x_t.mT, mixture.mT
-        x = torch.cat([self._fold(x) for x in (x_t, mixture, magnitudes(mixture, self.parts))], dim=1)
+        x = torch.cat([self.patches.fold(x) for x in (x_t, mixture, magnitudes(mixture, self.parts))], dim=1)
         embedding = self.embed(timestep_embedding(t * (1000 / self.max_period), 64))
         if guessed is not None:
             embedding = embedding + guessed[:, None].to(embedding.dtype) * self.guess
@@ -217,7 +247,7 @@ class UNet(nn.Module):
                 x = self.shrink[i](x)
         for i in reversed(range(len(self.up))):
             x = self.up[i](torch.cat([self.grow[i](x), skips[i]], dim=1), embedding)
-        gain, gain_x, offset = self._unfold(self.head(x))[..., :frames, :bins].chunk(3, dim=1)
+        gain, gain_x, offset = self.patches.unfold(self.head(x))[..., :frames, :bins].chunk(3, dim=1)
         return (self._apply_gain(gain, mixture) + self._apply_gain(gain_x, x_t) + offset).mT
 
     def _apply_gain(self, gain: Tensor, x: Tensor) -> Tensor:
@@ -227,21 +257,10 @@ class UNet(nn.Module):
         (a, b), (c, d) = gain.unflatten(1, (-1, 2)).unbind(2), x.unflatten(1, (-1, 2)).unbind(2)
         return torch.stack([a * c - b * d, a * d + b * c], dim=2).flatten(1, 2)
 
-    def _fold(self, x: Tensor) -> Tensor:
-        """`(B, C, T, F)` -> `(B, C * pf * pt, T / pt, F / pf)`, zero-padded to the strides."""
-        pf, pt = self.patch
-        rows = -(-self.bins // self.frequency_stride) * self.frequency_stride
-        x = F.pad(x, (0, rows - x.shape[-1], 0, -x.shape[-2] % self.time_stride))
-        batch, channels, frames, bins = x.shape
-        x = x.reshape(batch, channels, frames // pt, pt, bins // pf, pf).permute(0, 1, 5, 3, 2, 4)
-        return x.reshape(batch, channels * pf * pt, frames // pt, bins // pf)
 
-    def _unfold(self, x: Tensor) -> Tensor:
-        """The inverse of `_fold`, but for the padding."""
-        pf, pt = self.patch
-        batch, _, frames, bins = x.shape
-        x = x.reshape(batch, -1, pf, pt, frames, bins).permute(0, 1, 4, 3, 5, 2)
-        return x.reshape(batch, -1, frames * pt, bins * pf)
+def make_network(config: Config) -> nn.Module:
+    """The network that `model.network` names, one of `parts.NETWORKS`, with weights drawn anew."""
+    return load(NETWORKS[config.model.network])(config)
 
 
 def magnitudes(x: Tensor, parts: int) -> Tensor:

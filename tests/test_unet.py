@@ -76,7 +76,7 @@ def test_more_bins_than_modelled_are_refused():
 def test_other_sizes(model):
     unet = perturbed(make_unet(attention=(), **model))
     assert unet(*inputs(unet, 11)).shape == (1, 4, 34, 11)
-    assert unet.time_stride == unet.patch[1] * 2 ** (len(model.get("channels_mult", (1, 2, 2))) - 1)
+    assert unet.time_stride == unet.patches.time * 2 ** (len(model.get("channels_mult", (1, 2, 2))) - 1)
 
 
 def test_the_untrained_network_outputs_zero():
@@ -145,7 +145,7 @@ def test_shifting_by_the_time_stride_shifts_the_output(attention, short_attentio
 def test_the_head_is_a_gain_on_each_input_and_an_offset(channels, representation):
     """Real and imaginary parts multiply as complex numbers; magnitudes multiply as they are."""
     model = make_unet({"channels": channels, "representation": representation})
-    count, patch = channels * (2 if representation == "complex" else 1), math.prod(model.patch)
+    count, patch = channels * (2 if representation == "complex" else 1), math.prod(MODEL.patch)
     gain, gain_x, offset = (tensor(count, seed=seed) for seed in range(3))
     with torch.no_grad():
         model.head[-1].bias.copy_(torch.cat([gain, gain_x, offset]).repeat_interleave(patch))

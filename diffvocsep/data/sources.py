@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import Config
+from ..parts import DATASETS, load
 from ..util.errors import UserError
+from . import musdbhq
 from .download import provide
 from .mixing import Track
 from .musdb import decoded
-from .musdbhq import musdbhq_tracks
 from .stems import StemTrack, find_tracks, track_folders
-from .synthetic.tracks import synthetic_tracks
 
 
 def train_tracks(config: Config) -> list[Track]:
@@ -26,19 +26,32 @@ def dev_tracks(config: Config) -> list[Track]:
 
 
 def _tracks(config: Config, split: str) -> list[Track]:
+    return load(DATASETS[config.data.dataset])(config, split)
+
+
+def stem_tracks(config: Config, split: str) -> list[Track]:
+    """Own folders of stems, below `data.root` for training and below `data.dev_root` for deciding."""
     data = config.data
-    cache = Path(data.cache_dir) if data.cache != "none" else None
-    if data.dataset == "synthetic":
-        return synthetic_tracks(config, split)
-    if data.dataset == "stems":
-        tracks = find_tracks(data.root if split == "train" else data.dev_root, cache)
-        if split == "train":
-            _keep_apart(tracks, Path(data.dev_root))
-        return tracks
-    if data.dataset == "musdbhq":
-        provide(data)
-        return musdbhq_tracks(data.musdbhq_root, split, cache)
-    return musdbhq_tracks(Path(data.musdb_root) / "decoded", split, cache, only=decoded(data.musdb_root))
+    tracks = find_tracks(data.root if split == "train" else data.dev_root, _cache(config))
+    if split == "train":
+        _keep_apart(tracks, Path(data.dev_root))
+    return tracks
+
+
+def musdb_tracks(config: Config, split: str) -> list[Track]:
+    """The compressed MUSDB18, decoded once into `data.musdb_root`."""
+    root = config.data.musdb_root
+    return musdbhq.musdbhq_tracks(Path(root) / "decoded", split, _cache(config), only=decoded(root))
+
+
+def musdbhq_tracks(config: Config, split: str) -> list[Track]:
+    """MUSDB18-HQ, which is fetched where `data.download` says so."""
+    provide(config.data)
+    return musdbhq.musdbhq_tracks(config.data.musdbhq_root, split, _cache(config))
+
+
+def _cache(config: Config) -> Path | None:
+    return Path(config.data.cache_dir) if config.data.cache != "none" else None
 
 
 def _keep_apart(tracks: Sequence[StemTrack], dev_root: Path) -> None:

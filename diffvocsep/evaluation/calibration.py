@@ -1,5 +1,5 @@
-"""Is the uncertainty honest? Where K counterfactuals lie far apart, is the error large; and does the truth lie among
-them as one more of them would?"""
+"""Calibration of the uncertainty: is the error large where K counterfactuals lie far apart, and does the truth lie
+among them as one more draw would?"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from ..audio import resample
@@ -105,9 +106,8 @@ def judge(mixture: Tensor, truth: Tensor, samples: Tensor) -> Calibration:
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's: Pearson's correlation of the ranks, `(N,)` each."""
-    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1]) if len(first) > 2 else float("nan")
+    """Spearman's, of `(N,)` and `(N,)`; NaN of fewer than three."""
+    return float(spearmanr(first, second).statistic) if len(first) > 2 else float("nan")
 
 
 def within(level: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:

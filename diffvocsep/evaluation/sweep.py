@@ -1,4 +1,4 @@
-"""Quality against steps: samplers x steps x eta, from noise or from the mixture, K averaged samples."""
+"""Quality against steps: samplers x steps x eta, K averaged samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 class Setting:
     """One way to sample; `evaluations` of the network per chunk."""
 
-    start: str = "noise"
     sampler: str = "ddim"
     steps: int = 1
     eta: float = 0.0
@@ -39,12 +38,11 @@ class Setting:
 
     def __str__(self) -> str:
         eta = f" eta {self.eta:g}" if self.eta else ""
-        start = "" if self.start == "noise" else f" from the {self.start}"
-        return f"{self.sampler}{eta}, {self.steps} steps{start}, K = {self.samples}".replace(" 1 steps", " 1 step")
+        return f"{self.sampler}{eta}, {self.steps} steps, K = {self.samples}".replace(" 1 steps", " 1 step")
 
     def overrides(self) -> list[str]:
         return [f"diffusion.{key}={value}" for key, value in {
-            "start": self.start, "sampler": self.sampler, "ddim_steps": self.steps, "eta": self.eta,
+            "sampler": self.sampler, "ddim_steps": self.steps, "eta": self.eta,
             "samples": self.samples,
         }.items()]  # fmt: skip
 
@@ -52,10 +50,9 @@ class Setting:
 DEFAULT_GRIDS = (
     "steps=1,2,4,8,16 sampler=ddim,dpmpp eta=0,0.5",
     "steps=4,16 sampler=ddpm",
-    "steps=1,4 sampler=ddim start=mixture",
     "steps=1,4 sampler=ddim samples=4",
 )
-KINDS = {"start": str, "sampler": str, "steps": int, "eta": float, "samples": int}
+KINDS = {"sampler": str, "steps": int, "eta": float, "samples": int}
 
 
 def grid(text: str) -> list[Setting]:
@@ -142,16 +139,15 @@ def draw_frontier(path: Path, measured: Sequence[Measured]) -> None:
         "global SDR of the vocals, dB (higher is better)": [np.median(m.sdr) for m in measured],
         "log-spectral distance, dB (lower is better)": [np.median(m.distance) for m in measured],
     }.items(), strict=True):  # fmt: skip
-        kinds = dict.fromkeys((m.setting.start, m.setting.sampler, m.setting.eta, m.setting.samples) for m in measured)
+        kinds = dict.fromkeys((m.setting.sampler, m.setting.eta, m.setting.samples) for m in measured)
         points: list[tuple[float, float, int]] = []
-        for start, sampler, eta, samples in kinds:
+        for sampler, eta, samples in kinds:
             chosen = [
                 (m.real_time, value, m.setting.steps)
                 for m, value in zip(measured, values, strict=True)
-                if (m.setting.start, m.setting.sampler, m.setting.eta, m.setting.samples)
-                == (start, sampler, eta, samples)
+                if (m.setting.sampler, m.setting.eta, m.setting.samples) == (sampler, eta, samples)
             ]
-            name = sampler + (f" eta {eta:g}" if eta else "") + (" from mixture" if start == "mixture" else "")
+            name = sampler + (f" eta {eta:g}" if eta else "")
             times, heights, steps = zip(*sorted(chosen), strict=True)
             axis.plot(times, heights, marker="o", ms=4, lw=1, label=name + (f", K = {samples}" if samples > 1 else ""))
             points += zip(times, heights, steps, strict=True)

@@ -14,7 +14,7 @@ from ..checkpoint import load_model
 from ..config import AudioConfig
 from ..separator import Separator
 from ..spectrogram import STFT
-from ..unet import UNet
+from ..unet import make_network
 from ..util.device import resolve_device
 from .clips import Clip
 
@@ -54,7 +54,7 @@ def _untrained(model: Model) -> Separator:
     _, config = load_model(model.path)
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
-        network = UNet(config)
+        network = make_network(config)
     return Separator(network, config, resolve_device(model.device)).configured(None, model.overrides)
 
 

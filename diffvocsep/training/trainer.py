@@ -20,7 +20,7 @@ from ..data import Segments, Track, dev_tracks, train_tracks
 from ..data.loader import load_segments, with_noise
 from ..data.stems import fill_cache
 from ..separator import Separator
-from ..unet import UNet
+from ..unet import make_network
 from ..util.atomic import remove_leftovers, require_folder
 from ..util.device import amp_dtype, channels_last
 from ..util.errors import UserError
@@ -61,7 +61,7 @@ class Trainer:
         self.objective.diffusion.check()
         with SEEDED:
             torch.manual_seed(train.seed)
-            self.model = UNet(config).to(self.device)
+            self.model = make_network(config).to(self.device)
         self.dtype = amp_dtype(train.amp, self.device)
         if channels_last(train.channels_last, self.device, self.dtype):
             self.model = self.model.to(memory_format=torch.channels_last)

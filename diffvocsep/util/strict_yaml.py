@@ -14,7 +14,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -156,7 +155,6 @@ def typed(config_class: type, mapping: object, aliases: Mapping[str, Mapping[Any
     return result
 
 
-@cache
 def _hints(config_class: type) -> dict[str, dict[str, Any]]:
     return {section: get_type_hints(cls) for section, cls in get_type_hints(config_class).items()}
 

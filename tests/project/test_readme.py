@@ -1,4 +1,4 @@
-"""The READMEs: two languages that say the same, and nothing in them that the repository does not have."""
+"""The documents: short, in two languages that say the same, and nothing in them that the repository does not have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -19,19 +19,30 @@ from diffvocsep.config import Config, load_config, to_dict
 ROOT = Path(__file__).parents[2]
 README = {"en": "README.md", "ko": "README.ko.md"}
 SCRIPTS = ["inference", "train", "train_tpu", "evaluate"]
+PAGES = [page.relative_to(ROOT).as_posix() for page in sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = ["checkpoints/README.md", "data/README.md", "data/demo/README.md"]
+OWN = ("benchmarks", "diffvocsep", "scripts")  # packages
+README_WORDS, PAGES_WORDS = 1300, 8000  # as `wc -w` counts them; of all pages together
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SPAN = re.compile(r"`([^`\n]+)`")
 DOTTED = re.compile(r"(?<![\w./\\-])([a-z]\w*\.[a-z]\w*)(?![\w./])", re.A)
 SOURCE = re.compile(r"(?<![\w./\\-])((?:[\w-]+/)*[\w-]+\.(?:py|yaml|md|txt|cff))(?![\w.])", re.A)
+COMMIT = re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,40}\b")
 SUFFIXES = {"py", "yaml", "md", "txt", "cff", "png", "wav", "mp3", "flac", "pt", "safetensors"}
 
 both = pytest.mark.parametrize("language", README)
+each_page = pytest.mark.parametrize("page", [*PAGES, *OTHERS])
 
 
 @cache
 def text(language: str) -> str:
-    return (ROOT / README[language]).read_text(encoding="utf-8")
+    return read(README[language])
+
+
+@cache
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
 def blocks(part: str) -> list[tuple[str, str]]:
@@ -59,19 +70,36 @@ def sections(part: str) -> list[tuple[int, str]]:
     return [(len(h[1]), part[a:b]) for h, (a, b) in zip(headings, pairwise(starts), strict=True)]
 
 
+def shell_lines(part: str) -> list[str]:
+    shells = "\n".join(content for shell, content in blocks(part) if shell in ("bash", "powershell"))
+    return [line for line in shells.splitlines() if line.strip()]
+
+
+def split(line: str) -> list[list[str]]:
+    """The words of every command of a line, without comments."""
+    words = shlex.split(re.sub(r"""("[^"]*")|&&|;""", lambda found: found[1] or " \0 ", line), comments=True)
+    return [list(one) for end, one in groupby(words, lambda word: word == "\0") if not end]
+
+
 def commands(part: str) -> list[list[str]]:
-    """The words of every command in the shell blocks, without comments."""
-    lines = "\n".join(content for shell, content in blocks(part) if shell in ("bash", "powershell")).splitlines()
-    return [shlex.split(one, comments=True) for line in lines for one in re.split(r"&&|;", line) if one.strip()]
+    """The words of every command in the shell blocks."""
+    return [words for line in shell_lines(part) for words in split(line)]
 
 
 def calls(part: str) -> list[tuple[str, list[str]]]:
-    """(script, arguments) of every command that runs a script."""
-    return [
-        (words[1].removesuffix(".py"), words[2:])
-        for words in commands(part)
-        if words[0] == "python" and words[1].endswith(".py")
-    ]
+    """(script, arguments) of every command that runs a script, under torchrun too."""
+    found = []
+    for words in commands(part):
+        at = next((i for i, word in enumerate(words) if re.fullmatch(r"\w+\.py", word)), 0)
+        if at and words[0] in ("python", "torchrun", "OMP_NUM_THREADS=1"):
+            found.append((words[at].removesuffix(".py"), words[at + 1 :]))
+    return found
+
+
+def module_calls(part: str) -> list[tuple[str, list[str]]]:
+    """(module, arguments) of every `python -m` of a module of this repository."""
+    pairs = [(words, words.index("-m") + 1) for words in commands(part) if "python" in words and "-m" in words]
+    return [(words[at], words[at + 1 :]) for words, at in pairs if words[at].split(".")[0] in OWN]
 
 
 @cache
@@ -135,6 +163,47 @@ def test_each_language_leads_to_the_other_under_the_title():
     for language, other, name in [("en", "ko", "한국어"), ("ko", "en", "English")]:
         title, empty, link = text(language).splitlines()[:3]
         assert (title, empty, link) == ("# Diff-VocSep", "", f"[{name}]({README[other]})")
+
+
+# --- how long, and in which order ---------------------------------------------------------------------------------
+
+
+@both
+def test_a_readme_is_short(language):
+    assert len(text(language).split()) <= README_WORDS
+
+
+def test_the_pages_are_short():
+    assert {"docs/method.md", "docs/training.md", "docs/evaluation.md", "docs/benchmarks.md"} <= set(PAGES)
+    assert sum(len(read(page).split()) for page in PAGES) <= PAGES_WORDS
+
+
+@pytest.mark.parametrize("page", [*README.values(), *PAGES, *OTHERS])
+def test_documents_explain_and_are_no_log(page):
+    assert COMMIT.findall(read(page)) == []
+    assert re.findall(r"\b(?:we wanted|at commit|used to be)\b", read(page)) == []
+
+
+def test_the_rule_about_commits_knows_one():
+    assert COMMIT.findall("at 79a685a, in 222058 lines of data") == ["79a685a"]
+
+
+@both
+def test_the_first_lines_separate_a_song_run_the_tests_and_train(language):
+    first, second, third = map(split, shell_lines(text(language))[:3])
+    setup = [["python3", "-m", "venv", ".venv"], [".", ".venv/bin/activate"]]
+    demo = ["--input", "data/demo/song.ogg", "--output", "vocals.wav", "--plot", "picture.png"]
+    assert first == [*setup, ["pip", "install", "-r", "requirements.txt"], ["python", "inference.py", *demo]]
+    assert second == [*setup, ["pip", "install", "-r", "requirements-dev.txt"], ["python", "-m", "pytest"]]
+    assert third == [["python", "train.py", "--config", "config.yaml"]]
+    assert (ROOT / "data" / "demo" / "song.ogg").is_file()
+
+
+@both
+def test_powershell_does_the_same(language):
+    (windows,) = (content for shell, content in blocks(text(language)) if shell == "powershell")
+    runs = [split(line)[-1] for line in windows.replace(".venv\\Scripts\\python", "python").splitlines()]
+    assert runs == [split(line)[-1] for line in shell_lines(text(language))[:2]]
 
 
 # --- what they name is there --------------------------------------------------------------------------------------
@@ -245,3 +314,49 @@ def test_ci_runs_the_test_command_of_the_readme(language):
     install = readme[readme.index(test) - 1]  # what the tests need is installed from the same list
     assert install == ["pip", "install", "-r", "requirements-dev.txt"]
     assert any("pip" in line and line[-2:] == install[-2:] for line in ci[: ci.index(test)])
+
+
+# --- the pages ----------------------------------------------------------------------------------------------------
+
+
+@each_page
+def test_links_of_a_page_lead_to_files_and_headings_that_exist(page):
+    for link in links(read(page)):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.is_file(), link
+        assert not anchor or anchor in slugs(target), link
+
+
+def test_every_picture_is_shown():
+    shown = set()
+    for page in [*README.values(), *PAGES, *OTHERS]:
+        shown |= {((ROOT / page).parent / link).resolve() for link in links(read(page)) if link.endswith(".png")}
+    assert sorted(shown) == sorted((ROOT / "docs").resolve().glob("*.png"))
+
+
+@each_page
+def test_commands_of_a_page_are_accepted_by_their_programs(page):
+    for program, words in [*calls(read(page)), *module_calls(read(page))]:
+        assert options_in(words) <= options_of(program), words
+        arguments = parser_of(program).parse_args(words)
+        load_config(None, getattr(arguments, "overrides", []))
+
+
+def test_the_pages_call_all_that_measures():
+    called = {program for page in PAGES for program, _ in [*calls(read(page)), *module_calls(read(page))]}
+    assert {"train", "evaluate", "inference", "benchmarks.inference", "benchmarks.ablation"} <= called
+
+
+@each_page
+def test_files_and_keys_that_a_page_names_exist(page):
+    words = "\n".join([*spans(read(page)), *shell_lines(read(page))])
+    places = [ROOT, ROOT / "diffvocsep", ROOT / "docs"]
+    named = {name for name in SOURCE.findall(words) if not any((place / name).exists() for place in places)}
+    assert named == set()
+    sections_of = to_dict(Config())
+    dotted = [name.split(".") for name in DOTTED.findall(re.sub(r"https?://\S+", "", words))]
+    keys = [(section, key) for section, key in dotted if section in sections_of and key not in SUFFIXES]
+    assert [f"{section}.{key}" for section, key in keys if key not in sections_of[section]] == []

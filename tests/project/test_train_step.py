@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from trainers import CPU, TINY
 
-from benchmarks import data, step_changes, step_parts, train_step
-from diffvocsep.config import load_config
+from benchmarks import data, train_step
 from diffvocsep.training.backends import Backend
-from diffvocsep.unet import UNet
-from diffvocsep.util.errors import UserError
 
 MPS = torch.device("mps")
 SMALL = ["--device", "cpu", "--rounds", "1", *TINY.split(), "model.base_channels=8"]
@@ -150,95 +145,6 @@ def test_rows_of_bf16_are_computed_in_bf16(small, monkeypatch, capsys):
     names = [line[0] for line in printed(capsys)][4:]
     assert len(names) == 3 and all(name.endswith(": bf16") for name in names)
     assert seen == {torch.bfloat16} and not small
-
-
-@pytest.mark.parametrize(
-    ("name", "callers", "part"),
-    [
-        ("aten::mkldnn_convolution", [], "convolutions"),
-        ("aten::convolution_backward", [], "convolutions"),
-        ("aten::addmm", ["aten::linear"], "matrix products"),
-        ("aten::native_group_norm_backward", [], "normalization"),
-        ("aten::copy_", ["aten::clone", "aten::convolution"], "copies and layout"),
-        ("aten::add_", [], step_parts.POINTWISE),
-        ("aten::mul", ["aten::stft", "step"], "STFT"),
-        ("aten::add_", ["Optimizer.step#AdamW.step", "step"], step_parts.UPDATE),
-        ("aten::lerp_", [step_parts.UPDATE, "step"], step_parts.UPDATE),
-        ("ConvolutionBackward0", ["step"], step_parts.REST),
-        ("step", [], step_parts.REST),
-    ],
-)
-def test_operators_belong_to_parts(name, callers, part):
-    assert step_parts.kind(name, callers) == part
-
-
-def test_parts_hold_what_was_done_and_all_of_the_time():
-    layer, x = nn.Conv2d(8, 8, 3), torch.randn(2, 8, 100, 100)
-
-    def step() -> None:
-        layer(x).exp()
-        time.sleep(0.05)  # as Python does
-
-    step_parts.parts(step, CPU, 1)
-    found, clock = step_parts.parts(step, CPU, 2)
-    spent = {part: sum(operators.values()) for part, operators in found.items()}
-    assert spent[step_parts.REST] >= 50
-    assert min(spent["convolutions"], spent[step_parts.POINTWISE]) > 0
-    assert spent["normalization"] + spent["STFT"] == 0
-    assert clock / 2 < sum(spent.values()) < 1.01 * clock  # a busy machine takes time between the operators, too
-
-
-def test_the_parts_of_a_step_are_printed(monkeypatch, capsys):
-    measured, parts = [], step_parts.parts
-    monkeypatch.setattr(step_parts, "parts", lambda *how: measured.append(parts(*how)) or measured[-1])
-    assert step_parts.run(SMALL) == 0
-    head, _, *lines = printed(capsys)
-    assert head[1:] == list(step_parts.COLUMNS) and lines[-1][0] == "all"
-    spent = {line[0]: float(line[1]) for line in lines}
-    assert spent.keys() == {*step_parts.KINDS, step_parts.POINTWISE, step_parts.REST, "all"}
-    assert all(operators.total() > 0 for operators in measured[-1][0].values())  # what is printed may round to 0.0
-    assert list(spent.values())[:-1] == sorted(list(spent.values())[:-1], reverse=True)
-    assert 2 * spent["all"] == pytest.approx(sum(spent.values()), abs=0.5)
-
-
-def test_each_change_is_one(monkeypatch):
-    config = load_config(None, [*TINY.split(), "model.base_channels=8"])
-    torch.manual_seed(0)
-    models = {name: UNet(config) for name in ("as it is", "GroupNorm over the whole item", "no normalization")}
-    inputs = train_step.network_inputs(config, (2, 257, 64), CPU)
-    outputs = {}
-    for name, model in models.items():
-        model.load_state_dict(models["as it is"].state_dict())
-        nn.init.ones_(model.head[-1].weight)  # else nothing is seen of what comes before
-        step_changes.changes(config, CPU)[name].disturb(model)
-        outputs[name] = model(*inputs)
-        inputs[1][..., -1] += 5  # the last frame is far from the first, which only norms over time can hear
-        outputs[name] = (outputs[name] - model(*inputs))[..., 0].abs().max().item()
-        inputs[1][..., -1] -= 5
-    assert outputs["as it is"] == outputs["no normalization"] == 0 < outputs["GroupNorm over the whole item"]
-    monkeypatch.setattr(step_changes, "fast_bf16", lambda device: True)
-    monkeypatch.setattr(step_changes, "amp_dtype", lambda amp, device: torch.bfloat16)
-    names = list(step_changes.changes(load_config(None, []), CPU))
-    assert names[-3:] == ["contiguous", "compile", "float32"]  # bf16 is in use here, and with it channels_last
-
-
-def test_changes_are_compared_with_the_network_as_it_is(small, monkeypatch, capsys):
-    monkeypatch.setattr(step_changes, "fast_bf16", lambda device: False)
-    assert step_changes.run([*SMALL, "model.patch=[4,2]"]) == 0
-    assert small == ["UNet"]
-    head, _, first, *lines = printed(capsys)
-    assert head[1:] == list(step_changes.COLUMNS) and first[2] == "1.00 (1.00 .. 1.00)"
-    count = {line[0]: float(line[3]) for line in lines}
-    assert [line[0] for line in lines][-2:] == ["channels_last", "compile"] and len(lines) == 7
-    same = ("GroupNorm over the whole item", "no normalization", "channels_last", "compile")
-    assert all(count[name] == float(first[3]) for name in same)
-    assert count["width of 48"] > 2 * count["patch of 2 x 2"] > 2 * float(first[3])
-    assert count["no linear layers along frequency"] <= float(first[3])
-
-
-def test_a_network_that_is_compiled_already_is_refused():
-    with pytest.raises(UserError, match="train.compile"):
-        step_changes.run(["--no-compile", *SMALL, "train.compile=true"])
 
 
 def test_a_step_that_is_measured_is_one_batch(tmp_path):

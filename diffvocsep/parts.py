@@ -1,0 +1,33 @@
+"""Where parts plug in: the name that a config gives a part, and where the part is. A new one is its own file and a line
+here; config files, command lines and benchmarks know it then.
+
+Only names stand here, so that a config is checked and `--help` is printed without waiting for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+NETWORKS = {"unet": "diffvocsep.unet:UNet"}  # called with the Config
+REPRESENTATIONS = {  # `from_config` is called with the AudioConfig
+    "complex": "diffvocsep.spectrogram:ComplexSpectrogram",
+    "magnitude": "diffvocsep.spectrogram:MagnitudeSpectrogram",
+}
+SAMPLERS = {  # functions, see samplers.py
+    "ddpm": "diffvocsep.samplers:ddpm",
+    "ddim": "diffvocsep.samplers:ddim",
+    "dpmpp": "diffvocsep.samplers:dpmpp",
+}
+DATASETS = {  # functions, (Config, "train" or "dev") -> list of Track
+    "synthetic": "diffvocsep.data.synthetic.tracks:synthetic_tracks",
+    "stems": "diffvocsep.data.sources:stem_tracks",
+    "musdb": "diffvocsep.data.sources:musdb_tracks",
+    "musdbhq": "diffvocsep.data.sources:musdbhq_tracks",
+}
+
+
+def load(place: str) -> Any:
+    """The class or function at "package.module:name"."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
