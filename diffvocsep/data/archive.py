@@ -8,6 +8,7 @@ about its sizes is stopped where it breaks its word.
 
 from __future__ import annotations
 
+import errno
 import lzma
 import shutil
 import stat
@@ -167,6 +168,10 @@ def _unpack_zip(archive: Path, target: Path, largest: int) -> None:
                     if written != info.file_size:
                         raise zipfile.BadZipFile(f"{info.filename} ends early")
     except DAMAGE as error:
+        raise _damaged(archive, error) from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of the disk; this one is of a place before the file's beginning
+            raise
         raise _damaged(archive, error) from None
 
 
