@@ -24,7 +24,7 @@ from .util import strict_yaml
 from .util.atomic import write_atomic
 from .util.errors import UserError
 from .util.keys import Limit, about, at_least, between, key, more_than, unless, when
-from .util.strict_yaml import blame, show
+from .util.strict_yaml import blame, shorten, show
 
 SHARE = between(0, 1)
 FOLDER = Limit("the path of a folder", lambda v: v.strip() != "")
@@ -264,8 +264,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
         name, equals, value = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (equals and dot):
-            raise UserError(f'override "{override}" must be section.key=value, such as train.lr=0.001')
-        with blame(f'override "{override}"'):
+            raise UserError(f'override "{shorten(override)}" must be section.key=value, such as train.lr=0.001')
+        with blame(f'override "{shorten(override)}"'):
             typed = _typed({section: {key: _override_value(value.strip())}})
         sections.setdefault(section, {}).update(typed[section])
     return _build(sections)

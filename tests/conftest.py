@@ -30,7 +30,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory) -> Trainer:
     """The tiny training run of `trainers.py`, from its beginning to its end; do not change it."""
     from trainers import run

@@ -429,7 +429,8 @@ def test_every_number_and_path_has_a_tested_limit() -> None:
     ],
 )
 def test_the_edges_of_the_possible(overrides: list[str]) -> None:
-    load_config(None, overrides)
+    config = load_config(None, overrides)
+    assert from_dict(to_dict(config)) == config != Config()
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """zip and 7z archives from strangers, unpacked so that nothing leaves the target folder.
 
-What is refused, before anything is written: names that lead elsewhere (`../`, absolute, a drive), links and other
-special files, encryption, two entries of one name, and more or larger entries than a dataset can have. A zip that lies
+What is refused, before anything is written: names that lead elsewhere (`../`, absolute, a drive) or that no disk can
+hold, links and other special files, encryption, two entries of one name, a file where another entry needs a folder, and
+more or larger entries than a dataset can have. A zip that lies
 about its sizes is stopped where it breaks its word.
 """
 
 from __future__ import annotations
 
+import errno
 import lzma
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -19,12 +22,14 @@ from typing import IO
 from tqdm.auto import tqdm
 
 from ..util.errors import UserError
+from ..util.strict_yaml import shorten
 
 LARGEST = 100 * 10**9  # bytes unpacked; MUSDB18-HQ has 32e9
 ENTRIES = 100_000
 BLOCK = 1 << 20
+DEEPEST, LONGEST_NAME, LONGEST_PATH = 50, 255, 4000  # folders in one another, bytes of a name and of a path
 DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, FileExistsError,
-          NotADirectoryError)  # fmt: skip
+          NotADirectoryError, IsADirectoryError, ValueError, struct.error, OverflowError, RuntimeError)  # fmt: skip
 ZIP, SEVEN_ZIP = b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c"
 
 
@@ -80,8 +85,16 @@ def _check(archive: Path, entries: list[_Entry], target: Path, largest: int) -> 
     """Where each entry goes. Raises UserError if there is anything in the archive that a dataset has no use for."""
 
     def refuse(entry: _Entry, reason: str) -> None:
-        raise BadArchive(f"'{archive}' is refused: its entry {entry.name!r} {reason}; get it from somewhere else")
+        raise BadArchive(
+            f"'{archive}' is refused: its entry {shorten(repr(entry.name))} {reason}; get it from somewhere else"
+        )
 
+    total = sum(entry.size for entry in entries)
+    if len(entries) > ENTRIES or total > largest:
+        raise BadArchive(
+            f"'{archive}' is refused: it has {len(entries)} entries and {total / 1e9:.3g} GB unpacked, more than the "
+            f"{ENTRIES} and {largest / 1e9:.3g} GB that a dataset may have; get it from somewhere else"
+        )
     places: dict[str, Path] = {}
     taken = set()
     for entry in entries:
@@ -89,6 +102,8 @@ def _check(archive: Path, entries: list[_Entry], target: Path, largest: int) -> 
         nameless = not path.parts and not entry.folder
         if path.is_absolute() or nameless or ".." in path.parts or ":" in entry.name or "\0" in entry.name:
             refuse(entry, "would be written outside of the folder")
+        if not _storable(path, target):
+            refuse(entry, "has a name that not every disk can hold")
         if entry.special:
             refuse(entry, "is a link or a special file")
         if entry.encrypted:
@@ -97,12 +112,10 @@ def _check(archive: Path, entries: list[_Entry], target: Path, largest: int) -> 
             refuse(entry, "is in it twice")
         taken.add(str(path).lower())
         places[entry.name] = target.joinpath(*path.parts)
-    total = sum(entry.size for entry in entries)
-    if len(entries) > ENTRIES or total > largest:
-        raise BadArchive(
-            f"'{archive}' is refused: it has {len(entries)} entries and {total / 1e9:.3g} GB unpacked, more than the "
-            f"{ENTRIES} and {largest / 1e9:.3g} GB that a dataset may have; get it from somewhere else"
-        )
+    folders = {folder for place in places.values() for folder in place.parents}
+    for entry in entries:
+        if not entry.folder and places[entry.name] in folders:
+            raise _damaged(archive, f"its entry {shorten(repr(entry.name))} is a file and a folder at once")
     free = shutil.disk_usage(target).free
     if total > free:
         raise UserError(
@@ -112,9 +125,23 @@ def _check(archive: Path, entries: list[_Entry], target: Path, largest: int) -> 
     return places
 
 
+def _storable(path: PurePosixPath, target: Path) -> bool:
+    try:
+        sizes = [len(part.encode()) for part in (*path.parts, str(target.joinpath(*path.parts[: DEEPEST + 1])))]
+    except UnicodeEncodeError:  # half a character
+        return False
+    control = any(ord(character) < 32 for character in str(path))
+    return (
+        len(path.parts) <= DEEPEST
+        and max(sizes[:-1], default=0) <= LONGEST_NAME
+        and sizes[-1] <= LONGEST_PATH
+        and not control
+    )
+
+
 def _damaged(archive: Path, reason: object) -> BadArchive:
     text = str(reason).strip().splitlines() or ["no reason given"]
-    return BadArchive(f"'{archive}' is damaged ({text[-1]}); fetch it again")
+    return BadArchive(f"'{archive}' is damaged ({shorten(text[-1], 120)}); fetch it again")
 
 
 def _unpack_zip(archive: Path, target: Path, largest: int) -> None:
@@ -141,6 +168,10 @@ def _unpack_zip(archive: Path, target: Path, largest: int) -> None:
                     if written != info.file_size:
                         raise zipfile.BadZipFile(f"{info.filename} ends early")
     except DAMAGE as error:
+        raise _damaged(archive, error) from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of the disk; this one is of a place before the file's beginning
+            raise
         raise _damaged(archive, error) from None
 
 
@@ -173,6 +204,10 @@ def _unpack_7z(archive: Path, target: Path, largest: int) -> None:
             _check(archive, entries, target, largest)
             print(f"unpacking {archive.name}: {sum(e.size for e in entries) / 1e9:.3g} GB", flush=True)
             file.extractall(target)
+    except py7zr.exceptions.PasswordRequired:  # even the list of names is encrypted
+        raise BadArchive(f"'{archive}' is refused: it is encrypted; get it from somewhere else") from None
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise _damaged(archive, error) from None
     except (UserError, OSError, MemoryError):  # of the disk or the computer, not of the archive
         raise
     except py7zr.exceptions.UnsupportedCompressionMethodError as error:

@@ -1,5 +1,8 @@
 """Strict YAML for a dataclass of dataclasses: `{section: {key: value}}` with every name and type checked.
 
+Aliases and tags are refused: a configuration needs none, and a few lines of them can stand for more than fits into
+memory.
+
 It knows no key of this project. Each function raises UserError with one sentence that names the key (`section.key`),
 the value, and what would be right: the nearest key, the type or the choices.
 """
@@ -19,6 +22,12 @@ import yaml
 
 from .errors import UserError
 
+LARGEST = 10**5  # characters of a file
+MOST = 5000  # names, values and brackets in it
+LONGEST = 4096  # characters of a name or value; the longest path
+LONGEST_NAME = 80  # characters of a name that is compared with the valid ones
+DEEPEST = 10  # collections in one another; sections, keys and lists make three
+
 Sections = dict[str, dict[str, Any]]
 
 
@@ -34,30 +43,63 @@ _Loader.add_implicit_resolver(
 def read(path: Path) -> Any:
     """The content of a YAML file in UTF-8, with or without BOM; None if it is empty."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise UserError("this file does not exist: give the path of a YAML file") from None
     except UnicodeDecodeError:
         raise UserError("this file is not UTF-8 text: save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"this file cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the name
+        raise UserError(f"this file cannot be read: {error}") from None
     return parse(text)
 
 
 def parse(text: str) -> Any:
     """The value of one YAML document; a key may stand only once."""
+    if len(text) > LARGEST:
+        raise UserError(f"this is longer than {LARGEST} characters: give a configuration")
     try:
+        _refuse_bombs(text)
         loader = _Loader(text)  # refuses control characters
         node = loader.get_single_node()
         if node is None:
             return None
         _refuse_duplicates(node)
         return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what only looks like a date or a number, as 2024-99-99
+    except (
+        yaml.YAMLError,
+        ValueError,
+        OverflowError,
+    ) as error:  # ValueError: what only looks like a date or a number, as 2024-99-99
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         why = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"not valid YAML{where} ({why})") from None
+        raise UserError(f"not valid YAML{where} ({shorten(why)})") from None
+
+
+def _refuse_bombs(text: str) -> None:
+    """Refuse what would cost more than its length to read. Events come one by one: nothing is built yet."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, _Loader)):
+        reason = ""
+        if count > MOST:
+            reason = f"begins more than the {MOST} names and values that there may be"
+        elif isinstance(event, yaml.AliasEvent):
+            reason = "an alias, such as *name, is not taken: write out what it stands for"
+        elif getattr(event, "tag", None) is not None:
+            reason = "a tag, such as !name, is not taken: leave it out"
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST:
+            reason = f"a name or value is longer than {LONGEST} characters"
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                reason = f"brackets or lines are nested more than {DEEPEST} deep"
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if reason:
+            raise UserError(f"not a configuration: in line {event.start_mark.line + 1} {reason}")
 
 
 def _refuse_duplicates(node: yaml.Node, section: str = "") -> None:
@@ -67,7 +109,9 @@ def _refuse_duplicates(node: yaml.Node, section: str = "") -> None:
     for key, value in node.value:
         name = f"{section}{key.value}"
         if name in seen:
-            raise UserError(f"{name} stands a second time in line {key.start_mark.line + 1}: keep one of the two")
+            raise UserError(
+                f"{shorten(name)} stands a second time in line {key.start_mark.line + 1}: keep one of the two"
+            )
         seen.add(name)
         if not section:
             _refuse_duplicates(value, f"{name}.")
@@ -79,7 +123,7 @@ def blame(source: object) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(f"{shorten(source, 150)}: {error}") from None
 
 
 def typed(config_class: type, mapping: object, aliases: Mapping[str, Mapping[Any, Any]]) -> Sections:
@@ -130,6 +174,7 @@ def _unknown_key(section: str, key: str, sections: Mapping[str, Mapping[str, Any
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The most similar of the valid names, however different it is; `lr` for `learning_rate`, whose initials it is."""
+    name = name[:LONGEST_NAME]
     names, initials = list(valid), "".join(re.findall(r"(?<![a-z])[a-z]", name.lower()))
     return initials if initials in names else difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.0)[0]
 
@@ -159,6 +204,7 @@ def _convert(hint: Any, value: Any) -> Any:
     if hint is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if hint is str and isinstance(value, str) and min(value, default=" ") >= " ":  # no tab from "C:\tracks"
+        value.encode()  # ValueError for half a character
         return value
     if hint in (int, bool) and type(value) is hint:
         return value
@@ -197,5 +243,14 @@ def show(value: Any) -> str:
         text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
     except yaml.YAMLError:  # no YAML type
         text = repr(value)
-    text = " ".join(text.removesuffix("...\n").split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    except ValueError:  # Python writes no more than 4300 digits
+        text = "a number of thousands of digits"
+    except RecursionError:
+        text = "a value nested too deeply"
+    return shorten(" ".join(text.removesuffix("...\n").split()))
+
+
+def shorten(text: object, most: int = 80) -> str:
+    """On one line, the beginning of what is longer than `most` characters."""
+    text = " ".join(str(text).splitlines())
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from diffvocsep.data import archive as module
 from diffvocsep.data.archive import BadArchive, unpack
@@ -217,3 +219,107 @@ def test_a_full_disk_is_noticed_before(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"only 0\.0 GB are free.*make room") as caught:
         unpack(zipped(tmp_path / "a.zip", SONGS), tmp_path / "target")
     assert not isinstance(caught.value, BadArchive) and not (tmp_path / "target").exists()
+
+
+# ---- odd names -----------------------------------------------------------------------------------------------------
+
+LONG, DEEP = "a" * 300, "/".join("d" * 2000)
+UNSTORABLE = [
+    f"{LONG}.wav",
+    f"{LONG}/a.wav",
+    "노" * 90 + ".wav",
+    f"{DEEP}/a.wav",
+    "/".join(["e" * 200] * 30),
+    "a\nb.wav",
+]
+
+
+@pytest.mark.parametrize("make", [zipped, sevened])
+@pytest.mark.parametrize("name", UNSTORABLE, ids=lambda name: name[:3])
+def test_a_name_that_no_disk_holds_is_one_short_sentence(tmp_path, make, name):
+    text = refused(make(tmp_path / "archive", {"train/a.wav": b"x", name: b"x"}))
+    assert "a name that not every disk can hold" in text and len(text) < 200 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("wrong", [b"\xff\xfe", b"\xed\xa0", b"\xc3("])
+def test_a_name_that_is_no_utf8_is_damage(tmp_path, wrong):
+    path = zipped(tmp_path / "a.zip", {"tr\u00e4in/a.wav": b"x"})
+    path.write_bytes(path.read_bytes().replace("\u00e4".encode(), wrong))
+    assert "is damaged" in refused(path)
+
+
+@pytest.mark.parametrize("name", [".", "./."])
+def test_a_file_without_a_name_is_refused(tmp_path, name):
+    assert "would be written outside" in refused(zipped(tmp_path / "a.zip", {name: b"x"}))
+
+
+@pytest.mark.parametrize("make", [zipped, sevened])
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a"), ("x/a", "x/a/b/c")])
+def test_a_file_that_is_a_folder_too_is_damage(tmp_path, make, names):
+    text = refused(make(tmp_path / "archive", dict.fromkeys(names, b"x")))
+    assert "is damaged" in text and "a file and a folder at once" in text
+
+
+def test_a_7z_whose_list_is_encrypted_is_refused(tmp_path):
+    path = sevened(tmp_path / "a.7z", SONGS, password="secret", header_encryption=True)
+    assert refused(path).endswith("is refused: it is encrypted; get it from somewhere else")
+
+
+def test_after_a_refusal_the_next_archive_is_unpacked(tmp_path):
+    target = tmp_path / "target"
+    for name in UNSTORABLE:
+        with pytest.raises(BadArchive):
+            unpack(zipped(tmp_path / "a.zip", {**SONGS, name: b"x"}), target)
+        unpack(zipped(tmp_path / "a.zip", SONGS), target)
+        assert files(target) == SONGS
+
+
+# ---- by chance -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("whole")
+    content = {name: data[:200] for name, data in SONGS.items()}
+    return [make(folder / str(i), content).read_bytes() for i, make in enumerate((zipped, sevened))]
+
+
+def try_mutated(content: bytes, folder: Path) -> None:
+    """Unpacked, or one sentence; in either case nothing lies outside of the target."""
+    archive, target = folder / "a", folder / "target"
+    archive.write_bytes(content)
+    try:
+        unpack(archive, target, largest=10**6)
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 300 + len(str(folder))
+        assert not target.exists()
+    assert {path.name for path in folder.iterdir()} <= {"a", "target"}
+
+
+MUTATIONS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from(["set", "cut", "insert", "repeat"]),
+                               st.binary(min_size=1, max_size=4)), min_size=1, max_size=4)  # fmt: skip
+
+
+def mutated(content: bytes, mutations: list[tuple[float, str, bytes]]) -> bytes:
+    for place, kind, data in mutations:
+        at = int(place * len(content))
+        tail = {"set": content[at + len(data) :], "cut": content[at + 50 * len(data) :], "insert": content[at:],
+                "repeat": content[max(0, at - 40) :]}[kind]  # fmt: skip
+        content = content[:at] + (data if kind in ("set", "insert") else b"") + tail
+    return content
+
+
+QUIET = dict(deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@settings(max_examples=60, derandomize=True, **QUIET)
+@given(st.integers(0, 1), MUTATIONS)
+def test_a_mutated_archive_is_unpacked_or_one_sentence(whole, tmp_path_factory, kind, mutations):
+    try_mutated(mutated(whole[kind], mutations), tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.mark.slow
+@settings(max_examples=600, **QUIET)
+@given(st.integers(0, 1), MUTATIONS)
+def test_600_mutated_archives_are_unpacked_or_one_sentence(whole, tmp_path_factory, kind, mutations):
+    try_mutated(mutated(whole[kind], mutations), tmp_path_factory.mktemp("fuzz"))

@@ -61,13 +61,3 @@ def test_and_so_do_the_processes_that_score(faults):
 @glibc
 def test_what_the_environment_says_counts(faults):
     assert faults("script", MALLOC_TRIM_THRESHOLD_="131072") > 1000
-
-
-def test_other_systems_are_left_alone(monkeypatch):
-    from diffvocsep.util import memory
-
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # a C library without mallopt
-    memory.keep_freed_memory()
-    monkeypatch.setattr(memory.sys, "platform", "win32")
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: 1 / 0)
-    memory.keep_freed_memory()

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,59 +24,6 @@ POSIX_ONLY = {
     "os": {"fork", "killpg", "getpgid", "setsid", "getuid", "geteuid", "mkfifo", "uname", "wait", "nice"},
     "signal": {*dir(signal)} - {"signal", "getsignal", "raise_signal", "SIGINT", "SIGTERM", "SIG_IGN", "SIG_DFL"},
 }  # fmt: skip
-
-
-def calls(path: Path) -> list[ast.Call]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-
-
-def name_of(call: ast.Call) -> str:
-    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-
-
-def is_binary(call: ast.Call) -> bool:
-    arguments = [*call.args, *(k.value for k in call.keywords)]
-    modes = [part.value for a in arguments for part in ast.walk(a) if isinstance(part, ast.Constant)]
-    return any(isinstance(mode, str) and "b" in mode and len(mode) <= 3 for mode in modes)
-
-
-def without_encoding(path: Path) -> list[str]:
-    """Places where text is read or written in whatever encoding the system has (cp949 on a Korean Windows)."""
-    found = []
-    for call in calls(path):
-        name, keywords = name_of(call), {k.arg for k in call.keywords}
-        module = call.func.value.id if isinstance(call.func, ast.Attribute) and hasattr(call.func.value, "id") else ""
-        opens = name == "open" and module not in (
-            "os",
-            "zipfile",
-            "tarfile",
-            "wave",
-            "webbrowser",
-            "Image",
-            "file",
-        )  # file: an open archive
-        text = name in ("read_text", "write_text") or (opens and not is_binary(call))
-        text = text or ("text" in keywords and module == "subprocess" and "tests" not in path.relative_to(ROOT).parts)
-        if text and "encoding" not in keywords and None not in keywords:
-            found.append(f"{path.relative_to(ROOT)}:{call.lineno} {name}")
-    return found
-
-
-def test_every_text_file_is_opened_in_a_named_encoding():
-    tracked = subprocess.run(
-        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False
-    ).stdout.split()
-    assert len(FILES) > 100 and {ROOT / name for name in tracked} <= set(FILES)
-    assert [place for path in FILES for place in without_encoding(path)] == []
-
-
-def test_the_search_for_encodings_finds_what_it_should(tmp_path, monkeypatch):
-    monkeypatch.setattr("test_portable.ROOT", tmp_path)
-    bad = ["open(p)", "open(p, 'w')", "p.open()", "p.read_text()", "p.write_text('b')", "subprocess.run(c, text=True)"]
-    good = ["open(p, 'rb')", "p.open('wb')", "open(p, encoding='utf-8')", "p.read_bytes()", "os.open(p, 0)"]
-    (tmp_path / "a.py").write_text("\n".join(bad + good), encoding="utf-8")
-    assert [place.split()[0] for place in without_encoding(tmp_path / "a.py")] == [f"a.py:{n}" for n in range(1, 7)]
 
 
 def catches_import_error(attempt: ast.Try) -> bool:
