@@ -46,6 +46,10 @@ COUNT = 2**53  # the largest count of a run
 PLAIN_NAME = re.compile(r"\w([\w .-]{0,98}[\w-])?")  # of a folder, and nothing that leads out of it
 
 
+def _is_format(value: Any) -> bool:
+    return type(value) is int and value == FORMAT
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < COUNT
 
@@ -102,7 +106,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises whatever the damaged bytes lead to
         reason = (str(error) or type(error).__name__).splitlines()[0][:80]
         raise UserError(f"'{path}' cannot be read as a checkpoint ({reason}); it may be damaged") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT or "ema" not in state:
+    if not isinstance(state, dict) or not _is_format(state.get("format")) or "ema" not in state:
         raise UserError(
             f"'{path}' is not a checkpoint of this version of Diff-VocSep; use another file, or train anew with "
             "train.py --resume none"

@@ -211,7 +211,7 @@ def require_fitting(saved: dict[str, Any], path: Path) -> None:
         raise UserError(f"'{path}' is damaged, or somebody has changed it: its scaler is none")
     try:
         fits = _fits(saved["optimizer"], list(saved["model"].values()))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):  # a tensor in the place of a list
         fits = False
     if not fits:
         raise UserError(f"'{path}' is damaged, or somebody has changed it: its optimizer does not fit its weights")
