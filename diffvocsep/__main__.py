@@ -1,6 +1,6 @@
 """Take the vocals out of songs.
 
-    diffvocsep song.mp3 ...        writes song_vocals.wav and song_instrumental.wav beside each song
+diffvocsep song.mp3 ...        writes song_vocals.wav and song_instrumental.wav beside each song
 """
 
 from __future__ import annotations

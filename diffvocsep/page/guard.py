@@ -27,12 +27,15 @@ def is_own_name(host: str, listening: str) -> bool:
     """Whether a `Host` header names this machine: an address (which no name server can point elsewhere), localhost,
     what the server listens on, or the machine's own name."""
     try:
-        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    try:
         ipaddress.ip_address(name)
+        return True
     except ValueError:
         own = socket.gethostname().lower()
-        return bool(host) and name in {"localhost", listening.lower(), own, f"{own}.local"}
-    return True
+        return name in {"localhost", listening.lower(), own, f"{own}.local"} - {""}
 
 
 class Guard:

@@ -79,9 +79,12 @@ def listen(host: str, port: int) -> socket.socket:
         if os.name == "posix":  # on Windows this would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # the browser may be faster than the server, which then takes over
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"the page cannot listen on {host}, port {port} ({reason}); give another --host or --port") from None
+        raise UserError(
+            f"the page cannot listen on {host}, port {port} ({reason}); give another --host or --port"
+        ) from None
     return listener
 
 
