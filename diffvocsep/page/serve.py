@@ -73,6 +73,8 @@ def serve(model: Path, host: str, port: int, device: str = "auto", browser: bool
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address; port 0 is any that is free."""
+    if not 0 <= port < 1 << 16:  # getaddrinfo would take it modulo 65536
+        raise UserError(f"there is no port {port}; give --port a number from 0 (any that is free) to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -80,7 +82,7 @@ def listen(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()  # the browser may be faster than the server, which then takes over
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"the page cannot listen on {host}, port {port} ({reason}); give another --host or --port"

@@ -309,10 +309,11 @@ def test_a_wrong_start_is_one_sentence(model, tmp_path):
             (["--port", "0", "--model_path", "gone.pt"], ["gone.pt"]),
         ]:
             command = [sys.executable, str(ROOT / "app.py"), "--no-browser", "--model_path", str(model), *arguments]
-            done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, encoding="utf-8")
+            done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, timeout=PATIENCE)
             assert done.returncode == 2 and not done.stdout
-            assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
-            assert all(word in done.stderr for word in words)
+            said = done.stderr.decode()
+            assert said.count("\n") == 1 and said.startswith("error: "), said
+            assert all(word in said for word in words)
 
 
 # --- in a browser -------------------------------------------------------------------------------------------------
@@ -384,7 +385,8 @@ def test_a_song_in_a_browser(browser, tmp_path):
         button.click()
         card = find(browser, "[data-state=done]")
         assert "broken.mp3" in find(browser, "[data-state=failed] .error").text
-        assert eventually(lambda: browser.execute_script("return document.images[0].naturalWidth") > 900)
+        picture = find(browser, "[data-state=done] img")
+        assert eventually(lambda: browser.execute_script("return arguments[0].naturalWidth", picture) > 900)
         if wanted := os.environ.get("PAGE_SCREENSHOT"):
             screenshot(browser, Path(wanted))
         listen_in(browser)
