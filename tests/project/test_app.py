@@ -24,7 +24,7 @@ import soundfile
 from tiny import RATE, random_unet, song, tiny_config
 from tracks import need
 
-from diffvocsep.checkpoint import save_checkpoint
+from diffvocsep.checkpoint import load_checkpoint, release, save_checkpoint
 from diffvocsep.config import to_dict
 
 pytest.importorskip("starlette", reason="the page needs requirements-app.txt")
@@ -316,6 +316,38 @@ def test_a_wrong_start_is_one_sentence(model, tmp_path):
             assert all(word in said for word in words)
 
 
+# --- installed -----------------------------------------------------------------------------------------------------
+
+
+def test_the_package_brings_weights_page_and_command(model, tmp_path):
+    source, installed, folder = (tmp_path / name for name in ("source", "installed", "elsewhere"))
+    shutil.copytree(ROOT / "diffvocsep", source / "diffvocsep", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    weights = source / "checkpoints" / "pretrained.safetensors"
+    release(load_checkpoint(model), weights)  # small ones in their place
+    shutil.copy(ROOT / "checkpoints" / "LICENSE", weights.parent)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(installed), str(source)]
+    done = subprocess.run(pip, capture_output=True, encoding="utf-8")
+    need(done.returncode == 0, f"a package index, for setuptools ({done.stderr.strip()[-300:]})")
+    assert (installed / "diffvocsep" / "page" / "index.html").is_file()
+    assert [path.name for path in (installed / "bin").iterdir()] == ["diffvocsep"]
+    shutil.rmtree(source)
+    folder.mkdir()
+    (folder / "노래.wav").write_bytes(sound(0.6))
+    command = [sys.executable, str(installed / "bin" / "diffvocsep")]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(installed)}
+    for arguments, code in [(["노래.wav"], 0), (["gone.wav"], 2), (["--version"], 0)]:
+        done = subprocess.run(
+            [*command, *arguments], cwd=folder, env=environment, capture_output=True, encoding="utf-8"
+        )
+        assert done.returncode == code, done.stderr
+    command_line(tmp_path, "--input", str(folder / "노래.wav"), "--model_path", str(model))
+    for stem in ("vocals", "instrumental"):
+        assert (folder / f"노래_{stem}.wav").read_bytes() == (tmp_path / f"{stem}.wav").read_bytes()
+    assert len(list(folder.iterdir())) == 3
+
+
 # --- in a browser -------------------------------------------------------------------------------------------------
 
 
@@ -420,11 +452,14 @@ def listen_in(driver) -> None:
 
 
 def screenshot(driver, target: Path) -> None:
+    """How docs/page.png is made: PAGE_SCREENSHOT=docs/page.png python -m pytest tests/project/test_app.py -k browser"""
     from PIL import Image
 
     driver.execute_script(
         "document.querySelector('[data-state=failed] .remove').click();player.seek([...cards.values()][0], 7.3)"
     )
     time.sleep(1)
+    bottom = driver.execute_script("return document.querySelector('.song').getBoundingClientRect().bottom")
     image = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
+    image = image.crop((40, 20, image.width - 40, round(bottom) + 24))
     image.quantize(128).save(target, optimize=True)
