@@ -62,7 +62,8 @@ class Batches(Iterator[dict[str, Tensor]]):
             worker_init_fn=_begin,
         )
         others = set(active_children())
-        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        ended = getattr(signal, "SIGCHLD", None)  # Windows has none
+        handler = None if ended is None else signal.getsignal(ended)
         try:
             self.batches = iter(loader)
         except Exception as error:
@@ -71,8 +72,8 @@ class Batches(Iterator[dict[str, Tensor]]):
             self.workers = set(active_children()) - others
             # torch would let the main thread raise for a dead loader wherever it is; `next` notices by itself.
             with suppress(ValueError):  # not the main thread, so torch has not come to it either
-                if handler is not None and signal.getsignal(signal.SIGCHLD) is not handler:
-                    signal.signal(signal.SIGCHLD, handler)
+                if handler is not None and signal.getsignal(ended) is not handler:
+                    signal.signal(ended, handler)
 
     def __next__(self) -> dict[str, Tensor]:
         try:
@@ -132,10 +133,10 @@ def _failure(error: Exception, workers: Sequence[BaseProcess]) -> WorkFailed:
     """What is wrong when the loading of segments ends with `error`, which no segment is to blame for."""
     text = str(error)
     codes = {worker.exitcode for worker in workers} - {None, 0}
-    crashed = getattr(signal, "SIGBUS", None)
+    crashed, killed = (getattr(signal, name, None) for name in ("SIGBUS", "SIGKILL"))
     if "shared memory" in text or "/dev/shm" in text or codes & {STUCK, crashed and -crashed}:
         return WorkFailed(SMALL_SHM)
-    if getattr(signal, "SIGKILL", None) and -signal.SIGKILL in codes:
+    if killed and -killed in codes:
         return WorkFailed("a loader process was killed, perhaps for want of memory: set data.workers to fewer, or to 0")
     if codes:
         return WorkFailed(f"a loader process has ended with code {min(codes)}; data.workers=0 may show why")
@@ -178,6 +179,6 @@ def _begin(worker: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "SIGBUS"):
-        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # a full /dev/shm; torch prints, and the main process does, too
+    if (crashed := getattr(signal, "SIGBUS", None)) is not None:
+        signal.signal(crashed, signal.SIG_DFL)  # a full /dev/shm; torch prints, and the main process does, too
     Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(STUCK))

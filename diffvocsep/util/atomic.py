@@ -129,7 +129,8 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # else its text is all it has
+            error.filename = error.filename or str(path)
         raise
 
 
