@@ -30,7 +30,7 @@ class STFT:
 
     def __init__(self, n_fft: int, hop_length: int, win_length: int) -> None:
         self.n_fft, self.hop_length = n_fft, hop_length
-        window = torch.hann_window(win_length, dtype=torch.float64)
+        window = torch.hann_window(win_length, dtype=torch.float64, device="cpu")  # wherever the network is built
         left = (n_fft - win_length) // 2
         window = F.pad(window, (left, n_fft - win_length - left))
         self.window = Table((window / window.square().sum().sqrt()).float())

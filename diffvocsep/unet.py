@@ -212,7 +212,7 @@ class UNet(nn.Module):
         fold = channels * math.prod(model.patch)
 
         self.embed = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
-        extra = magnitudes(torch.zeros(1, channels, 1, 1), self.parts).shape[1] * math.prod(model.patch)
+        extra = magnitudes(torch.zeros(1, channels, 1, 1, device="cpu"), self.parts).shape[1] * math.prod(model.patch)
         self.guess = nn.Parameter(torch.zeros(embedding))
         self.stem = nn.Conv2d(2 * fold + extra, widths[0], 1)
 
