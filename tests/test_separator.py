@@ -459,7 +459,7 @@ def test_a_precision_that_was_chosen_for_another_machine_does_not_bind_this_one(
     for amp, own in (("fp16", "auto"), ("bf16", "auto"), ("none", "none")):
         config = tiny_config(f"train.amp={amp}")
         weights = UNet(config).state_dict()
-        save_checkpoint(tmp_path / "a.pt", {"config": to_dict(config), "ema": weights, "model": weights})
+        save_checkpoint(tmp_path / "a.pt", {"config": to_dict(config), "ema": weights, "model": weights, "step": 1})
         separator = Separator.from_checkpoint(tmp_path / "a.pt", "cpu")
         assert separator.config.train.amp == own
         assert separator.configured(None, ["train.amp=bf16"]).denoiser.dtype == torch.bfloat16

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
@@ -379,17 +380,21 @@ def test_leftovers_of_the_dead_are_removed_and_of_the_living_never(tmp_path, mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    mine = temporary_name(tmp_path / "a.wav")
+    started = psutil.Process().create_time()
+    mine = temporary_name(tmp_path / "a.wav")  # last written when this process began, so silent for as long as can be
     mine.touch()
-    os.utime(mine, (1, 1))
+    os.utime(mine, (started, started))
+    reused = temporary_name(tmp_path / "a.wav")  # of one that had the number of this process before it
+    reused.touch()
+    os.utime(reused, (started - 100, started - 100))
     monkeypatch.setattr(atomic.os, "getpid", lambda: dead.pid)
     theirs, folder = temporary_name(tmp_path / "a.wav"), own_folder()
     theirs.touch()
     os.utime(theirs, (1, 1))
     monkeypatch.undo()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    remove_leftovers(tmp_path)
-    assert mine.exists() and not theirs.exists()
+    remove_leftovers(tmp_path, seconds=0)
+    assert mine.exists() and not theirs.exists() and not reused.exists()
     own_folder().cleanup()
     assert not Path(folder.name).exists()
 
