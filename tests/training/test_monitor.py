@@ -193,7 +193,7 @@ def test_loss_is_told_apart_by_noise_level():
 
 
 def test_the_loss_by_noise_is_of_the_items_and_timesteps_of_these_steps(trained, items, log):
-    config, steps = trained[0].config, trained[0].step  # what came after them is of other tests
+    config, steps = trained[0].config, trained[0].progress.step  # what came after them is of other tests
     assert len(items) >= steps == 6 and config.log.every_steps == 2
     logged = {name: {e.step: e.value for e in log.Scalars(tag)} for name, tag in CURVES.items()
               if name.startswith("loss_") and tag in log.Tags()["scalars"]}  # fmt: skip
