@@ -152,7 +152,7 @@ def with_noise(batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], see
     with ThreadPoolExecutor(DRAWING, "noise") as threads:
         for batch in batches:
             indices = batch["index"].tolist()
-            uniform = torch.tensor([generator(seed, "timestep", i).random(2) for i in indices], dtype=torch.float32)
+            uniform = torch.stack([torch.from_numpy(generator(seed, "timestep", i).random(2)) for i in indices]).float()
             noise = torch.stack(list(threads.map(lambda i: normal(shape, seed, "noise", i), indices)))
             yield batch | {"uniform": uniform, "noise": noise}
 
