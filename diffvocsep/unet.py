@@ -1,8 +1,8 @@
 """The denoiser: a UNet over `concat([x_t, mixture])` that also sees the timestep.
 
 Inside, tensors are `(B, C, T, F)`: time before frequency, because almost everything here (normalization, frequency-wise
-layers, attention) works on one frame at a time. Nothing but the 3x3 convolutions looks along time, so what the network
-says about a frame depends on its neighbourhood only: a song can be cut into chunks without being heard.
+layers) works on one frame at a time. Only the 3x3 convolutions and, where there is any, attention within a window look
+along time, so what the network says about a frame depends on its neighbourhood: a song can be cut without being heard.
 """
 
 from __future__ import annotations
