@@ -115,7 +115,7 @@ def test_ctrl_c_in_the_validation_stops_all_where_it_can_be_made_up_for(tmp_path
         thread.join()
     state = load_checkpoint(tmp_path / "ck" / "last.pt")
     assert codes == {0: 130, 1: 130} and (state["step"], state["validated"]) == (2, 0)
-    assert trainers[1].step == 2
+    assert trainers[1].progress.step == 2
 
 
 def test_torchrun_is_seen_and_mps_is_not_shared(monkeypatch):
