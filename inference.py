@@ -106,7 +106,7 @@ def run(argv: list[str] | None = None) -> int:
     if one:
         separate(jobs[0])
     else:
-        failed = separate_all(jobs[rank::processes], separate)
+        failed = separate_all(jobs[rank::processes], separate, total=processes == 1)
     all_done()  # torchrun ends all processes when one of them ends badly
     return 2 if failed else 0
 

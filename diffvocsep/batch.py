@@ -45,8 +45,11 @@ def plan(songs: list[Song], output: Path, instrumental: Path | None, one: bool) 
     return jobs
 
 
-def separate_all(jobs: list[Job], separate: Callable[[Job], None]) -> int:
-    """Call `separate` for each job and say what became of it: the number of those that failed, of whatever cause."""
+def separate_all(jobs: list[Job], separate: Callable[[Job], None], total: bool = True) -> int:
+    """Call `separate` for each job and say what became of it: the number of those that failed, of whatever cause.
+
+    `total`: say at the end how many were made; one of several processes knows only its own share.
+    """
     failed: list[Path] = []
     for job in jobs:
         try:
@@ -60,7 +63,7 @@ def separate_all(jobs: list[Job], separate: Callable[[Job], None]) -> int:
             reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             _complain(f"'{job.source}' could not be separated ({reason})")
             failed.append(job.source)
-    if len(jobs) > 1:
+    if total and len(jobs) > 1:
         names = f"; failed: {', '.join(map(str, failed))}" if failed else ""
         say(f"{len(jobs) - len(failed)} of {len(jobs)} songs separated{names}")
     return len(failed)

@@ -49,7 +49,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-# Not in the fast tier: one odd value of config.model.blocks still takes all the memory of the machine.
+# Not in the fast tier: one of these, which is not found yet, takes all the memory of the machine.
 pytestmark = pytest.mark.slow
 
 ODD = [None, True, -1, 10**30, 1.5, math.nan, math.inf, "text", b"bytes", [], [[]], {}, {"a": 1}, {1: {}}, (1,), set(),
