@@ -220,6 +220,10 @@ def require_fitting(saved: dict[str, Any], path: Path) -> None:
 def _fits(optimizer: dict[str, Any], weights: list[Tensor]) -> bool:
     """Whether these are groups and moments of one of our optimizers for a network with these weights."""
     groups, state = optimizer["param_groups"], optimizer["state"]
+    # A tensor can be walked, too, and a few bytes in a file stand for as many elements as somebody likes.
+    lists = isinstance(groups, list) and all(isinstance(group["params"], list) for group in groups)
+    if not (lists and isinstance(state, dict)):
+        return False
     muon = any("matrices" in group for group in groups)
     order = weights if not muon else [w for w in weights if w.ndim > 1] + [w for w in weights if w.ndim <= 1]
     places = [i for group in groups for i in group["params"]]

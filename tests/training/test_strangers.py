@@ -49,9 +49,6 @@ def nested(depth: int) -> Any:
     return value
 
 
-# Not in the fast tier: one of these, which is not found yet, takes all the memory of the machine.
-pytestmark = pytest.mark.slow
-
 ODD = [None, True, -1, 10**30, 1.5, math.nan, math.inf, "text", b"bytes", [], [[]], {}, {"a": 1}, {1: {}}, (1,), set(),
        torch.zeros(3), torch.zeros(2, dtype=torch.int64), torch.zeros(1).expand(10**9), torch.zeros(2, 2).to_sparse(),
        torch.zeros(2, dtype=torch.complex64), torch.empty(2, device="meta"), nested(60)]  # fmt: skip
