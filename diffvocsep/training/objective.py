@@ -88,7 +88,8 @@ class Objective:
         """`x_t`, where `guessed` is 1 made from the x_0 that the network guesses from the same noise alone: what a
         deterministic sampler hands it in its next step, and the truth does not."""
         # Only the guessed items are computed; but XLA would compile anew for each number of them, so there all are.
-        rows = torch.arange(len(t), device=t.device) if t.device.type == "xla" else guessed.nonzero()[:, 0]
+        fixed = getattr(denoiser.model, "fixed_shapes", False)
+        rows = torch.arange(len(t), device=t.device) if fixed else guessed.nonzero()[:, 0]
         if not len(rows):
             return x_t
         noise, x_mixture, t = noise[rows], x_mixture[rows], t[rows]

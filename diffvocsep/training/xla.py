@@ -102,13 +102,15 @@ class XLA(Backend):
 class OnDevice(nn.Module):
     """The model on `device`, for callers on the host."""
 
+    fixed_shapes = True  # another size of batch is compiled anew
+
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.model, self.device, self.dtype = model, device, dtype
 
-    def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
         with autocast(self.device, self.dtype):
-            output = self.model(*(value.to(self.device) for value in (x_t, mixture, t))).float()
+            output = self.model(*(value.to(self.device) for value in (x_t, mixture, t, guessed))).float()
         compute()
         return output.to(x_t.device)
 
