@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import sys
@@ -12,6 +13,16 @@ from typing import NoReturn
 from .errors import UserError
 from .interrupt import listen
 from .memory import keep_freed_memory
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one sentence, as all others are."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists what there is")
 
 
 def main(run: Callable[[], int]) -> NoReturn:
