@@ -27,6 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(run: Callable[[], int]) -> NoReturn:
     """Run a script and exit: 0 done, 1 the work failed, 2 bad input or usage, 130 Ctrl-C or SIGTERM."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads wait asleep: on a busy machine spinning costs
     open_streams()
     for stream in (sys.stdout, sys.stderr):  # a Korean Windows console defaults to cp949
         if hasattr(stream, "reconfigure"):

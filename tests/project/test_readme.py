@@ -260,7 +260,7 @@ def test_commands_are_accepted_by_their_scripts(language):
         assert options_in(words) <= options_of(script), words  # argparse alone would take abbreviations
         arguments = parser_of(script).parse_args(words)
         path = ROOT / arguments.config if getattr(arguments, "config", None) else None
-        load_config(path, arguments.overrides)
+        load_config(path, getattr(arguments, "overrides", []))
 
 
 @both
