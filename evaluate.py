@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffvocsep.parts import DATASETS
+from diffvocsep.parts import TEST_SETS
 from diffvocsep.util.atomic import require_folder
 from diffvocsep.util.cli import finite, main
 from diffvocsep.util.errors import UserError
@@ -36,7 +36,7 @@ MODES = {  # what each measurement takes besides --dataset, --root and --output
 def run(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", type=Path, default=Path("checkpoints/best.pt"), help="checkpoint to score")
-    parser.add_argument("--dataset", choices=list(DATASETS), default="synthetic")
+    parser.add_argument("--dataset", choices=list(TEST_SETS), default="synthetic")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the songs (not synthetic)")
     parser.add_argument("--split", choices=["test", "valid"], default="test", help="which songs (not stems)")
     parser.add_argument("--seconds", type=finite, default=0.0, help="cut songs into clips of this length (0: whole)")

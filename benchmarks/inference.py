@@ -26,7 +26,7 @@ from statistics import median
 import soundfile
 
 from diffvocsep.audio.resampling import resample
-from diffvocsep.data.mixing import to_channels
+from diffvocsep.data.tracks import to_channels
 from diffvocsep.evaluation.clips import find_excerpts
 from diffvocsep.evaluation.report import new_figure, save, table
 from diffvocsep.util.atomic import write_atomic

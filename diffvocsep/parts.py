@@ -19,11 +19,17 @@ SAMPLERS = {  # functions, see samplers.py
     "ddim": "diffvocsep.samplers:ddim",
     "dpmpp": "diffvocsep.samplers:dpmpp",
 }
-DATASETS = {  # functions, (Config, "train" or "dev") -> list of Track
+DATASETS = {  # functions, (Config, "train" or "dev") -> list of Track: what train.py trains on
     "synthetic": "diffvocsep.data.synthetic.tracks:synthetic_tracks",
     "stems": "diffvocsep.data.sources:stem_tracks",
     "musdb": "diffvocsep.data.sources:musdb_tracks",
     "musdbhq": "diffvocsep.data.sources:musdbhq_tracks",
+}
+TEST_SETS = {  # functions, (folder, "test" or "valid") -> list of Track: what evaluate.py scores
+    "synthetic": "diffvocsep.data.testsets:synthetic_songs",
+    "stems": "diffvocsep.data.testsets:stem_songs",
+    "musdb": "diffvocsep.data.testsets:musdb_songs",
+    "musdbhq": "diffvocsep.data.testsets:musdbhq_songs",
 }
 
 

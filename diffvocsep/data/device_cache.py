@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 
 from ..util.errors import UserError
 from .augment import source_length
-from .mixing import SIDES, Cut, Draw, Segments, describe, limit, render, to_channels
+from .mixing import Cut, Draw, Segments, limit, render, scalars
 from .stems import FULL_SCALE
+from .tracks import SIDES, to_channels
 
 
 class DeviceCache:
@@ -64,7 +65,7 @@ class DeviceCache:
     def batch(self, draws: list[Draw]) -> dict[str, Tensor]:
         """The segments of `draws`, as `Segments` and a loader would make them; `index` stays on the CPU."""
         batch = {name: values.to(self.device) if name != "index" else values
-                 for name, values in describe(draws).items()}  # fmt: skip
+                 for name, values in scalars(draws).items()}  # fmt: skip
         for side in SIDES:
             batch[side] = self._render(side, [getattr(draw, side) for draw in draws])
         rows = [i for i, draw in enumerate(draws) if draw.second]

@@ -7,9 +7,8 @@ process as for a batch on a GPU (device_cache.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from ..util.errors import UserError
 from ..util.rng import generator
 from .augment import KNOTS, Room, alter, source_length, turn
 from .effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation
+from .tracks import SIDES, Track, to_channels
 
-SIDES = ("vocals", "accompaniment")
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
 SECOND_DB = (-9.0, 0.0)  # level of a second voice beside the first
 PITCHED = 0.25  # share of the voices whose pitch data.pitch_semitones changes
@@ -31,29 +30,6 @@ VOICE_CHAIN = {  # key of `data` that says how often -> effect
 }  # fmt: skip
 HISS = 1e-3  # a stem 60 dB below the other holds noise only, which is not made louder
 SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration
-
-
-class Track(Protocol):
-    """What a source of stems offers, be it a folder or a synthesizer."""
-
-    name: str
-    group: str
-    seconds: float
-    source_rate: int
-    stems: Collection[str]
-
-    def read(self, side: str, start: float, seconds: float, sample_rate: int) -> Tensor: ...
-
-    def loudness(self, side: str, sample_rate: int) -> float: ...
-
-
-def to_channels(waveform: Tensor, channels: int) -> Tensor:
-    """`(C, N)` -> `(channels, N)`: mono is doubled, stereo is averaged, of more channels the first are taken."""
-    if len(waveform) == channels:
-        return waveform
-    if len(waveform) == 1:
-        return waveform.expand(channels, -1)
-    return waveform.mean(0, keepdim=True) if channels == 1 else waveform[:channels]
 
 
 @dataclass(frozen=True)
@@ -125,8 +101,8 @@ def limit(item: dict[str, Tensor], limiter: Limiter | None) -> dict[str, Tensor]
     return item | {side: item[side] * gain for side in SIDES}
 
 
-def describe(draws: Sequence[Draw]) -> dict[str, Tensor]:
-    """The numbers of a batch of segments that go with its waveforms, `(B,)` each."""
+def scalars(draws: Sequence[Draw]) -> dict[str, Tensor]:
+    """The numbers that go with the waveforms of a batch of segments, `(B,)` each."""
     return {
         "source_rate": torch.tensor([draw.source_rate for draw in draws], dtype=torch.float32),
         "level_db": torch.tensor([draw.level_db for draw in draws], dtype=torch.float32),
@@ -236,7 +212,7 @@ class Segments(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         audio, draw = self.config.audio, self.draw(index)
-        item = {name: values[0] for name, values in describe([draw]).items()}
+        item = {name: values[0] for name, values in scalars([draw]).items()}
         for side, cut in draw.cuts():
             crop = self.tracks[cut.track].read(side, cut.start, cut.samples / audio.sample_rate, audio.sample_rate)
             part = render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)[0]

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..audio import AudioReader, read, resample
 from ..util.atomic import remove_leftovers, write_atomic
 from ..util.errors import UserError
-from .mixing import SIDES, Track
+from .tracks import SIDES, Track
 
 EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
 CHANNELS = 2  # of files with more, the first two are read

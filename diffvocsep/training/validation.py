@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from ..config import Config
 from ..data import Track
-from ..data.mixing import to_channels
 from ..data.stems import fill_cache
+from ..data.tracks import SIDES, to_channels
 from ..evaluation.metrics import sdr
 from ..separator import Separator
 from ..util.errors import UserError
@@ -54,8 +54,7 @@ def dev_clips(tracks: list[Track], config: Config) -> list[tuple[Tensor, Tensor]
         seconds = min(train.val_seconds, track.seconds)
         start = (track.seconds - seconds) / 2
         vocals, accompaniment = (
-            to_channels(track.read(side, start, seconds, audio.sample_rate), audio.channels)
-            for side in ("vocals", "accompaniment")
+            to_channels(track.read(side, start, seconds, audio.sample_rate), audio.channels) for side in SIDES
         )
         if vocals.any():
             clips.append((vocals, accompaniment))

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from diffvocsep.config import Config, load_config
 from diffvocsep.data import loader, train_tracks
 from diffvocsep.data.loader import load_segments
-from diffvocsep.data.mixing import REMIX_DB, SIDES, Segments, to_channels
+from diffvocsep.data.mixing import REMIX_DB, Segments
+from diffvocsep.data.tracks import SIDES, to_channels
 from diffvocsep.util.errors import UserError
 
 RATE = 8000
