@@ -124,7 +124,7 @@ def written(config: Config) -> str:
     def validate(_) -> None:
         validated.append(trainer.progress.step)
         trainer.progress.validated = trainer.progress.step
-        trainer._save("last.pt")
+        trainer.save("last.pt")
 
     trainer.optimize, trainer._validate = optimize, validate
     assert trainer.run() == 0

@@ -129,8 +129,8 @@ class Backend:
         """A nested state with tensors that any computer can read."""
         return state
 
-    def report(self) -> dict[str, float]:
-        """What is worth a curve of its own."""
+    def more_curves(self) -> dict[str, float]:
+        """Values for curves that only this hardware has, see `monitor.CURVES`."""
         return {}
 
     def close(self) -> None:

@@ -6,12 +6,13 @@ the place in the song.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from torch import Tensor
+from torch import Tensor, device, nn
 from tqdm.auto import tqdm
 
 from ..config import Config
@@ -61,6 +62,13 @@ def dev_clips(tracks: list[Track], config: Config) -> list[tuple[Tensor, Tensor]
     if not clips:
         raise UserError("no dev track has accompaniment and, in its middle, vocals; see data.dev_root")
     return clips
+
+
+def averaged(model: nn.Module, ema: Mapping[str, Tensor], config: Config, host: device) -> Separator:
+    """The separator with the averaged weights; a copy of `model`, for a new network would draw random weights."""
+    model = copy.deepcopy(model).to(host)
+    model.load_state_dict(ema)
+    return Separator(model, config, host)
 
 
 def validate(

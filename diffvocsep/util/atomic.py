@@ -17,6 +17,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 import psutil
@@ -132,6 +133,11 @@ def named(path: Path) -> Iterator[None]:
         if error.errno is not None:  # else its text is all it has
             error.filename = error.filename or str(path)
         raise
+
+
+def numbered(name: str) -> Iterator[str]:
+    """`name`, `name-2`, `name-3`, ...: names to try until one is free."""
+    return chain([name], (f"{name}-{number}" for number in count(2)))
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:

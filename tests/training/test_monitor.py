@@ -26,9 +26,10 @@ import diffvocsep.training.monitor as monitor_module
 from diffvocsep.checkpoint import load_checkpoint
 from diffvocsep.config import load_config
 from diffvocsep.training import run_folder
+from diffvocsep.training.history import History
 from diffvocsep.training.monitor import CURVES, EXAMPLES, Monitor, loss_by_noise
 from diffvocsep.training.objective import Objective
-from diffvocsep.training.run_folder import History, describe_run
+from diffvocsep.training.run_folder import record_start
 from diffvocsep.training.trainer import Trainer
 from diffvocsep.training.validation import Validation
 
@@ -109,7 +110,7 @@ def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path, monkeyp
 def test_every_start_is_one_more_entry_even_after_a_damaged_one(tmp_path):
     (tmp_path / "run.json").write_text('[{"step": 0', encoding="utf-8")
     for step in (3, 5):
-        about = describe_run(tmp_path, tiny(tmp_path), step, "cpu", ["train.lr: 1 -> 2"])
+        about = record_start(tmp_path, tiny(tmp_path), step, "cpu", ["train.lr: 1 -> 2"])
     starts = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert [start["step"] for start in starts] == [3, 5] and json.loads(about) == starts[1]
 

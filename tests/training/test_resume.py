@@ -170,7 +170,7 @@ def test_a_validation_that_was_made_up_for_but_not_saved_is_seen_once(tmp_path, 
         at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
         assert make(tmp_path).run() == 130
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save", power_cut)
+        patch.setattr(Trainer, "save", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             make(tmp_path, resume="auto").run()
     assert [row[0] for row in curves(tmp_path)] == ["1", "2", "2", "3", "3"] and last(tmp_path)["validated"] == 2
@@ -350,7 +350,7 @@ def test_a_released_file_gives_its_weights_to_a_new_run(tmp_path, undisturbed, c
     for name, weight in undisturbed.ema.items():
         assert torch.equal(trainer.ema[name], weight) and torch.equal(trainer.model.state_dict()[name], weight)
     assert "so this is no exact resume" in capsys.readouterr().out
-    trainer._save("last.pt")  # as every run does before its first step
+    trainer.save("last.pt")  # as every run does before its first step
     again = make(tmp_path, "train.lr=0.1", resume="auto")
     assert again.progress.step == 0 and all(
         torch.equal(again.ema[name], weight) for name, weight in undisturbed.ema.items()

@@ -75,7 +75,7 @@ def said_of(trainer: Trainer, state: dict) -> str | None:
     torch.save({"format": FORMAT} | state, trainer.folder / "last.pt")
     said, began = None, time.monotonic()
     try:
-        trainer._go_on(trainer.folder / "last.pt", automatic=True)
+        trainer.go_on(trainer.folder / "last.pt", automatic=True)
         trainer.state()
     except UserError as error:
         said = str(error)

@@ -101,7 +101,7 @@ def test_checkpoints_go_from_the_cpu_to_the_tpu_and_back(tmp_path):
             trainer.optimize(batches)
             if trainer.progress.step == steps:
                 break
-        trainer._save("last.pt")
+        trainer.save("last.pt")
         state = checkpoint.load_checkpoint(tmp_path / "parts" / "ck" / "last.pt")
         assert state["step"] == steps and state["samples"] == 2 * steps
     ours, theirs = whole.state(), trainer.state()

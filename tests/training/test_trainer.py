@@ -18,8 +18,9 @@ from trainers import CPU, ROOT, assert_same_run, at_step, flat, make, run, start
 from diffvocsep import checkpoint
 from diffvocsep.config import load_config
 from diffvocsep.separator import Separator
+from diffvocsep.training.nonfinite import BAD_STEPS
 from diffvocsep.training.schedule import learning_rate
-from diffvocsep.training.trainer import BAD_STEPS, Trainer
+from diffvocsep.training.trainer import Trainer
 from diffvocsep.util.errors import UserError
 
 # ---- a real process ------------------------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path, monkeypatch
         trainer.optimize(batches)
         after = flat(trainer.state())
         assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()) == (trainer.progress.step == 3)
-    assert (trainer.progress.step, trainer.bad_steps, trainer.progress.skipped) == (6, 0, 1)
+    assert (trainer.progress.step, trainer.non_finite.in_a_row, trainer.progress.skipped) == (6, 0, 1)
     assert trainer.state()["skipped"] == 1
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
 
@@ -313,7 +314,7 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path, part):
         with pytest.raises(
             UserError, match=rf"weights are not finite at step 2, so .*{name} was left as it was.*train\.lr"
         ):
-            trainer._save(name)
+            trainer.save(name)
     assert {path.name: path.read_bytes() for path in trainer.folder.iterdir()} == before
 
 
