@@ -23,7 +23,7 @@ from diffvocsep.util.atomic import require_folder
 from diffvocsep.util.cli import finite, main
 from diffvocsep.util.errors import UserError
 
-MODES = {  # what each measurement takes besides --dataset, --root and --output
+OPTIONS_OF = {  # what each measurement takes besides --dataset, --root and --output
     "scores": "--model_path --split --seconds --device --jobs --no-museval overrides",
     "oracle": "--split --seconds --jobs",
     "sweep": "--model_path --split --seconds --device --grid overrides",
@@ -68,7 +68,7 @@ def run(argv: list[str] | None = None) -> int:
         raise UserError("a folder of stems has no splits; leave --split out and name the folder with --root")
     if args.dataset == "synthetic" and args.root:
         raise UserError("--dataset synthetic has no --root; name the kind of songs in that folder with --dataset")
-    mode = next((mode for mode in MODES if getattr(args, mode, False)), "scores")
+    mode = next((mode for mode in OPTIONS_OF if getattr(args, mode, False)), "scores")
     if ignored := _ignored(args, parser, mode):
         name = "scoring" if mode == "scores" else f"--{mode}"
         raise UserError(f"{name} makes no use of {', '.join(ignored)}; leave that out")
@@ -77,7 +77,7 @@ def run(argv: list[str] | None = None) -> int:
 
     if args.output:
         require_folder(args.output)
-    from diffvocsep.evaluation import modes as measurements
+    from diffvocsep.evaluation import measurements
 
     getattr(measurements, mode)(args)
     return 0
@@ -85,8 +85,10 @@ def run(argv: list[str] | None = None) -> int:
 
 def _ignored(args: argparse.Namespace, parser: argparse.ArgumentParser, mode: str) -> list[str]:
     """The options that were given and have no effect on this measurement."""
-    known = dict.fromkeys(" ".join(MODES.values()).split())
-    places = {option: option.lstrip("-").replace("-", "_") for option in known if option not in MODES[mode].split()}
+    known = dict.fromkeys(" ".join(OPTIONS_OF.values()).split())
+    places = {
+        option: option.lstrip("-").replace("-", "_") for option in known if option not in OPTIONS_OF[mode].split()
+    }
     given = [option for option, name in places.items() if getattr(args, name) != parser.get_default(name)]
     return [option if option.startswith("-") else " ".join(args.overrides) for option in given]
 

@@ -132,7 +132,7 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
     from diffvocsep.batch import middle, require_outputs, separate_reader
     from diffvocsep.plot import plot_separation
     from diffvocsep.separator import Separator
-    from diffvocsep.uncertainty import Spread, require_samples, save_spread, says_something
+    from diffvocsep.uncertainty import Spread, require_samples, samples_differ, save_spread
 
     released = Separator.from_checkpoint(model, device)
     separator = released.configured(args.config, args.overrides)
@@ -142,7 +142,7 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
         print_notes(notes_on_settings(args, released.config, separator.config, settings))
     if args.uncertainty:
         require_samples(settings)
-    spread = Spread(settings.audio) if args.uncertainty or (args.plot and says_something(settings)) else None
+    spread = Spread(settings.audio) if args.uncertainty or (args.plot and samples_differ(settings)) else None
     subtype = {"16": "pcm16", "24": "pcm24", "32": "float", None: None}[args.bits]
     progress = not args.no_progress and rank == 0
 

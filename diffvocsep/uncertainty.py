@@ -23,22 +23,22 @@ from .util.errors import UserError
 
 LEAST_STEPS = 8  # with fewer, K samples hardly differ
 CELL = (4, 2)  # STFT bins x frames that share a number: 43 Hz x 46 ms with the default STFT
-ENOUGH = f"--sampler ddpm --steps {LEAST_STEPS}"  # as inference.py is told
+ADVICE = f"--sampler ddpm --steps {LEAST_STEPS}"  # options of inference.py under which the samples differ
 
 
-def require_samples(config: Config, enough: str = ENOUGH) -> None:
-    """Raises UserError for settings under which the samples hardly differ, or are only one; `enough` is its advice."""
+def require_samples(config: Config, advice: str = ADVICE) -> None:
+    """Raises UserError where there is only one sample, or the samples hardly differ; `advice` names better settings."""
     settings = config.diffusion
     if settings.samples < 2:
         raise UserError("the uncertainty is the spread of several counterfactuals; give --samples K, at least 2")
     if settings.ddim_steps < LEAST_STEPS:
         raise UserError(
             f"with diffusion.ddim_steps = {settings.ddim_steps} the samples hardly differ, so their spread says "
-            f"nothing; take at least {LEAST_STEPS} steps, such as {enough}"
+            f"nothing; take at least {LEAST_STEPS} steps, such as {advice}"
         )
 
 
-def says_something(config: Config) -> bool:
+def samples_differ(config: Config) -> bool:
     """Whether the samples differ enough for their spread to be worth a look."""
     return config.diffusion.samples >= 2 and config.diffusion.ddim_steps >= LEAST_STEPS
 

@@ -46,8 +46,8 @@ def calibration(excerpts: Sequence[Excerpt], model: Model, samples: int, jobs: i
     Raises:
         UserError: fewer than two samples, too few steps for them to differ, or clips too long for the memory.
     """
-    enough = f"diffusion.sampler=ddpm diffusion.ddim_steps={LEAST_STEPS}"
-    require_samples(model.separator().settings(samples=samples), enough)
+    advice = f"diffusion.sampler=ddpm diffusion.ddim_steps={LEAST_STEPS}"
+    require_samples(model.separator().settings(samples=samples), advice)
     longest = max(excerpt.seconds for excerpt in excerpts)
     if samples * longest > MOST:
         raise UserError(

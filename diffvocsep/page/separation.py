@@ -13,7 +13,7 @@ from torch import Tensor
 from ..batch import separate_file
 from ..plot import plot_separation
 from ..separator import Separator
-from ..uncertainty import Spread, says_something
+from ..uncertainty import Spread, samples_differ
 
 STEMS = ("vocals", "instrumental")
 PICTURE = "picture.png"
@@ -62,7 +62,7 @@ def separate_song(
     """
     options = {"steps": steps, "samples": samples, **({"sampler": "ddpm"} if samples > 1 else {})}
     settings = separator.settings(**options)
-    spread = Spread(settings.audio) if says_something(settings) else None
+    spread = Spread(settings.audio) if samples_differ(settings) else None
     vocals, instrumental = (folder / f"{stem}.wav" for stem in STEMS)
     separator.watch = watch
     try:

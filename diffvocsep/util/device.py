@@ -76,10 +76,11 @@ def choose_device(name: str = "auto") -> torch.device:
 def announce(name: str, device: torch.device) -> None:
     """Say, once, which device was taken when `name` was asked for, and why."""
     if place().rank == 0:
-        print(f"device: {describe(device)}, {reason(name, device)}")
+        print(f"device: {device_name(device)}, {reason(name, device)}")
 
 
-def describe(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The device, and of a GPU its model: `cuda:0 (NVIDIA ...)`."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 

@@ -29,7 +29,7 @@ from diffvocsep.config import load_config, to_dict
 from diffvocsep.data import songs as songs_module
 from diffvocsep.data.synthetic import tracks as synthetic_tracks
 from diffvocsep.data.synthetic.song import make_song
-from diffvocsep.evaluation import modes, museval_scores, parallel, scores, systems
+from diffvocsep.evaluation import measurements, museval_scores, parallel, scores, systems
 from diffvocsep.evaluation.clips import find_excerpts
 from diffvocsep.evaluation.parallel import progress
 from diffvocsep.separator import Separator
@@ -465,7 +465,7 @@ def test_overrides_that_would_have_no_effect_are_refused(overrides, words, songs
 
 def test_overrides_that_others_make_useless_are_named(model, capsys):
     overrides = ["diffusion.sampler=ddpm", "diffusion.ddim_steps=2", "diffusion.eta=0.5"]
-    modes._model(Namespace(model_path=model, device="cpu", overrides=overrides, sweep=False))
+    measurements._model(Namespace(model_path=model, device="cpu", overrides=overrides, sweep=False))
     assert capsys.readouterr().err == "note: diffusion.eta = 0.5 is ignored: diffusion.sampler is ddpm\n"
 
 
@@ -480,6 +480,6 @@ def test_what_is_missing_is_named(arguments, songs, monkeypatch, capsys):
 
 def test_an_output_that_cannot_be_is_said_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(modes, "oracle", lambda args: pytest.fail("it has begun"))
+    monkeypatch.setattr(measurements, "oracle", lambda args: pytest.fail("it has begun"))
     with pytest.raises(UserError, match="nothing can be written into the folder"):
         evaluate.run(["--oracle", "--output", str(tmp_path / "file" / "x")])

@@ -1,4 +1,4 @@
-"""From the arguments of `evaluate.py` to what it prints and writes: one function per kind of measurement."""
+"""What `evaluate.py` can measure: a function for each kind, from the arguments to the tables and files."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def counterfactual(args: Namespace) -> None:
 
 def instruments(args: Namespace) -> None:
     """SDR per instrument family, and the gap between those seen in training and those held out."""
-    from .families import folder_parts, held_out_of, report, synthetic_parts
+    from .families import folder_parts, held_out_of, show_scores, synthetic_parts
     from .families import instruments as measure
 
     if args.dataset not in ("synthetic", "stems"):
@@ -166,7 +166,7 @@ def instruments(args: Namespace) -> None:
     if unknown and args.held_out:
         raise UserError(f"--held_out {unknown[0]} is none of the families {', '.join(families)}")
     measured = measure(parts, model, processes(args.jobs, len(parts), args.device))
-    report(measured, model, held_out, len({part.index for part in parts}), args.output)
+    show_scores(measured, model, held_out, len({part.index for part in parts}), args.output)
 
 
 def _dashes(rows: dict[str, list[str]]) -> dict[str, list[str]]:
