@@ -38,7 +38,7 @@ from .validation import dev_clips, median_sdr, validate
 
 BAD_STEPS = 20  # so many non-finite steps in a row end a run
 SAVE_SECONDS = 600.0  # last.pt is at most so old, or one validation
-TERMS = ("loss", "diffusion", "vocals")  # of the objective, as logged
+TERMS = ("loss", "diffusion", "vocals", "consistency")  # of the objective, as logged
 SEEDED = threading.Lock()  # torch's random stream belongs to all threads, and on some TPUs each device has one
 
 
