@@ -68,13 +68,21 @@ class DeviceCache:
                  for name, values in scalars(draws).items()}  # fmt: skip
         for side in SIDES:
             batch[side] = self._render(side, [getattr(draw, side) for draw in draws])
-        rows = [i for i, draw in enumerate(draws) if draw.second]
-        if rows:
-            batch["vocals"][rows] += self._render("vocals", [draws[i].second for i in rows])
+        self._join(batch["vocals"], [draw.second for draw in draws])
         for i, draw in enumerate(draws):
             for side, waveform in limit({side: batch[side][i] for side in SIDES}, draw.limiter).items():
                 batch[side][i] = waveform
+        if self.segments.config.train.consistency_share:
+            gains = torch.tensor([draw.twin.gain for draw in draws], device=self.device)
+            batch["twin_vocals"] = gains[:, None, None] * batch["vocals"]
+            self._join(batch["twin_vocals"], [draw.twin.guest for draw in draws])
         return batch
+
+    def _join(self, vocals: Tensor, others: list[Cut | None]) -> None:
+        """Add other voices to `vocals` `(B, C, N)`, where there are any."""
+        rows = [i for i, cut in enumerate(others) if cut]
+        if rows:
+            vocals[rows] += self._render("vocals", [others[i] for i in rows])
 
     def _render(self, side: str, cuts: list[Cut]) -> Tensor:
         return render(self._crops(side, cuts), cuts, self.segments.length, self.segments.config)

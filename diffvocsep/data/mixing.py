@@ -28,6 +28,7 @@ PITCHED = 0.25  # share of the voices whose pitch data.pitch_semitones changes
 VOICE_CHAIN = {  # key of `data` that says how often -> effect
     "compressor": Compressor, "saturation": Saturation, "harmony": Harmony, "doubling": Doubling, "echo": Echo,
 }  # fmt: skip
+TWIN_GAINS = (0.5, 2.0)  # -6 and +6 dB
 HISS = 1e-3  # a stem 60 dB below the other holds noise only, which is not made louder
 SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration
 
@@ -48,6 +49,15 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Twin:
+    """The same music under another voice: the segment's own vocals times `gain`, and a `guest`. By default, it is no
+    other voice."""
+
+    gain: float = 1.0
+    guest: Cut | None = None
+
+
+@dataclass(frozen=True)
 class Draw:
     """All that is decided by chance about segment `index`. `source_rate` is in Hz; `level_db` is how much louder than
     the segment the song is that it pretends to come from; `second` is another voice beside `vocals`."""
@@ -59,6 +69,7 @@ class Draw:
     level_db: float
     second: Cut | None = None
     limiter: Limiter | None = None
+    twin: Twin = Twin()
 
     def cuts(self) -> list[tuple[str, Cut]]:
         """What the segment is added up of, each with its side."""
@@ -111,7 +122,11 @@ def scalars(draws: Sequence[Draw]) -> dict[str, Tensor]:
 
 
 class Segments(Dataset):
-    """Training segments: `vocals`, `accompaniment` `(C, N)`, and `source_rate`, `level_db` and `index` as in `Draw`."""
+    """Training segments: `vocals`, `accompaniment` `(C, N)`, and `source_rate`, `level_db` and `index` as in `Draw`.
+
+    With `train.consistency_share`, `twin_vocals` too: in that share of the segments another voice over the same
+    accompaniment, in the others `vocals` once more.
+    """
 
     def __init__(self, tracks: Sequence[Track], config: Config, size: int) -> None:
         self.tracks, self.config, self.size = tracks, config, size
@@ -135,15 +150,18 @@ class Segments(Dataset):
         crops = {track: self._crop(track, rng) for track in (singer, band)}
         vocals = self._cut(singer, crops[singer], voice_db + rng.uniform(-data.gain_db, data.gain_db), rng)
         accompaniment = self._cut(band, crops[band], rng.uniform(-data.gain_db, data.gain_db), rng)
-        if rng.random() < data.silent_vocals:
-            vocals = replace(vocals, gain=0.0)
+        silent = rng.random() < data.silent_vocals
         level_db = rng.normal(0, data.level_db)
-        vocals = replace(vocals, effects=self._effects(rng))
+        sung = replace(vocals, effects=self._effects(rng))
+        vocals = replace(sung, gain=0.0) if silent else sung
         second = self._second_voice(vocals, rng)
         limiter = Limiter.draw(rng) if data.limiter and rng.random() < data.limiter else None
-        samples = {cut.track: cut.samples for cut in (vocals, accompaniment, second) if cut}
+        if data.silent_accompaniment and rng.random() < data.silent_accompaniment and not silent:
+            accompaniment = replace(accompaniment, gain=0.0)
+        twin = self._twin(index, sung, silent)
+        samples = {cut.track: cut.samples for cut in (vocals, accompaniment, second, twin.guest) if cut}
         source_rate = min(self.tracks[i].source_rate * count / self.length for i, count in samples.items())
-        return Draw(index, vocals, accompaniment, source_rate, level_db, second, limiter)
+        return Draw(index, vocals, accompaniment, source_rate, level_db, second, limiter, twin)
 
     def _pair(self, rng: np.random.Generator) -> tuple[int, int, float]:
         """Whose voice, over whose music, and how much louder the voice is made, in dB."""
@@ -188,10 +206,26 @@ class Segments(Dataset):
         return tuple(effects)
 
     def _second_voice(self, first: Cut, rng: np.random.Generator) -> Cut | None:
-        """Another voice that sings along, `SECOND_DB` louder than the first; where that is silent, nobody does."""
+        """In `data.second_voice` of the segments a guest; where the first voice is silent, nobody sings."""
         share = self.config.data.second_voice
-        if not (share and rng.random() < share and first.gain):
-            return None
+        return self._guest(first, rng) if share and rng.random() < share and first.gain else None
+
+    def _twin(self, index: int, sung: Cut, silent: bool) -> Twin:
+        """In `train.consistency_share` of the segments: nobody sings, or the same voice louder or softer, or a guest
+        joins; where the segment itself is silent, the one who would have sung does."""
+        seed, share = self.config.train.seed, self.config.train.consistency_share
+        rng = generator(seed, "twins", index)
+        if not (share and rng.random() < share):
+            return Twin()
+        if silent:
+            return Twin(guest=sung)
+        kind = rng.integers(3)
+        if kind == 2 and (guest := self._guest(sung, rng)):
+            return Twin(guest=guest)
+        return Twin(gain=float(rng.choice(TWIN_GAINS)) if kind == 1 else 0.0)
+
+    def _guest(self, first: Cut, rng: np.random.Generator) -> Cut | None:
+        """Another voice that sings along, `SECOND_DB` louder than the first; None where it is silent."""
         track = int(rng.choice(len(self.tracks), p=self.weights["vocals"]))
         loudness, own = self._loudness(first.track, "vocals"), self._loudness(track, "vocals")
         if not own > 0:
@@ -211,13 +245,22 @@ class Segments(Dataset):
         return self.tracks[draw.vocals.track], self.tracks[draw.accompaniment.track]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        audio, draw = self.config.audio, self.draw(index)
+        draw = self.draw(index)
         item = {name: values[0] for name, values in scalars([draw]).items()}
         for side, cut in draw.cuts():
-            crop = self.tracks[cut.track].read(side, cut.start, cut.samples / audio.sample_rate, audio.sample_rate)
-            part = render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)[0]
+            part = self._render(side, cut)
             item[side] = item[side] + part if side in item else part
-        return limit(item, draw.limiter)
+        item = limit(item, draw.limiter)
+        if self.config.train.consistency_share:
+            item["twin_vocals"] = draw.twin.gain * item["vocals"]
+            if draw.twin.guest:
+                item["twin_vocals"] += self._render("vocals", draw.twin.guest)
+        return item
+
+    def _render(self, side: str, cut: Cut) -> Tensor:
+        audio = self.config.audio
+        crop = self.tracks[cut.track].read(side, cut.start, cut.samples / audio.sample_rate, audio.sample_rate)
+        return render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)[0]
 
 
 def _weights(tracks: Sequence[Track], side: str, factors: Mapping[str, float]) -> np.ndarray:

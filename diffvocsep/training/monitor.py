@@ -32,6 +32,7 @@ CURVES = {
     "loss": "train/loss",
     "diffusion": "train/diffusion",
     "vocals": "train/vocals",
+    "consistency": "train/consistency",
     "gradient_norm": "train/gradient_norm",
     "learning_rate": "train/learning_rate",
     "skipped_steps": "train/skipped_steps",

@@ -144,6 +144,16 @@ def test_a_run_that_ctrl_c_stopped_goes_on_as_if_nothing_had_happened(tmp_path, 
     assert curves(tmp_path) == curves(undisturbed.folder.parent)
 
 
+def test_going_on_with_own_guesses_and_twins_is_exact(tmp_path, monkeypatch):
+    options = ["train.refine_share=0.5", "train.consistency_share=0.5", "data.silent_accompaniment=0.2",
+               "diffusion.terminal_share=0", "train.max_steps=4"]  # fmt: skip
+    whole = run(tmp_path / "whole", *options)
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, lambda: signal.raise_signal(signal.SIGINT))
+        assert make(tmp_path / "parts", *options).run() == 130
+    assert_same_run(run(tmp_path / "parts", *options, resume="auto"), whole)
+
+
 def test_ctrl_c_ends_a_validation_and_it_is_made_up_for(tmp_path, monkeypatch, undisturbed, capsys):
     sdr, calls = trainer_module.validate.__globals__["sdr"], []
 
