@@ -266,7 +266,7 @@ def mean_state(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def load_any(path: Path) -> dict[str, Any]:
-    """At least `ema`, `config` and `step` of a `.pt` or `.safetensors` file; of the latter also `head`, the weights of its
+    """At least `ema`, `config` and `step` of a `.pt` or `.safetensors` file; of the latter `head` too, those of its
     `ScaleHead`, if any. Raises UserError as `load_checkpoint`."""
     if path.suffix != ".safetensors":
         return load_checkpoint(path)
