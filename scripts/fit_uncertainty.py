@@ -27,6 +27,7 @@ from diffvocsep.evaluation.calibration import errors, fit
 from diffvocsep.evaluation.clips import Excerpt, find_excerpts
 from diffvocsep.spectrogram import TRUSTED
 from diffvocsep.uncertainty import ScaleHead, listening
+from diffvocsep.uncertainty.head import QUIET_DB
 from diffvocsep.util.atomic import require_folder
 from diffvocsep.util.cli import main
 from diffvocsep.util.errors import UserError
@@ -34,7 +35,7 @@ from diffvocsep.util.rng import generator, normal
 
 KEPT = 0.4  # share of the columns of a crop that are kept: neighbours are alike
 RATE, WARM_UP = 3e-3, 20  # learning rate, and steps over which it rises
-HEARD = 1e-3  # bins of the mixture 60 dB below the song's level do not count
+SMALLEST = 1e-6  # scale, of the song's level: no certainty where there is digital silence
 FREEDOM = 3.0  # of the Student's t whose likelihood is maximized; the head's own is fitted afterwards
 
 
@@ -59,7 +60,7 @@ def observe(separator: Separator, item: dict[str, Tensor], index: int) -> dict[s
     heard_again = frontend.modelled(frontend.stft.inverse(found, length))  # as whoever listens to the vocals has them
     level = representation.level(statistics)
     hertz = torch.arange(frontend.bins) * (audio.sample_rate / audio.n_fft)
-    counts = (mixture.abs() > HEARD * level) & (hertz <= TRUSTED * item["source_rate"])[:, None]
+    counts = (mixture.abs() > 10 ** (QUIET_DB / 20) * level) & (hertz <= TRUSTED * item["source_rate"])[:, None]
 
     stride = config.model.patch[1]
     columns = generator(seed, "columns", index).permutation(mixture.shape[-1] // stride)
@@ -73,7 +74,7 @@ def loss(head: ScaleHead, seen: dict[str, Tensor]) -> Tensor:
     """The mean negative log-likelihood of the errors under Student's t; heavy tails, so that no bin decides alone."""
     names = ("features", "mixture", "vocals", "level")
     log_scale = head(*(seen[name].float() if name == "features" else seen[name] for name in names))[..., None]
-    floor = (HEARD**2 * seen["level"])[..., None]  # no scale of what is digital silence
+    floor = (SMALLEST * seen["level"])[..., None]
     z = torch.view_as_real(seen["error"]) / (log_scale.exp() + floor)
     terms = (FREEDOM + 1) / 2 * torch.log1p(z.square() / FREEDOM) + (log_scale.exp() + floor).log()
     return (terms * seen["counts"][..., None]).sum() / (2 * seen["counts"].sum()).clamp_min(1)
@@ -127,7 +128,7 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=4, help="of 10 s, at most, of each song (default 4)")
     parser.add_argument("--half", action="store_true", help="store the weights in float16: half the size")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="where the training songs are")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # options may stand between the songs and the settings
     if args.new_model.suffix != ".safetensors":
         raise UserError(f"'{args.new_model}' must end in .safetensors")
     if min(args.crops, args.steps, args.clips) < 1:

@@ -118,8 +118,8 @@ def test_octaves_and_levels_are_where_they_say():
     hertz = np.arange(768) * 44100 / 4096
     expected = np.digitize(hertz, [125, 250, 500, 1000, 2000, 4000])
     assert octaves(768, Config().audio).tolist() == expected.tolist()
-    mixture = torch.tensor([0.001, 0.1, 0.5, 2.0, 50.0])[None, None, :, None] * 3j
-    assert levels(mixture, torch.full((1, 1, 1, 1), 3.0)).flatten().tolist() == [0, 1, 2, 3, 4]
+    mixture = torch.tensor([0.001, 0.17, 0.19, 0.9, 1.1, 5.5, 5.8])[None, None, :, None] * 3j
+    assert levels(mixture, torch.full((1, 1, 1, 1), 3.0)).flatten().tolist() == [0, 0, 1, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize("overrides", [

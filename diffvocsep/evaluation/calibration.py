@@ -22,7 +22,7 @@ from torch import Tensor
 from ..audio import resample
 from ..chunks import to_groups
 from ..separator import Separator
-from ..uncertainty.head import LEVELS_DB, LOWEST_HZ, OCTAVES, ScaleHead, levels, octaves
+from ..uncertainty.head import LEVELS_DB, LOWEST_HZ, OCTAVES, QUIET_DB, ScaleHead, levels, octaves
 from ..uncertainty.song import COVERAGE, predict_sdr
 from .clips import Excerpt
 from .metrics import sdr
@@ -30,11 +30,10 @@ from .parallel import parallel_map
 from .report import new_figure, save
 from .systems import Model
 
-RANGE_DB = 60.0  # bins of the mixture this far below the level of the song are left out
 EDGES = np.linspace(-12, 12, 1201)  # of the counts: logarithms of how large an error is in scales
 MIDDLES = np.exp((EDGES[1:] + EDGES[:-1]) / 2)
 CLASSES = (OCTAVES, len(LEVELS_DB) + 1)
-FREEDOMS = np.geomspace(1.5, 20, 40)  # of Student's t, from which the best is chosen
+FREEDOMS = np.geomspace(1.1, 20, 40)  # of Student's t, from which the best is chosen
 CENTRAL = 0.8  # coverage of the interval of an SDR
 FEWEST = 0.01  # share of a song's bins that makes a class of it count
 
@@ -114,7 +113,7 @@ def compare(
 ) -> Errors:
     """`mixture`, vocals that were `found` and `true` ones, complex `(B, C, F, T)`; `raw`, the scales without factors,
     and `group`, the number of their class, likewise; the `level` of the song `(B, 1, 1, 1)`."""
-    heard = (mixture.abs() > level * 10 ** (-RANGE_DB / 20)) & (raw > 0)
+    heard = (mixture.abs() > level * 10 ** (QUIET_DB / 20)) & (raw > 0)
     size = torch.view_as_real(true - found).abs()[heard] / raw[heard][:, None]
     place = torch.bucketize(size.log(), torch.from_numpy(EDGES[1:-1]).float()) + group[heard][:, None] * len(MIDDLES)
     shape = (*CLASSES, len(MIDDLES))

@@ -21,7 +21,8 @@ from ..unet import Patches
 HIDDEN = 16  # width of the hidden layer
 FLOOR = 1e-4  # 80 dB below the song's level, magnitudes look alike
 LOWEST_HZ, OCTAVES = 62.5, 7  # the first class ends at 125 Hz, the last has no end
-LEVELS_DB = (-30.0, -15.0, 0.0, 15.0)  # of a bin of the mixture above the song's level, between the classes
+LEVELS_DB = (-15.0, 0.0, 15.0)  # of a bin of the mixture above the song's level, between the classes
+QUIET_DB = -30.0  # quieter bins of the mixture, some 60 dB below the loudest, are not what is fitted or judged
 
 
 def octaves(bins: int, audio: AudioConfig) -> Tensor:

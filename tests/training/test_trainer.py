@@ -346,7 +346,7 @@ def test_the_log1p_preset_trains_and_separates(tmp_path):
 
 
 def test_the_log1p_preset_learns_to_refine(tmp_path):
-    own = [f"log.checkpoint_dir='{(tmp_path / 'ck').as_posix()}'", "train.max_steps=3", "train.refine_share=1"]
+    own = [f"log.checkpoint_dir='{(tmp_path / 'ck').as_posix()}'", "train.max_steps=6", "train.refine_share=1"]
     config = load_config(ROOT / "configs" / "log1p.yaml", [*own, "diffusion.terminal_share=0"], base=tiny(tmp_path))
     trainer = Trainer(config, CPU, "none")
     assert trainer.run() == 0 and trainer.ema["guess"].any()  # what tells a guess from the truth has been learnt
