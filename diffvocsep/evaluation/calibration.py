@@ -33,7 +33,7 @@ from .systems import Model
 EDGES = np.linspace(-12, 12, 1201)  # of the counts: logarithms of how large an error is in scales
 MIDDLES = np.exp((EDGES[1:] + EDGES[:-1]) / 2)
 CLASSES = (OCTAVES, len(LEVELS_DB) + 1)
-FREEDOMS = np.geomspace(1.1, 20, 40)  # of Student's t, from which the best is chosen
+FREEDOMS = np.geomspace(1.4, 20, 40)  # of Student's t, from which the best is chosen; near 1, draws have no mean
 CENTRAL = 0.8  # coverage of the interval of an SDR
 FEWEST = 0.01  # share of a song's bins that makes a class of it count
 
