@@ -231,16 +231,19 @@ class Separator:
             for i, chunk in enumerate(batch):
                 rows, kept = slice(i * len(statistics), (i + 1) * len(statistics)), slice(margin, margin + chunk.kept)
                 if scale is not None:
-                    uncertainty.add(*(x[rows, :, :bins, kept].flatten(0, 1) for x in (vocals, scale)))
+                    own = vocals[rows, :, :bins, kept], scale[rows, ..., : chunk.kept]
+                    uncertainty.add(*(x.flatten(0, 1) for x in own))
                 yield vocals[rows, ..., kept]
                 bar.update()
 
     def _scale(self, heard: list[Tensor], mixture: Tensor, vocals: Tensor, statistics: Tensor, bins: int) -> Tensor:
-        """The scale of the error of the vocals' modelled bins, `(B, C, bins, T)`; see `vocals` for the arguments."""
+        """The scale of the error of the vocals' modelled bins between the margins, `(B, C, bins, T)`; see `vocals` for
+        the arguments."""
         level = self.frontend.representation.level(statistics).repeat(len(mixture) // len(statistics), 1, 1, 1)
-        mixture, vocals = mixture[:, :, :bins], vocals[:, :, :bins]
-        scale = self.head(heard[0].float(), mixture, vocals, level).exp()
-        return scale * (mixture.abs().amax((1, 2), keepdim=True) > 0)
+        kept, columns = slice(self.grid.margin, -self.grid.margin), self.grid.margin // self.config.model.patch[1]
+        mixture, vocals = (x[:, :, :bins, kept] for x in (mixture, vocals))
+        scale = self.head(heard[0][:, :, columns:-columns].float(), mixture, vocals, level).exp()
+        return scale * sounding(mixture)
 
     def vocals(self, mixture: Tensor, statistics: Tensor, firsts: Sequence[int], bins: int, config: Config) -> Tensor:
         """The vocals of some chunks of one song, the mean of `diffusion.samples` draws: complex
@@ -271,5 +274,9 @@ class Separator:
             vocals = subtract(how, modelled, x_mixture, x_0, statistics, frontend.representation)
             mean += (vocals - mean) / (draw + 1)
         # Silence in, silence out; and what is invented there must not decide over the treble beside it.
-        sounding = torch.view_as_real(mixture.mT).flatten(-2).abs().amax((1, -1))[:, None, None] > 0
-        return extend_band(mean * sounding, mixture, bins, audio.sample_rate, audio.hop_length)
+        return extend_band(mean * sounding(mixture), mixture, bins, audio.sample_rate, audio.hop_length)
+
+
+def sounding(spectrum: Tensor) -> Tensor:
+    """Which frames of a complex `(B, C, F, T)` are more than digital silence, `(B, 1, 1, T)`."""
+    return torch.view_as_real(spectrum.mT).flatten(-2).abs().amax((1, -1))[:, None, None] > 0

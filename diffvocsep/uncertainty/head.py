@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..config import AudioConfig, Config
 from ..unet import Patches
 
-HIDDEN = 16  # width of the hidden layer
+HIDDEN = 8  # width of the hidden layer
 FLOOR = 1e-4  # 80 dB below the song's level, magnitudes look alike
 LOWEST_HZ, OCTAVES = 62.5, 7  # the first class ends at 125 Hz, the last has no end
 LEVELS_DB = (-15.0, 0.0, 15.0)  # of a bin of the mixture above the song's level, between the classes
