@@ -68,8 +68,9 @@ class ScaleHead(nn.Module):
         """
         batch, channels, bins, frames = mixture.shape
         level = level.clamp_min(1e-20)
-        seen = torch.stack([x.mT.abs() / level for x in (mixture, vocals, mixture - vocals)], dim=2)
-        seen = (seen + FLOOR).log().flatten(0, 1)  # (B * C, 3, T, F)
+        spectra = (torch.view_as_real(x.mT / level) for x in (mixture, vocals, mixture - vocals))
+        power = torch.stack([x.square().sum(-1) for x in spectra], dim=2)  # quicker than magnitudes
+        seen = (power + FLOOR**2).log().flatten(0, 1) / 2  # (B * C, 3, T, F)
         context = self.patches.unfold(self.context(features))[..., :frames, :bins]  # the same for all channels
         hidden = self.seen(seen).unflatten(0, (batch, channels)) + context[:, None]
         found = self.out(F.silu(hidden).flatten(0, 1)).unflatten(0, (batch, channels)).squeeze(2).mT
