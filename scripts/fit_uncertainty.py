@@ -128,7 +128,7 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=4, help="of 10 s, at most, of each song (default 4)")
     parser.add_argument("--half", action="store_true", help="store the weights in float16: half the size")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="where the training songs are")
-    args = parser.parse_intermixed_args(argv)  # options may stand between the songs and the settings
+    args = parser.parse_args(argv)
     if args.new_model.suffix != ".safetensors":
         raise UserError(f"'{args.new_model}' must end in .safetensors")
     if min(args.crops, args.steps, args.clips) < 1:

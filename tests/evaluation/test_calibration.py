@@ -140,7 +140,7 @@ def test_errors_of_a_separation_are_those_of_its_vocals(model):
 def fitted(songs, model, tmp_path_factory):
     path = tmp_path_factory.mktemp("fitted") / "new.safetensors"
     sources = ["data.dataset=stems", f"data.root={songs.as_posix()}", f"data.cache_dir={path.parent.as_posix()}"]
-    run = [str(model), str(path), str(songs), "--crops", "2", "--steps", "60", *sources, "data.segment_seconds=1"]
+    run = [str(model), str(path), str(songs), *sources, "data.segment_seconds=1", "--crops", "2", "--steps", "60"]
     assert fit_uncertainty.run(run) == 0
     return path
 
