@@ -4,7 +4,7 @@
     python evaluate.py --model_path checkpoints/best.pt --dataset stems --root DIR --output DIR
     python evaluate.py --oracle --dataset stems --root DIR                      ceilings of the representations
     python evaluate.py --sweep --model_path PATH                                quality against steps
-    python evaluate.py --uncertainty --model_path PATH diffusion.sampler=ddpm diffusion.ddim_steps=8
+    python evaluate.py --uncertainty --model_path PATH                          does the model know its errors?
     python evaluate.py --counterfactual --model_path PATH                       what must not change
     python evaluate.py --instruments --model_path PATH                          one instrument family at a time
 
@@ -27,7 +27,7 @@ OPTIONS_OF = {  # what each measurement takes besides --dataset, --root and --ou
     "scores": "--model_path --split --seconds --device --jobs --no-museval overrides",
     "oracle": "--split --seconds --jobs",
     "sweep": "--model_path --split --seconds --device --grid overrides",
-    "uncertainty": "--model_path --split --seconds --device --jobs --samples overrides",
+    "uncertainty": "--model_path --split --seconds --device --jobs --samples --leave_one_out overrides",
     "counterfactual": "--model_path --split --seconds --device --jobs overrides",
     "instruments": "--model_path --device --jobs --songs --held_out --vocals overrides",
 }
@@ -47,14 +47,15 @@ def run(argv: list[str] | None = None) -> int:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--oracle", action="store_true", help="score the true accompaniment in every representation")
     modes.add_argument("--sweep", action="store_true", help="quality and time of samplers and steps")
-    modes.add_argument("--uncertainty", action="store_true", help="does the spread of the samples tell their error?")
+    modes.add_argument("--uncertainty", action="store_true", help="does the model know how far it is wrong?")
     modes.add_argument("--counterfactual", action="store_true", help="what must not change when the singer does")
     modes.add_argument("--instruments", action="store_true", help="SDR of each instrument family")
     parser.add_argument(
         "--grid", action="append", metavar="'steps=1,4 sampler=ddim,ddpm'",
         help="sweep: combinations of steps, sampler, eta and samples, as often as you like",
     )  # fmt: skip
-    parser.add_argument("--samples", type=int, default=16, help="uncertainty: draws per clip (default 16)")
+    parser.add_argument("--samples", type=int, default=16, help="uncertainty: draws per bin (default 16)")
+    parser.add_argument("--leave_one_out", action="store_true", help="uncertainty: calibrate anew with the other songs")
     parser.add_argument("--songs", type=int, default=30, help="instruments: songs of each family (default 30)")
     parser.add_argument("--held_out", metavar="FAMILY,...", help="instruments: families not trained on")
     parser.add_argument("--vocals", type=Path, metavar="DIR", help="instruments, stems: sing with these tracks' vocals")
@@ -72,8 +73,8 @@ def run(argv: list[str] | None = None) -> int:
     if ignored := _ignored(args, parser, mode):
         name = "scoring" if mode == "scores" else f"--{mode}"
         raise UserError(f"{name} makes no use of {', '.join(ignored)}; leave that out")
-    if args.seconds < 0 or args.jobs < 0 or args.songs < 1:
-        raise UserError("--seconds and --jobs cannot be negative, and --songs is at least 1")
+    if args.seconds < 0 or args.jobs < 0 or args.songs < 1 or args.samples < 2:
+        raise UserError("--seconds and --jobs cannot be negative, --songs is at least 1, and --samples at least 2")
 
     if args.output:
         require_folder(args.output)

@@ -58,7 +58,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
     parser.add_argument("--plot", type=named, metavar="PATH.png", help="picture of the middle 20 s of one song")
     parser.add_argument(
-        "--uncertainty", type=named, metavar="PATH.npz", help="how far the --samples lie apart, by time and frequency"
+        "--uncertainty", type=named, metavar="PATH.npz", help="how far the vocals may be wrong, by time and frequency"
     )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.add_argument(
@@ -132,7 +132,7 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
     from diffvocsep.batch import middle, require_outputs, separate_reader
     from diffvocsep.plot import plot_separation
     from diffvocsep.separator import Separator
-    from diffvocsep.uncertainty import Spread, require_samples, samples_differ, save_spread
+    from diffvocsep.uncertainty import save_uncertainty
 
     released = Separator.from_checkpoint(model, device)
     separator = released.configured(args.config, args.overrides)
@@ -140,9 +140,8 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
     settings = separator.settings(**options)
     if rank == 0:
         print_notes(notes_on_settings(args, released.config, separator.config, settings))
-    if args.uncertainty:
-        require_samples(settings)
-    spread = Spread(settings.audio) if args.uncertainty or (args.plot and samples_differ(settings)) else None
+    wanted = args.uncertainty or (args.plot and separator.head)
+    uncertainty = separator.uncertainty() if wanted else None
     subtype = {"16": "pcm16", "24": "pcm24", "32": "float", None: None}[args.bits]
     progress = not args.no_progress and rank == 0
 
@@ -151,16 +150,24 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
         require_outputs(source, vocals, instrumental)
         with AudioReader(source) as song:
             outputs = (vocals, instrumental, subtype)
-            separate_reader(separator, song, *outputs, progress=progress, spread=spread, **options)
+            separate_reader(separator, song, *outputs, progress=progress, uncertainty=uncertainty, **options)
             say(f"{source} -> {vocals}" + (f", {instrumental}" if instrumental else ""))
+            if uncertainty:
+                say_sdr(*uncertainty.sdr())
             if args.uncertainty:
-                save_spread(args.uncertainty, spread.values(), settings)
+                save_uncertainty(args.uncertainty, uncertainty.values())
             if args.plot:
                 (mixture, rate, start), (voice, _, _) = (middle(file, PICTURE_SECONDS) for file in (song, vocals))
-                apart = spread.values() if spread else None
-                plot_separation(args.plot, mixture, voice, rate, start, uncertainty=apart)
+                numbers = uncertainty.values() if uncertainty else None
+                plot_separation(args.plot, mixture, voice, rate, start, uncertainty=numbers)
 
     return separate
+
+
+def say_sdr(middle: float, low: float, high: float) -> None:
+    """How good the vocals probably are, where there are any."""
+    if middle == middle:
+        say(f"the vocals probably have an SDR of {middle:.1f} dB (in 8 songs of 10: {low:.1f} to {high:.1f})")
 
 
 def notes_on_settings(args: argparse.Namespace, came: Config, config: Config, settings: Config) -> Iterator[str]:

@@ -134,7 +134,7 @@ def _pairs(separator: Separator, reader: AudioReader, **options) -> Iterator[tup
     if reader.channels <= AT_ONCE:
         yield from separator.separate_stream(lambda: reader.blocks(size), reader.sample_rate, reader.frames, **options)
         return
-    if options.get("spread") is not None:
+    if options.get("uncertainty") is not None:
         raise UserError(f"--uncertainty measures songs of up to {AT_ONCE} channels; this one has {reader.channels}")
     short = max(1, size * AT_ONCE // reader.channels)  # as much memory as 8 channels take
     with own_folder() as name:

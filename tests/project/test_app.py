@@ -30,6 +30,8 @@ from diffvocsep.config import to_dict
 pytest.importorskip("starlette", reason="the page needs requirements-app.txt")
 pytest.importorskip("uvicorn", reason="the page needs requirements-app.txt")
 from diffvocsep.page.guard import is_own_name
+from diffvocsep.page.separation import WatchedSeparator, separate_song
+from diffvocsep.uncertainty import ScaleHead
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "data" / "demo" / "song.ogg"
@@ -175,15 +177,13 @@ def test_the_stems_are_those_of_the_command_line(app, visit, model, tmp_path, se
     assert app.ask("GET", f"{path}/vocals.wav")[0] == 404
 
 
-def test_several_samples_add_the_uncertainty_to_the_picture(app, visit):
-    heights, visitor = [], visit()
-    for settings in ({}, {"steps": 8, "samples": 2}):
-        path = visitor.send("song.wav", sound(1.0), **settings)
-        assert visitor.finished()["state"] == "done"
-        picture = app.ask("GET", f"{path}/picture.png")[1]
-        heights.append(int.from_bytes(picture[20:24], "big"))  # IHDR: width, height
-        assert app.ask("DELETE", path)[0] == 204
-        visitor.hear(lambda news: not news["songs"])
+def test_a_model_that_knows_how_far_it_may_be_wrong_draws_that_too(tmp_path):
+    config, heights = tiny_config(), []
+    (tmp_path / "song.wav").write_bytes(sound(1.0))
+    for head in (None, ScaleHead(config)):
+        separator = WatchedSeparator(random_unet(config), config, head=head)
+        separate_song(separator, tmp_path / "song.wav", tmp_path, 1, 1, lambda share: None)
+        heights.append(int.from_bytes((tmp_path / "picture.png").read_bytes()[20:24], "big"))  # IHDR: width, height
     assert heights[1] > 1.2 * heights[0]
 
 

@@ -119,7 +119,7 @@ def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys)
     assert one["parameters"] == sum(p.numel() for p in UNet(config).parameters())
     assert 0 < one["seconds"] < one["cold_seconds"] and four["seconds"] > 0
     assert one["peak_mib"] > 100
-    assert one["sdr"] == pytest.approx([0.0], abs=1e-3)  # an untrained network finds no vocals
+    assert one["scores"]["global SDR"] == pytest.approx([0.0], abs=1e-3)  # an untrained network finds no vocals
     assert (tmp_path / "inference.png").stat().st_size > 1000
     assert "| Diff-VocSep, 4 steps |" in capsys.readouterr().out
 

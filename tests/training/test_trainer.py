@@ -346,6 +346,20 @@ def test_the_log1p_preset_trains_and_separates(tmp_path):
     assert vocals.isfinite().all() and 0 < vocals.square().mean() < mixture.square().mean()
 
 
+def test_the_log1p_preset_learns_to_refine(tmp_path):
+    own = [f"log.checkpoint_dir='{(tmp_path / 'ck').as_posix()}'", "train.max_steps=6", "train.refine_share=1"]
+    config = load_config(ROOT / "configs" / "log1p.yaml", [*own, "diffusion.terminal_share=0"], base=tiny(tmp_path))
+    trainer = Trainer(config, CPU, "none")
+    assert trainer.run() == 0 and trainer.ema["guess"].any()  # what tells a guess from the truth has been learnt
+    separator, mixture = Separator.from_checkpoint(tmp_path / "ck" / "best.pt", "cpu"), sum(trainer.clips[0])
+    refined = {steps: separator.separate(mixture, 8000, steps=steps)[0] for steps in (1, 4)}
+    with torch.no_grad():
+        separator.model.guess.zero_()
+    untold = {steps: separator.separate(mixture, 8000, steps=steps)[0] for steps in (1, 4)}
+    assert refined[4].isfinite().all() and not torch.equal(refined[1], refined[4])
+    assert torch.equal(refined[1], untold[1]) and not torch.equal(refined[4], untold[4])
+
+
 def test_songs_on_the_device_give_the_same_batches_and_going_on_is_exact(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", "data.cache=device")
     streams = (islice(make(tmp_path, f"data.cache={kind}").steps(), 6) for kind in ("device", "memory"))
