@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..util.device import move
 from ..util.errors import UserError
 from .augment import source_length
 from .mixing import SIDES, Cut, Draw, Segments, describe, limit, render, to_channels
@@ -63,17 +64,15 @@ class DeviceCache:
 
     def batch(self, draws: list[Draw]) -> dict[str, Tensor]:
         """The segments of `draws`, as `Segments` and a loader would make them; `index` stays on the CPU."""
-        batch = {name: values.to(self.device) if name != "index" else values
+        batch = {name: move(values, self.device) if name != "index" else values
                  for name, values in describe(draws).items()}  # fmt: skip
         for side in SIDES:
             batch[side] = self._render(side, [getattr(draw, side) for draw in draws])
         rows = [i for i, draw in enumerate(draws) if draw.second]
         if rows:
-            batch["vocals"][rows] += self._render("vocals", [draws[i].second for i in rows])
-        for i, draw in enumerate(draws):
-            for side, waveform in limit({side: batch[side][i] for side in SIDES}, draw.limiter).items():
-                batch[side][i] = waveform
-        return batch
+            second = self._render("vocals", [draws[i].second for i in rows])
+            batch["vocals"] = batch["vocals"].index_add(0, move(torch.tensor(rows), self.device), second)
+        return limit(batch, [draw.limiter for draw in draws])
 
     def _render(self, side: str, cuts: list[Cut]) -> Tensor:
         return render(self._crops(side, cuts), cuts, self.segments.length, self.segments.config)
@@ -83,7 +82,8 @@ class DeviceCache:
         tracks = [cut.track for cut in cuts]
         within = torch.arange(self.longest, device=self.device)
         starts = self.first[side][tracks] + [round(cut.start * self.rate) for cut in cuts]
-        crops = self.samples[side][torch.from_numpy(starts).to(self.device)[:, None] + within]  # (B, N, C)
+        starts, tracks = move(torch.stack([torch.from_numpy(starts), torch.tensor(tracks)]), self.device)
+        crops = self.samples[side][starts[:, None] + within]  # (B, N, C)
         return crops.transpose(1, 2) * self.scale[side][tracks][:, None, None]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..checkpoint import is_finite, save_checkpoint
+from ..checkpoint import is_finite, release, save_checkpoint
 from ..config import Config, to_dict
 from ..data import Segments, Track, dev_tracks, train_tracks
 from ..data.loader import load_segments, with_noise
@@ -77,7 +77,8 @@ class Trainer:
         self.without = ", without --resume," if resume != "auto" else ""  # the same command goes on
         self.changes: list[str] = []  # what a resumed run does differently
         self.interruption, self.agreed = Interruption(self._say), False  # the latter: of any process, all know
-        self.saved = self.clock = time.monotonic()  # when a checkpoint was last written, and a step last taken
+        # When a checkpoint and released weights were last written, and a step last taken.
+        self.saved = self.released = self.clock = time.monotonic()
         self.asked, self.waited = 0.0, 0.0  # when the last batches were asked for, and how long they took, s
         if path := find_checkpoint(resume, self.folder / "last.pt"):
             self._go_on(path, automatic=resume == "auto")
@@ -149,6 +150,14 @@ class Trainer:
         save_checkpoint(self.folder / name, state)
         self.saved = time.monotonic()
 
+    def _release(self, name: str) -> None:
+        """The averaged weights in half precision, if `log.release_minutes` asks for them: small enough to be fetched
+        from a rented computer, and ready for `inference.py`."""
+        if self.config.log.release_minutes:
+            state = {"ema": self.backend.to_host(self.ema), "config": to_dict(self.config), "step": self.progress.step}
+            release(state, self.folder / f"{name}.safetensors", torch.float16)
+            self.released = time.monotonic()
+
     # The loop
 
     def run(self) -> int:
@@ -179,6 +188,8 @@ class Trainer:
             with self.interruption:
                 self._train(monitor)
                 finished = self.ended and self.progress.validated == self.progress.step
+                if monitor:
+                    self._release("last")
                 if finished and monitor:
                     monitor.finish()
                 elif monitor:
@@ -242,6 +253,8 @@ class Trainer:
                 elif monitor and time.monotonic() - self.saved > SAVE_SECONDS:
                     monitor.flush()
                     self._save("last.pt")
+                if monitor and time.monotonic() - self.released > 60 * self.config.log.release_minutes:
+                    self._release("last")
 
     @property
     def ended(self) -> bool:
@@ -260,7 +273,8 @@ class Trainer:
         """Lists of `train.accumulate` batches, one list per optimizer step, from the current step on."""
         train, backend = self.config.train, self.backend
         made = load_segments(self.segments, self.progress.samples, backend.host, backend.rank, backend.world_size)
-        stream = backend.batches(with_noise(made, self.objective.shape(), train.seed))
+        there = backend.host if self.config.data.cache == "device" else None
+        stream = backend.batches(with_noise(made, self.objective.shape(), train.seed, there))
         self.clock = time.monotonic()
         try:
             while not self.ended and not self.stopping:
@@ -381,7 +395,7 @@ class Trainer:
     def _validate(self, monitor: Monitor | None) -> None:
         """Separate the dev clips with the EMA weights; keep the best. After Ctrl-C it is left for the next start."""
         if not self.backend.main or monitor is None:
-            self.progress.validated = self.progress.step
+            self.progress.scored()
             return
         model = copy.deepcopy(self.model).to(self.backend.host)  # not UNet(...), which would draw random weights
         model.load_state_dict(self.ema)
@@ -397,13 +411,15 @@ class Trainer:
         median = median_sdr(result.scores)
         better = median > self.progress.best_sdr
         self.progress.best_sdr = max(median, self.progress.best_sdr)
-        previous, self.progress.validated = self.progress.validated, self.progress.step
+        previous = self.progress.validated
+        self.progress.scored()
         monitor.validated(
             self.progress.step, previous, result, self.progress.best_sdr, self.course.share(self.progress)
         )
         monitor.flush()
         if better:
             self._save("best.pt")
+            self._release("best")
         self._save("last.pt")
 
 
