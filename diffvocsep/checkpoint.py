@@ -63,6 +63,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "validated": (_is_count, "a count"),
     "skipped": (_is_count, "a count"),
     "seconds": (lambda v: type(v) in (int, float) and 0 <= v < COUNT, "a number of seconds"),
+    "validated_seconds": (lambda v: type(v) in (int, float) and 0 <= v < COUNT, "a number of seconds"),
     "best_sdr": (lambda v: type(v) in (int, float) and -math.inf <= v < 1e4, "a score"),
     "dev_songs": (lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
     "run_id": (lambda v: isinstance(v, str) and PLAIN_NAME.fullmatch(v) is not None, "a plain name"),

@@ -176,6 +176,7 @@ class TrainConfig:
     refine_share: float = key(0.0, SHARE)
     consistency_share: float = key(0.0, SHARE)
     val_every_steps: int = key(1000, at_least(1, STEPS))
+    val_minutes: float = key(0.0, at_least(0, 525_600))
     val_batches: int = key(16, at_least(1, 1_000_000))
     val_seconds: float = key(10.0, more_than(0, 3600))
     channels_last: bool | None = key(None)
@@ -187,6 +188,7 @@ class LogConfig:
     tb_log_dir: str = key("logs/tb", FOLDER)
     checkpoint_dir: str = key("checkpoints", FOLDER)
     every_steps: int = key(10, at_least(1, STEPS))
+    release_minutes: float = key(0.0, at_least(0, 525_600))
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import Config
+from ..util.device import move
 from ..util.errors import UserError
 from ..util.rng import generator
 from .augment import KNOTS, Room, alter, source_length, turn
-from .effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation
+from .effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation, affect
 from .tracks import SIDES, Track, to_channels
 
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
@@ -81,35 +82,29 @@ def render(crops: Tensor, cuts: Sequence[Cut], length: int, config: Config) -> T
     """The sides `(B, C, length)` of segments from what was cut out for them, `(B, C, N)`, N at least their samples."""
     data, device = config.data, crops.device
     if data.speed_semitones or data.equalizer_db or data.reverb:
-        gains_db = torch.from_numpy(np.array([cut.equalizer_db for cut in cuts], np.float32)).to(device)
+        gains_db = move(torch.from_numpy(np.array([cut.equalizer_db for cut in cuts], np.float32)), device)
         samples, rooms = [cut.samples for cut in cuts], [cut.room for cut in cuts]
         crops = alter(crops, samples, length, config.audio.sample_rate, gains_db, rooms)
     crops = crops[..., :length]
-    if any(cut.effects for cut in cuts):
-        crops = torch.stack(
-            [_affect(crop, cut, config.audio.sample_rate) for crop, cut in zip(crops, cuts, strict=True)]
-        )
-    gains = torch.tensor([cut.gain for cut in cuts], dtype=torch.float32).to(device)
-    swap = torch.tensor([cut.swap for cut in cuts]).to(device)[:, None, None]
+    crops = affect(crops, [cut.effects for cut in cuts], config.audio.sample_rate)
+    gains = move(torch.tensor([cut.gain for cut in cuts], dtype=torch.float32), device)
+    swap = move(torch.tensor([cut.swap for cut in cuts]), device)[:, None, None]
     crops = crops * gains[:, None, None]
     crops = torch.where(swap, crops.flip(1), crops)
     if not any(cut.turn for cut in cuts):
         return crops
-    return turn(crops, torch.tensor([cut.turn for cut in cuts], dtype=torch.float32).to(device))
+    return turn(crops, move(torch.tensor([cut.turn for cut in cuts], dtype=torch.float32), device))
 
 
-def _affect(waveform: Tensor, cut: Cut, sample_rate: int) -> Tensor:
-    for effect in cut.effects:
-        waveform = effect(waveform, sample_rate)
-    return waveform
-
-
-def limit(item: dict[str, Tensor], limiter: Limiter | None) -> dict[str, Tensor]:
-    """A segment whose mixture has been through the limiter: each side `(C, N)` with the gain of both."""
-    if limiter is None:
-        return item
-    gain = limiter.gain(item["vocals"] + item["accompaniment"])
-    return item | {side: item[side] * gain for side in SIDES}
+def limit(batch: dict[str, Tensor], limiters: Sequence[Limiter | None]) -> dict[str, Tensor]:
+    """Segments whose mixtures have been through their limiters: both sides `(B, C, N)` with the gains of both."""
+    limited = [i for i, limiter in enumerate(limiters) if limiter]
+    if not limited:
+        return batch
+    rows = move(torch.tensor(limited), batch["vocals"].device)
+    sides = {side: batch[side][rows] for side in SIDES}
+    gains = Limiter.gains([limiters[i] for i in limited], sides["vocals"] + sides["accompaniment"])
+    return batch | {side: batch[side].index_copy(0, rows, part * gains) for side, part in sides.items()}
 
 
 def scalars(draws: Sequence[Draw]) -> dict[str, Tensor]:
@@ -246,21 +241,21 @@ class Segments(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         draw = self.draw(index)
-        item = {name: values[0] for name, values in scalars([draw]).items()}
+        batch = scalars([draw])
         for side, cut in draw.cuts():
             part = self._render(side, cut)
-            item[side] = item[side] + part if side in item else part
-        item = limit(item, draw.limiter)
+            batch[side] = batch[side] + part if side in batch else part
+        batch = limit(batch, [draw.limiter])
         if self.config.train.consistency_share:
-            item["twin_vocals"] = draw.twin.gain * item["vocals"]
+            batch["twin_vocals"] = draw.twin.gain * batch["vocals"]
             if draw.twin.guest:
-                item["twin_vocals"] += self._render("vocals", draw.twin.guest)
-        return item
+                batch["twin_vocals"] += self._render("vocals", draw.twin.guest)
+        return {name: values[0] for name, values in batch.items()}
 
     def _render(self, side: str, cut: Cut) -> Tensor:
         audio = self.config.audio
         crop = self.tracks[cut.track].read(side, cut.start, cut.samples / audio.sample_rate, audio.sample_rate)
-        return render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)[0]
+        return render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)
 
 
 def _weights(tracks: Sequence[Track], side: str, factors: Mapping[str, float]) -> np.ndarray:

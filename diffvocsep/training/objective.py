@@ -109,7 +109,9 @@ class Objective:
             return x_t
         noise, x_mixture, t = noise[rows], x_mixture[rows], t[rows]
         first = torch.full_like(t, self.diffusion.timesteps - 1)
-        x_0 = denoiser(noise, x_mixture, first, torch.zeros_like(guessed[rows]))
+        # As it is: torch.compile would stop to build graphs for batches of another size.
+        plain = Denoiser(getattr(denoiser.model, "_orig_mod", denoiser.model), self.diffusion, denoiser.dtype)
+        x_0 = plain(noise, x_mixture, first, torch.zeros_like(guessed[rows]))
         again = self.diffusion.q_sample(x_0, t, noise)
         chosen = guessed[rows, None, None, None] > 0
         return x_t.index_copy(0, rows, torch.where(chosen, again, x_t[rows]))

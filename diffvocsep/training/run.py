@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..checkpoint import is_finite, save_checkpoint
+from ..checkpoint import is_finite, release, save_checkpoint
 from ..config import Config, to_dict
 from ..unet import make_network
 from ..util.atomic import remove_leftovers, require_folder
@@ -59,7 +59,7 @@ class Run:
         self.progress, self.course = Progress(run_id=time.strftime("%Y%m%d-%H%M%S")), Course(train)
         self.folder, self.is_new, self.changes = Path(config.log.checkpoint_dir), True, list[str]()
         self.command = f"the same command{', without --resume,' if resume != 'auto' else ''}"  # that goes on
-        self.saved = time.monotonic()  # when a checkpoint was last written
+        self.saved = self.released = time.monotonic()  # when a checkpoint and released weights were last written
         if path := find_checkpoint(resume, self.folder / "last.pt"):
             self.go_on(path, automatic=resume == "auto")
 
@@ -114,6 +114,14 @@ class Run:
             )
         save_checkpoint(self.folder / name, state)
         self.saved = time.monotonic()
+
+    def release(self, name: str) -> None:
+        """Write the averaged weights in half precision, if `log.release_minutes` asks for them: small enough to be
+        fetched from a rented computer, and ready for `inference.py`."""
+        if self.config.log.release_minutes and self.backend.main:
+            state = {"ema": self.backend.to_host(self.ema), "config": to_dict(self.config), "step": self.progress.step}
+            release(state, self.folder / f"{name}.safetensors", torch.float16)
+            self.released = time.monotonic()
 
     def keep_aside(self, path: Path) -> None:
         """Let no checkpoint of this run replace one of another; see `resume.keep_aside`."""

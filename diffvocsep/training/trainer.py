@@ -92,6 +92,7 @@ class Trainer(Run):
                 self.keep_aside(self.folder / "best.pt")
             with self.interruption, self._together():
                 self._train(monitor)
+                self.release("last")
                 if self.complete:
                     monitor.finish()
                 else:
@@ -146,6 +147,8 @@ class Trainer(Run):
                 elif self.backend.main and time.monotonic() - self.saved > SAVE_SECONDS:
                     monitor.flush()
                     self.save("last.pt")
+                if time.monotonic() - self.released > 60 * self.config.log.release_minutes:
+                    self.release("last")
 
     @property
     def stopping(self) -> bool:
@@ -157,7 +160,8 @@ class Trainer(Run):
         """Lists of `train.accumulate` batches, one list per optimizer step, from the current step on."""
         train, backend = self.config.train, self.backend
         made = load_segments(self.segments, self.progress.samples, backend.host, backend.rank, backend.world_size)
-        stream = backend.batches(with_noise(made, self.objective.shape(), train.seed))
+        there = backend.host if self.config.data.cache == "device" else None
+        stream = backend.batches(with_noise(made, self.objective.shape(), train.seed, there))
         self.stepped = time.monotonic()
         try:
             while not self.ended and not self.stopping:
@@ -250,7 +254,7 @@ class Trainer(Run):
     def _validate(self, monitor: Monitor | NoMonitor) -> None:
         """Separate the dev clips with the EMA weights; keep the best. After Ctrl-C it is left for the next start."""
         if not self.backend.main:
-            self.progress.validated = self.progress.step
+            self.progress.scored()
             return
         separator = averaged(self.model, self.ema, self.config, self.backend.host)
         try:
@@ -263,11 +267,13 @@ class Trainer(Run):
         median = median_sdr(result.scores)
         better = median > self.progress.best_sdr
         self.progress.best_sdr = max(median, self.progress.best_sdr)
-        previous, self.progress.validated = self.progress.validated, self.progress.step
+        previous = self.progress.validated
+        self.progress.scored()
         monitor.validated(
             self.progress.step, previous, result, self.progress.best_sdr, self.course.share(self.progress)
         )
         monitor.flush()
         if better:
             self.save("best.pt")
+            self.release("best")
         self.save("last.pt")

@@ -159,6 +159,14 @@ def channels_last(wanted: bool | None, device: torch.device, dtype: torch.dtype 
     return wanted if wanted is not None else device.type == "cuda" or (device.type == "cpu" and dtype is not None)
 
 
+def move(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`. To a CUDA GPU from pinned memory, for only from there a copy waits for nothing; elsewhere
+    it must wait, or `values` may be gone before they are copied (on MPS, pytorch issue 139550)."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 class Table:
     """A constant tensor, kept once for every device and dtype that asks: to copy it anew is to wait for the GPU."""
 
