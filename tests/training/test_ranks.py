@@ -74,7 +74,7 @@ def gone(worker: psutil.Process) -> bool:
         return True
 
 
-@pytest.mark.parametrize("steps, compiled", [(20, "false"), (3, "true")])
+@pytest.mark.parametrize("steps, compiled", [(20, "false"), pytest.param(3, "true", marks=pytest.mark.slow)])
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, steps, compiled):
     """In float64, with two batches a step: losses, gradients, weights and their average agree to 1e-6 over 20 steps;
     and over a few where both processes call what torch.compile has traced."""
@@ -98,6 +98,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, steps, compiled):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
 def test_a_dead_process_ends_the_run_and_one_alone_goes_on(tmp_path):
     process = torchrun(tmp_path, "train.max_steps=100000", "train.val_every_steps=4", "train.steps_per_epoch=1000")
@@ -145,6 +146,7 @@ def test_a_process_of_torchrun_leaves_with_its_code_whatever_would_come_then(end
         assert ("error: no such song" in done.stderr) == (code == 2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
 def test_the_first_process_dead_ends_the_run_with_what_it_saved(tmp_path):
     """It alone writes; the others leave its files as they were."""

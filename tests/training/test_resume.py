@@ -75,7 +75,7 @@ def finished(folder: Path, *arguments: str, **environment: str) -> str:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
-@pytest.mark.parametrize("workers, method", [(0, "fork"), (2, "spawn")])
+@pytest.mark.parametrize("workers, method", [(0, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)])
 def test_killed_in_a_checkpoint_and_at_random_it_ends_as_if_undisturbed(tmp_path, undisturbed, workers, method):
     """The loaders are forked before the kills and, with two of them, spawned after: that changes nothing, either."""
     argument = f"data.workers={workers}"
