@@ -165,14 +165,14 @@ def test_any_value_of_a_checkpoint_is_taken_or_refused_by_name(key, value):
     try_value(key, value)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @LONG
 @given(TEXTS)
 def test_1500_texts_are_read_or_refused(text):
     try_text(text)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @LONG
 @given(st.sampled_from(KEYS), VALUES)
 def test_1500_values_are_taken_or_refused_by_name(key, value):
