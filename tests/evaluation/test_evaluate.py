@@ -237,8 +237,9 @@ def test_different_songs_have_different_files_with_names_that_every_system_takes
         assert 0 < len(file.encode()) < 200 and not file.endswith((" ", ".")) and not set(file) & set('<>:"/\\|?*')
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_ended_goes_on_where_it_stopped(how, songs, model, tmp_path):
     """Real processes: the first run is ended once a song is done, the second keeps that song and finishes."""
     command = [sys.executable, evaluate.__file__, *arguments(songs, model)[:-2], "--jobs", "2"]
