@@ -437,7 +437,7 @@ def test_changed_headers(songs, tmp_path, monkeypatch, kind):
     ))()  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("kind", SHORT)
 def test_many_changed_headers(songs, tmp_path, monkeypatch, kind):
     """5,000 in all without the second decoder, 100 with it."""

@@ -43,7 +43,7 @@ def items() -> list[tuple[Tensor, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, items) -> Iterator[tuple[Trainer, str]]:
+def trained(tmp_path_factory, items, picture) -> Iterator[tuple[Trainer, str]]:
     """A run of two sampling steps, and what it said on the terminal."""
     stderr, objective = sys.stderr, Objective.__call__
 
@@ -54,8 +54,10 @@ def trained(tmp_path_factory, items) -> Iterator[tuple[Trainer, str]]:
 
     sys.stderr, Objective.__call__ = io.StringIO(), listening
     try:
-        trainer = run(tmp_path_factory.mktemp("run"), "diffusion.ddim_steps=2", "diffusion.terminal_share=0.5",
-                      "log.every_steps=2")  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(monitor_module, "picture", picture)
+            trainer = run(tmp_path_factory.mktemp("run"), "diffusion.ddim_steps=2", "diffusion.terminal_share=0.5",
+                          "log.every_steps=2")  # fmt: skip
         yield trainer, sys.stderr.getvalue()
     finally:
         sys.stderr, Objective.__call__ = stderr, objective

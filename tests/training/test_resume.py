@@ -74,26 +74,42 @@ def finished(folder: Path, *arguments: str, **environment: str) -> str:
     return out
 
 
+def killed_in_a_checkpoint(folder: Path, *arguments: str) -> None:
+    """Start train.py, which kills itself when half of its fourth checkpoint, that of step 3, is written."""
+    process = start(folder, *arguments, script=ROOT / "tests" / "killed.py", KILL_IN_SAVE="4")
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == -signal.SIGKILL, error
+    (half,) = (folder / "ck").glob(f".*{PART}")
+    assert last(folder)["step"] == 2 and half.stat().st_size > 10000
+
+
+def assert_as_if_undisturbed(folder: Path, undisturbed: Trainer, out: str) -> None:
+    """What has been killed and has gone on, and what it said when it did."""
+    assert "resumed" in out and "changed" not in out
+    assert_same_state(last(folder), undisturbed.state())
+    assert_same_state(
+        checkpoint.load_checkpoint(folder / "ck/best.pt"), checkpoint.load_checkpoint(undisturbed.folder / "best.pt")
+    )
+    assert curves(folder) == curves(undisturbed.folder.parent)
+    assert_one_curve(folder, [2, 3, 4, 6])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
+def test_killed_in_a_checkpoint_it_ends_as_if_undisturbed(tmp_path, undisturbed, capsys):
+    killed_in_a_checkpoint(tmp_path)
+    run(tmp_path, resume="auto")
+    assert_as_if_undisturbed(tmp_path, undisturbed, capsys.readouterr().out)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
 @pytest.mark.parametrize("workers, method", [(0, "fork"), (2, "spawn")])
 def test_killed_in_a_checkpoint_and_at_random_it_ends_as_if_undisturbed(tmp_path, undisturbed, workers, method):
     """The loaders are forked before the kills and, with two of them, spawned after: that changes nothing, either."""
     argument = f"data.workers={workers}"
-    process = start(tmp_path, argument, script=ROOT / "tests" / "killed.py", KILL_IN_SAVE="4")
-    _, error = process.communicate(timeout=600)
-    assert process.returncode == -signal.SIGKILL, error
-    (half,) = (tmp_path / "ck").glob(f".*{PART}")
-    assert last(tmp_path)["step"] == 2 and half.stat().st_size > 10000
-
+    killed_in_a_checkpoint(tmp_path, argument)
     killed_at_random(tmp_path, np.random.default_rng(), 1, argument)
-    out = finished(tmp_path, argument, START_METHOD=method)
-    assert "resumed" in out and "changed" not in out
-    assert_same_state(last(tmp_path), undisturbed.state())
-    assert_same_state(
-        checkpoint.load_checkpoint(tmp_path / "ck/best.pt"), checkpoint.load_checkpoint(undisturbed.folder / "best.pt")
-    )
-    assert curves(tmp_path) == curves(undisturbed.folder.parent)
-    assert_one_curve(tmp_path, [2, 3, 4, 6])
+    assert_as_if_undisturbed(tmp_path, undisturbed, finished(tmp_path, argument, START_METHOD=method))
 
 
 @pytest.mark.slow

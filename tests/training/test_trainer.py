@@ -27,7 +27,7 @@ from diffvocsep.util.errors import UserError
 
 
 def test_train_py_trains_validates_logs_and_saves(tmp_path, undisturbed):
-    process = start(tmp_path)
+    process = start(tmp_path, "train.val_batches=1")  # one clip: a process draws its pictures, a second each
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     validated = re.findall(r"step (\d+): median SDR .* (-?\d+\.\d+) dB", out)
