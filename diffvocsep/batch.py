@@ -1,76 +1,25 @@
-"""Separate audio files: read, separate, write, block by block, so that a file of any length fits in memory; and many
-files, of which one that fails never ends the others."""
+"""Separate audio files: read, separate, write, block by block, so that a file of any length fits in memory."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .audio import AudioReader, AudioWriter
 from .audio.common import no_room
-from .audio.songs import Song, pair_outputs
+from .audio.songs import STEMS
 from .audio.turns import AT_ONCE, Part, join, split
+from .audio.written import require_form
+from .jobs import require_outputs
 from .separator import BLOCK_SECONDS, Separator
 from .util.atomic import own_folder
-from .util.cli import print_notes, say
+from .util.cli import print_notes
 from .util.errors import UserError
-
-
-class Job(NamedTuple):
-    """One song and where its results go, or why they cannot."""
-
-    source: Path
-    vocals: Path
-    instrumental: Path | None
-    problem: UserError | None
-
-
-def plan(songs: list[Song], output: Path, instrumental: Path | None, one: bool) -> list[Job]:
-    """Raises UserError where several songs have no folder for their results, or the only song has no place for them."""
-    vocals = pair_outputs(songs, output, "vocals", one)
-    rest = pair_outputs(songs, instrumental, "instrumental", one) if instrumental else [None] * len(songs)
-    jobs = []
-    for (source, _), *targets in zip(songs, vocals, rest, strict=True):
-        problem = next((target for target in targets if isinstance(target, UserError)), None)
-        if problem and len(songs) == 1:
-            raise problem
-        jobs.append(Job(source, *targets, problem))
-    return jobs
-
-
-def separate_all(jobs: list[Job], separate: Callable[[Job], None], total: bool = True) -> int:
-    """Call `separate` for each job and say what became of it: the number of those that failed, of whatever cause.
-
-    `total`: say at the end how many were made; one of several processes knows only its own share.
-    """
-    failed: list[Path] = []
-    for job in jobs:
-        try:
-            if job.problem:
-                raise job.problem
-            separate(job)
-        except UserError as error:
-            _complain(str(error))
-            failed.append(job.source)
-        except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-            _complain(f"'{job.source}' could not be separated ({reason})")
-            failed.append(job.source)
-    if total and len(jobs) > 1:
-        names = f"; failed: {', '.join(map(str, failed))}" if failed else ""
-        say(f"{len(jobs) - len(failed)} of {len(jobs)} songs separated{names}")
-    return len(failed)
-
-
-def _complain(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr)
 
 
 def separate_file(
@@ -79,12 +28,15 @@ def separate_file(
     vocals: Path,
     instrumental: Path | None = None,
     subtype: str | None = None,
+    bitrate: int | None = None,
+    rescale: bool = False,
     **options,
 ) -> None:
     """Write the vocals of `source`, and what is left of it, with its sample rate, channels and length.
 
     Args:
-        subtype: see `AudioWriter`; None is 32-bit float in a .wav.
+        subtype, bitrate: see `AudioWriter`; None is 32-bit float in a .wav.
+        rescale: make both quieter by one factor where a format cannot hold a peak, and say so.
         options: those of `Separator.separate`.
 
     Raises:
@@ -92,21 +44,7 @@ def separate_file(
     """
     require_outputs(source, vocals, instrumental)
     with AudioReader(source) as reader:
-        separate_reader(separator, reader, vocals, instrumental, subtype, **options)
-
-
-def require_outputs(source: Path, vocals: Path, instrumental: Path | None) -> None:
-    """Raise UserError for an output that is the input or the other output, or whose name no disk can hold."""
-    targets = [path for path in (vocals, instrumental) if path is not None]
-    if len({os.path.realpath(path) for path in targets}) < len(targets):
-        raise UserError(f"vocals and instrumental cannot both be written to '{vocals}'; name two files")
-    for path in targets:
-        try:
-            same = os.path.realpath(path) == os.path.realpath(source) or (path.exists() and path.samefile(source))
-        except OSError as error:  # a name of 255 bytes has no room for "_vocals"
-            raise UserError(f"'{path}' cannot be written ({error.strerror}); rename the song or name a file") from None
-        if same:
-            raise UserError(f"'{source}' is the input and would be overwritten; name another output")
+        separate_reader(separator, reader, vocals, instrumental, subtype, bitrate, rescale, **options)
 
 
 def separate_reader(
@@ -115,17 +53,52 @@ def separate_reader(
     vocals: Path,
     instrumental: Path | None = None,
     subtype: str | None = None,
+    bitrate: int | None = None,
+    rescale: bool = False,
     **options,
-) -> None:
-    """`separate_file` for a file that is open."""
+) -> float:
+    """`separate_file` for a file that is open. What was written is so many times as loud as what was separated."""
     print_notes(reader.notes)
+    targets = [path for path in (vocals, instrumental) if path is not None]
+    parts = _pairs(separator, reader, **options)
+    if not rescale or {require_form(path, subtype) for path in targets} == {"float"}:
+        _write(targets, reader, parts, subtype, bitrate)
+        return 1.0
+    with own_folder() as folder:
+        drafts = [Path(folder, f"{stem}.wav") for stem in STEMS[: len(targets)]]
+        peak = max(1.0, _write(drafts, reader, parts))
+        size = round(BLOCK_SECONDS * reader.sample_rate)
+        blocks = zip(*(AudioReader(draft).blocks(size) for draft in drafts), strict=True)
+        _write(targets, reader, ([block / peak for block in some] for some in blocks), subtype, bitrate)
+    if peak > 1:
+        down = f"{20 * math.log10(peak):.2f} dB"
+        print_notes([f"{' and '.join(map(str, targets))} lie {down} below the song, so that the highest peak fits"])
+    return 1 / peak
+
+
+def require_fit(reader: AudioReader, targets: list[Path], subtype: str | None, bitrate: int | None) -> None:
+    """Raise UserError, before any work, where a target's format cannot hold the song's rate and channels."""
+    for path in targets:
+        AudioWriter(path, reader.sample_rate, reader.channels, subtype, reader.frames, reader.mask, bitrate)
+
+
+def _write(
+    targets: list[Path],
+    reader: AudioReader,
+    parts: Iterable[Sequence[Tensor]],
+    subtype: str | None = None,
+    bitrate: int | None = None,
+) -> float:
+    """Write the first part of each block to the first target, the second to the second; the highest peak of all."""
+    peak = 0.0
     with ExitStack() as stack:
-        layout = (reader.sample_rate, reader.channels, subtype, reader.frames, reader.mask)
-        targets = [path for path in (vocals, instrumental) if path is not None]
+        layout = (reader.sample_rate, reader.channels, subtype, reader.frames, reader.mask, bitrate)
         writers = [stack.enter_context(AudioWriter(path, *layout)) for path in targets]
-        for parts in _pairs(separator, reader, **options):
-            for writer, part in zip(writers, parts, strict=False):
+        for some in parts:
+            for writer, part in zip(writers, some, strict=False):
                 writer.write(part)
+                peak = max(peak, float(part.abs().max()))
+    return peak
 
 
 def _pairs(separator: Separator, reader: AudioReader, **options) -> Iterator[tuple[Tensor, Tensor]]:

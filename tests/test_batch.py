@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from random import Random
 
@@ -19,10 +20,11 @@ from tiny import RATE, nobody_plays, random_separator, random_unet, song, stubbe
 
 from diffvocsep import checkpoint
 from diffvocsep.audio import read, write
-from diffvocsep.audio.songs import Song, find_songs, left_out_note, pair_outputs
-from diffvocsep.batch import Job, middle, plan, separate_all, separate_file
+from diffvocsep.audio.songs import Song, find_songs, left_out_note
+from diffvocsep.batch import middle, separate_file
 from diffvocsep.checkpoint import FORMAT, load_checkpoint, load_model, release, save_checkpoint
 from diffvocsep.config import to_dict
+from diffvocsep.jobs import Job, Output, duration, pair_outputs, plan, separate_all
 from diffvocsep.separator import Separator
 from diffvocsep.util.errors import UserError
 
@@ -135,26 +137,67 @@ def test_sub_folders_are_walked_but_not_results_and_a_circle_once(tmp_path):
     songs, left_out = find_songs([tmp_path], [tmp_path / "out"])
     assert [str(song.path.relative_to(tmp_path)) for song in songs] == ["a.wav", "CD1/b.wav", "CD2/Bonus/c.tta"]
     assert left_out == [tmp_path / "loop.wav"]
-    targets = pair_outputs(songs, tmp_path / "out", "vocals", one=False)
+    targets = pair_outputs(songs, Output(tmp_path / "out"), "vocals", one=False)
     names = [str(target.relative_to(tmp_path / "out")) for target in targets]
     assert names == ["a_vocals.wav", "CD1/b_vocals.wav", "CD2/Bonus/c_vocals.wav"]
 
 
 def test_where_results_go(tmp_path):
     a, b = Song(tmp_path / "a.wav"), Song(tmp_path / "b.mp3")
-    out = tmp_path / "out"
-    assert pair_outputs([a], out / "v.wav", "vocals", one=True) == [out / "v.wav"]
-    assert pair_outputs([a], tmp_path, "vocals", one=True) == [tmp_path / "a_vocals.wav"]
-    assert pair_outputs([a, b], out, "vocals", one=False) == [out / "a_vocals.wav", out / "b_vocals.wav"]
-    first, second = pair_outputs([a, Song(tmp_path / "A.flac")], out, "vocals", one=False)
-    assert first == out / "a_vocals.wav" and re.search("a.wav' and .*A.flac' would both", str(second))
+    out, here = Output(tmp_path / "out"), Output(tmp_path)
+    assert pair_outputs([a], Output(out.path / "v.wav"), "vocals", one=True) == [out.path / "v.wav"]
+    assert pair_outputs([a], here, "vocals", one=True) == [tmp_path / "a_vocals.wav"]
+    assert pair_outputs([a, b], out, "vocals", one=False) == [out.path / "a_vocals.wav", out.path / "b_vocals.wav"]
     with pytest.raises(UserError, match="not a folder"):
-        pair_outputs([a, b], tmp_path / "v.wav", "vocals", one=False)
+        pair_outputs([a, b], Output(tmp_path / "v.wav"), "vocals", one=False)
     with pytest.raises(UserError, match="overwritten"):
-        plan([a], a.path, None, one=True)
+        plan([a], Output(a.path), None, one=True)
     # What an earlier run put there is an input now.
-    problem, _ = plan([a, Song(tmp_path / "a_vocals.wav")], tmp_path, None, one=False)
+    problem, _ = plan([a, Song(tmp_path / "a_vocals.wav")], here, None, one=False)
     assert "overwritten" in str(problem.problem)
+
+
+def test_a_folder_need_not_exist(tmp_path):
+    a, out = Song(tmp_path / "a.wav"), tmp_path / "out"
+    for text in [str(out), f"{out}/", f"{tmp_path}/../{tmp_path.name}/out"]:
+        assert [p.resolve() for p in pair_outputs([a], Output.named(text), "vocals", one=True)] == [
+            out / "a_vocals.wav"
+        ]
+    dots = Output.named(f"{tmp_path / 'Vol. 2.wav'}/")  # a slash says that it is one, whatever its name
+    assert pair_outputs([a], dots, "vocals", one=True, ending=".mp3") == [tmp_path / "Vol. 2.wav" / "a_vocals.mp3"]
+    assert pair_outputs([a, Song(tmp_path / "b.wav")], dots, "vocals", one=False)[1].name == "b_vocals.wav"
+
+
+def test_without_an_output_both_lie_beside_the_song(tmp_path):
+    songs = [Song(tmp_path / "a.wav"), Song(tmp_path / "CD1" / "b.mp3", Path("CD1"))]
+    found = [job.targets for job in plan(songs, None, None, one=False, ending=".flac", both=True)]
+    assert found == [
+        [tmp_path / "a_vocals.flac", tmp_path / "a_instrumental.flac"],
+        [tmp_path / "CD1" / "b_vocals.flac", tmp_path / "CD1" / "b_instrumental.flac"],
+    ]
+    (only,) = plan(songs[:1], Output(tmp_path / "v.wav"), None, one=True, both=True)  # a file is for the vocals
+    assert only.targets == [tmp_path / "v.wav"]
+
+
+def test_results_beside_their_songs_are_no_songs(tmp_path):
+    for name in ["a.wav", "a_vocals.wav", "a_instrumental.flac", "b.wav", "b.mp3", "b.mp3_vocals.wav", "my_vocals.wav"]:
+        (tmp_path / name).touch()
+    songs, left_out = find_songs([tmp_path], beside=True)
+    assert [song.path.name for song in songs] == ["a.wav", "b.mp3", "b.wav", "my_vocals.wav"]
+    assert [path.name for path in left_out] == ["a_instrumental.flac", "a_vocals.wav", "b.mp3_vocals.wav"]
+    assert len(find_songs([tmp_path])[0]) == 7
+
+
+def test_two_songs_of_one_name_get_their_full_names(tmp_path):
+    names = ["a.wav", "A.flac", "b.wav", "CD1/a.wav"]
+    songs = [Song(tmp_path / name, Path(name).parent) for name in names]
+    targets = pair_outputs(songs, Output(tmp_path / "out"), "vocals", one=False)
+    written = [str(target.relative_to(tmp_path / "out")) for target in targets]
+    assert written == ["a.wav_vocals.wav", "A.flac_vocals.wav", "b_vocals.wav", "CD1/a_vocals.wav"]
+    first, second = pair_outputs(
+        [Song(tmp_path / "1" / "a.wav"), Song(tmp_path / "2" / "a.wav")], Output(tmp_path / "out"), "vocals", one=False
+    )
+    assert first == tmp_path / "out" / "a_vocals.wav" and re.search("1/a.wav' and .*2/a.wav' would both", str(second))
 
 
 def test_whatever_becomes_of_one_song_the_others_are_tried_and_the_end_says_so(capsys):
@@ -168,8 +211,27 @@ def test_whatever_becomes_of_one_song_the_others_are_tried_and_the_end_says_so(c
         == 4
     )
     out, err = capsys.readouterr()
-    assert out == "1 of 5 songs separated; failed: b, c, d, e\n"
+    turns = [f"song {number} of 5: {name}" for number, name in enumerate("bcdef", 1)]
+    *said, last = out.splitlines()
+    assert said == turns and last == "1 of 5 songs separated; failed: b, c, d, e; it took 1 s"
     assert [line.startswith("error: ") for line in err.splitlines()] == [True] * 4
+
+
+def test_the_time_left_is_told_from_the_bytes_that_are_left(tmp_path, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    jobs = []
+    for name, size in [("a", 1000), ("b", 3000), ("c", 6000)]:
+        (tmp_path / name).write_bytes(bytes(size))
+        jobs.append(Job(tmp_path / name, Path("v.wav"), None, None))
+
+    def separate(job):
+        now[0] += job.source.stat().st_size / 10  # s
+
+    assert separate_all(jobs, separate) == 0
+    lines = [line.partition(str(tmp_path))[2] for line in capsys.readouterr().out.splitlines()[:3]]
+    assert lines == ["/a", "/b, about 15 min left", "/c, about 10 min left"]
+    assert [duration(seconds) for seconds in (0.2, 42, 200, 6000)] == ["1 s", "42 s", "3 min", "1 h 40 min"]
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

@@ -6,8 +6,22 @@ keep peaks above 1.0, and formats that cannot hold such a peak refuse it.
 
 from __future__ import annotations
 
-from .reader import AudioReader, read
-from .resampling import rechunk, resample, resample_blocks
-from .writer import AudioWriter, write
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .reader import AudioReader, read
+    from .resampling import rechunk, resample, resample_blocks
+    from .writer import AudioWriter, write
 
 __all__ = ["AudioReader", "AudioWriter", "read", "rechunk", "resample", "resample_blocks", "write"]
+_HOMES = {"reader": ("AudioReader", "read"), "resampling": ("rechunk", "resample", "resample_blocks"),
+          "writer": ("AudioWriter", "write")}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Whoever asks for a name waits for torch; who only looks which files are songs, does not."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

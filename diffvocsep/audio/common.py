@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..util.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds
+    from torch import Tensor
 
 
 def shown(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Which songs are meant by what was named, and where their results go."""
+"""Which songs are meant by what was named."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ..util.errors import UserError
 from .formats import SONGS
 
+STEMS = ("vocals", "instrumental")  # what becomes of a song; its results are named so
 NAMED = 20  # files that are named one by one; of more, the number is told
 
 
@@ -20,10 +21,13 @@ class Song(NamedTuple):
     folder: Path = Path()
 
 
-def find_songs(inputs: Iterable[Path], outputs: Iterable[Path] = ()) -> tuple[list[Song], list[Path]]:
+def find_songs(
+    inputs: Iterable[Path], outputs: Iterable[Path] = (), beside: bool = False
+) -> tuple[list[Song], list[Path]]:
     """Files as given; of a folder, all songs in it and in its sub-folders, by name; and what was left out of them.
 
-    `outputs` are folders for results: what lies in one of them is no song to be separated.
+    `outputs` are folders for results: what lies in one of them is no song to be separated. `beside`: results lie beside
+    their songs, and what is named like one of them is none either.
 
     Raises:
         UserError: a folder without songs, or nothing at that path.
@@ -33,13 +37,13 @@ def find_songs(inputs: Iterable[Path], outputs: Iterable[Path] = ()) -> tuple[li
     results = {os.path.realpath(path) for path in outputs}
     for path in inputs:
         if path.is_dir():
-            before = len(songs)
-            for file in _walk(path, results - {os.path.realpath(path)}, left_out):
-                if file.suffix.lower() in SONGS:
-                    songs.append(Song(file, file.parent.relative_to(path)))
-                else:
-                    left_out.append(file)
-            if len(songs) == before:
+            files = list(_walk(path, results - {os.path.realpath(path)}, left_out))
+            found = [file for file in files if file.suffix.lower() in SONGS]
+            made = {result for file in found for result in _results(file)} if beside else set()
+            found = [file for file in found if file.with_suffix("") not in made]
+            left_out += sorted({*files} - {*found})
+            songs += [Song(file, file.parent.relative_to(path)) for file in found]
+            if not found:
                 raise UserError(f"there is no audio file in the folder '{path}'")
         elif os.path.lexists(path):
             songs.append(Song(path))
@@ -69,36 +73,16 @@ def _walk(folder: Path, results: set[str], left_out: list[Path]) -> Iterator[Pat
                 left_out.append(file)
 
 
+def _results(song: Path) -> Iterator[Path]:
+    """The results of a song beside it, without their endings."""
+    for name in (song.stem, song.name):
+        for stem in STEMS:
+            yield song.with_name(f"{name}_{stem}")
+
+
 def left_out_note(left_out: list[Path]) -> list[str]:
     """The line that names what is left out; none, where nothing is."""
     if not left_out:
         return []
     more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
-    return [f"left out, no songs by their endings: {', '.join(map(str, left_out[:NAMED]))}{more}"]
-
-
-def pair_outputs(songs: list[Song], output: Path, suffix: str, one: bool) -> list[Path | UserError]:
-    """Where each song's result goes: `output` itself for one file, else `output/<folder>/<name>_<suffix>.wav`; or why
-    it can go nowhere: that is the input of another, or the result of an earlier one.
-
-    Raises:
-        UserError: several songs and no folder.
-    """
-    if one and not output.is_dir():
-        targets = [output]
-    elif output.is_dir() or not (output.exists() or output.suffix.lower() in SONGS):
-        targets = [output / song.folder / f"{song.path.stem}_{suffix}.wav" for song in songs]
-    else:
-        raise UserError(f"'{output}' is not a folder, but {suffix} of several songs go into one; name a folder")
-    inputs, taken = {os.path.realpath(song.path) for song in songs}, {}
-    results: list[Path | UserError] = []
-    for (source, _), target in zip(songs, targets, strict=True):
-        if os.path.realpath(target) in inputs:
-            results.append(UserError(f"'{target}' is an input and would be overwritten; name another output"))
-        elif other := taken.get(str(target).lower()):
-            both = f"'{other}' and '{source}' would both be written to '{target}'"
-            results.append(UserError(f"{both}; rename one or separate them one by one"))
-        else:
-            taken[str(target).lower()] = source
-            results.append(target)
-    return results
+    return [f"left out, no songs by their names: {', '.join(map(str, left_out[:NAMED]))}{more}"]

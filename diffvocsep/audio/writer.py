@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Container
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
@@ -19,37 +17,18 @@ from ..util.errors import UserError
 from .common import native_path, require_finite, shown
 from .layout import fits_flac
 from .wav import WavSink, data_size
+from .written import FORMATS, bitrates, compression_level, require_form, require_layout
 
 ABANDONED = 24 * 3600.0  # s without a change, after which a temporary file is nobody's
-
-
-@dataclass(frozen=True)
-class _Format:
-    subtypes: dict[str, str]  # ours -> soundfile's; the first is the default
-    sample_rates: Container[int]
-    max_channels: int
-    limits: str
-
-
-_MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-_FORMATS = {
-    ".wav": _Format({"float": "FLOAT", "pcm16": "PCM_16", "pcm24": "PCM_24"}, range(1, 1 << 31), 1024, "1024 channels"),
-    ".flac": _Format(
-        {"pcm24": "PCM_24", "pcm16": "PCM_16"}, range(1, 655_351), 8, "8 channels and sample rates up to 655350 Hz"
-    ),
-    ".mp3": _Format(
-        {"mp3": "MPEG_LAYER_III"}, _MP3_RATES, 2, f"2 channels and sample rates of {', '.join(map(str, _MP3_RATES))} Hz"
-    ),
-}
 
 
 class AudioWriter:
     """Write a .wav, .flac or .mp3 file block by block; the target appears, whole, when the `with` block ends well.
 
-    `subtype` is "float" (default), "pcm16" or "pcm24" for .wav, "pcm24" (default) or "pcm16" for .flac, and "mp3"
-    (320 kbit/s where the rate allows it) for .mp3. PCM is rounded to nearest, without dither. `frames` is the length
-    to come, in samples: where it is known, a disk too small for the .wav is refused before any work.
-    `mask` says which loudspeaker each channel is for (layout.py; 0: unknown).
+    `subtype` is "float" (default), "pcm16" or "pcm24" for .wav, "pcm24" (default) or "pcm16" for .flac, and "mp3" for
+    .mp3, of `bitrate` kbit/s, by default the highest: 320 from 32 kHz on. PCM is rounded to nearest, without dither.
+    `frames` is the length to come, in samples: where it is known, a disk too small for the .wav is refused before any
+    work. `mask` says which loudspeaker each channel is for (layout.py; 0: unknown).
     Raises UserError for what the format cannot hold, a peak above 1.0 (0 dBFS) outside float .wav, samples that are
     not finite, and a path that cannot be written. An error removes the unfinished file and leaves the old one alone.
     """
@@ -62,27 +41,18 @@ class AudioWriter:
         subtype: str | None = None,
         frames: int | None = None,
         mask: int = 0,
+        bitrate: int | None = None,
     ) -> None:
         self.path, self.mask = Path(path), mask
         self.sample_rate, self.channels, self.frames = sample_rate, channels, frames
         self._suffix = self.path.suffix.lower()
-        if self._suffix not in _FORMATS:
-            raise UserError(f"{shown(self.path)} cannot be written: the name must end in {', '.join(_FORMATS)}.")
-        kind = _FORMATS[self._suffix]
-        if sample_rate not in kind.sample_rates or not 1 <= channels <= kind.max_channels:
-            raise UserError(
-                f"{shown(self.path)} cannot hold {channels} channels at {sample_rate} Hz ({self._suffix} has at most "
-                f"{kind.limits}): write a .wav."
-            )
+        self.subtype = require_form(self.path, subtype, bitrate)
+        require_layout(self.path, sample_rate, channels, bitrate)
         if self._suffix == ".flac" and not fits_flac(mask, channels):
             raise UserError(
                 f"{shown(self.path)} cannot tell for which loudspeaker each of {channels} channels is: write a .wav."
             )
-        self.subtype = subtype or next(iter(kind.subtypes))
-        if self.subtype not in kind.subtypes:
-            raise UserError(
-                f"{shown(self.path)} cannot hold {self.subtype} samples: choose from {', '.join(kind.subtypes)}."
-            )
+        self._bitrate = bitrate or bitrates(sample_rate)[-1]
         self._target = follow(self.path)
         self._part = temporary_name(self._target)
         self._done = 0
@@ -111,10 +81,11 @@ class AudioWriter:
         if self._suffix == ".wav":
             return WavSink(self._part, self.sample_rate, self.channels, self.subtype, self.mask)
         self._part.touch()  # fails with a reason, where libsndfile would only say "System error"
-        best = {"compression_level": 0.0, "bitrate_mode": "CONSTANT"} if self._suffix == ".mp3" else {}
-        subtype = _FORMATS[self._suffix].subtypes[self.subtype]
+        level = compression_level(self._bitrate, self.sample_rate)
+        rate = {"compression_level": level, "bitrate_mode": "CONSTANT"} if self._suffix == ".mp3" else {}
+        subtype = FORMATS[self._suffix].subtypes[self.subtype]
         layout = (self.sample_rate, self.channels, subtype, None, self._suffix[1:].upper())
-        return soundfile.SoundFile(native_path(self._part), "w", *layout, **best)
+        return soundfile.SoundFile(native_path(self._part), "w", *layout, **rate)
 
     def write(self, block: Tensor) -> None:
         """Append `block` (C, n)."""
@@ -128,7 +99,7 @@ class AudioWriter:
         if peak > 1.0 and self.subtype != "float":
             raise UserError(
                 f"{shown(self.path)} cannot hold the peak of {20 * math.log10(peak):+.2f} dBFS at "
-                f"{(self._done + at) / self.sample_rate:.3f} s without clipping: write a float .wav."
+                f"{(self._done + at) / self.sample_rate:.3f} s without clipping: write a float .wav, or use --rescale."
             )
         try:
             self._sink.write(block.T.contiguous().numpy())

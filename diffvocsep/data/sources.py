@@ -35,8 +35,11 @@ def _tracks(config: Config, split: str) -> list[Track]:
 
 def stem_tracks(config: Config, split: str) -> list[Track]:
     """Own folders of stems, below `data.root` for training and below `data.dev_root` for deciding."""
-    data = config.data
-    tracks = find_tracks(data.root if split == "train" else data.dev_root, _cache(config))
+    data, key = config.data, "data.root" if split == "train" else "data.dev_root"
+    try:
+        tracks = find_tracks(data.root if split == "train" else data.dev_root, _cache(config))
+    except UserError as error:  # there are two roots, and the sentence shows one path
+        raise UserError(f"{key}: {error}") from None
     if split == "train":
         _keep_apart(tracks, Path(data.dev_root))
     return tracks

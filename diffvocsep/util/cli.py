@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import sys
@@ -14,8 +15,19 @@ from .interrupt import listen
 from .memory import keep_freed_memory
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one sentence, as all others are."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists what there is")
+
+
 def main(run: Callable[[], int]) -> NoReturn:
     """Run a script and exit: 0 done, 1 the work failed, 2 bad input or usage, 130 Ctrl-C or SIGTERM."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads wait asleep: on a busy machine spinning costs
     open_streams()
     for stream in (sys.stdout, sys.stderr):  # a Korean Windows console defaults to cp949
         if hasattr(stream, "reconfigure"):

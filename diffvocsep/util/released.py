@@ -17,8 +17,11 @@ def released_weights() -> Path:
     Raises:
         UserError: there is none, as in a checkout without its large files.
     """
-    packaged = Path(str(files("diffvocsep"))) / "weights"  # setup.py puts them there
-    for folder in (packaged, CHECKOUT):
-        if (folder / NAME).is_file():
-            return folder / NAME
+    if found := find_released():
+        return found
     raise UserError(f"the released weights are not in '{CHECKOUT}'; fetch {NAME} again or name a model of your own")
+
+
+def find_released() -> Path | None:
+    packaged = Path(str(files("diffvocsep"))) / "weights"  # setup.py puts them there
+    return next((folder / NAME for folder in (packaged, CHECKOUT) if (folder / NAME).is_file()), None)

@@ -193,7 +193,7 @@ def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(song
         return score_clip(clip, system, *rest)
 
     monkeypatch.setattr(scores, "score_clip", counted)
-    monkeypatch.setattr(modes, "draw_summary", lambda *_: None)
+    monkeypatch.setattr(measurements, "draw_summary", lambda *_: None)
     evaluate.run([*arguments(songs, model), "--output", str(folder)])
     assert scored == [] and (folder / "results.csv").read_bytes() == before
     assert "museval leaves out" in capsys.readouterr().out

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-import inference
 from diffvocsep.config import Config, load_config, to_dict
+from diffvocsep.program import RELEASED, TRAINED
 
 ROOT = Path(__file__).parents[2]
 README = {"en": "README.md", "ko": "README.ko.md"}
@@ -113,7 +113,8 @@ def parser_of(script: str) -> argparse.ArgumentParser:
         raise Caught(parser)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Caught) as caught:
-        patch.setattr(argparse.ArgumentParser, "parse_args", catch)
+        for name in ("parse_args", "parse_intermixed_args"):
+            patch.setattr(argparse.ArgumentParser, name, catch)
         importlib.import_module(script).run([])
     return caught.value.args[0]
 
@@ -241,7 +242,7 @@ def test_links_lead_to_files_and_headings_that_exist(language):
 def test_checkpoints_and_logs_are_where_the_programs_put_them(language):
     configs = [load_config(path) for path in [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]]
     known = {f"{config.log.checkpoint_dir}/{name}" for config in configs for name in ("best.pt", "last.pt")}
-    known |= {inference.RELEASED.as_posix(), inference.TRAINED.as_posix()}
+    known |= {RELEASED.as_posix(), TRAINED.as_posix()}
     named = set(re.findall(r"\bcheckpoints/[\w/.-]+\.(?:pt|safetensors)\b", text(language), re.A))
     assert named and named <= known
     folders = [words[2] for words in commands(text(language)) if words[:2] == ["tensorboard", "--logdir"]]
@@ -259,7 +260,7 @@ def test_commands_are_accepted_by_their_scripts(language):
         assert options_in(words) <= options_of(script), words  # argparse alone would take abbreviations
         arguments = parser_of(script).parse_args(words)
         path = ROOT / arguments.config if getattr(arguments, "config", None) else None
-        load_config(path, arguments.overrides)
+        load_config(path, getattr(arguments, "overrides", []))
 
 
 @both
