@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import soundfile
 import torch
@@ -380,13 +379,14 @@ def test_leftovers_of_the_dead_are_removed_and_of_the_living_never(tmp_path, mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    started = psutil.Process().create_time()
-    mine = temporary_name(tmp_path / "a.wav")  # last written when this process began, so silent for as long as can be
+    mine = temporary_name(tmp_path / "a.wav")
     mine.touch()
-    os.utime(mine, (started, started))
-    reused = temporary_name(tmp_path / "a.wav")  # of one that had the number of this process before it
-    reused.touch()
-    os.utime(reused, (started - 100, started - 100))
+    os.utime(mine, (1, 1))  # the clock was set, or it was silent for long
+    begun = f"-{os.getpid()}-{atomic._born(os.getpid())}-"
+    reused = tmp_path / temporary_name(tmp_path / "a.wav").name.replace(begun, f"-{os.getpid()}-7-")
+    reused.touch()  # of one that had the number of this process before it
+    born = atomic._born(os.getpid())
+    monkeypatch.setattr(atomic, "_born", lambda pid: born)
     monkeypatch.setattr(atomic.os, "getpid", lambda: dead.pid)
     theirs, folder = temporary_name(tmp_path / "a.wav"), own_folder()
     theirs.touch()
