@@ -56,7 +56,8 @@ def _born(pid: int) -> int:
     """When a process began, as a number that stays the same when the clock is set: a pid alone is used anew. On Linux
     psutil counts from the time of the boot, which moves with the clock. Raises psutil.Error."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])  # man proc
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")  # man proc
+        return int(stat.rpartition(")")[2].split()[19])
     except (OSError, IndexError):
         return round(1000 * psutil.Process(pid).create_time())
 
