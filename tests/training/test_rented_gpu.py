@@ -22,8 +22,8 @@ from scripts import grow
 
 RATE = 8000
 SHRUNK = [setting for setting in TINY.split() if not setting.startswith(("train.max", "train.val_every"))] + [
-    "data.segment_seconds=0.3", "train.compile=false", "train.steps_per_epoch=1000", "train.max_minutes=1.1", "train.val_minutes=0.5",
-    "log.release_minutes=0.0001",
+    "data.segment_seconds=0.3", "train.compile=false", "train.steps_per_epoch=1000", "train.max_minutes=1.1",
+    "train.val_minutes=0.5", "log.release_minutes=0.0001",
 ]  # fmt: skip
 
 
