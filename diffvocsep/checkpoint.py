@@ -171,7 +171,8 @@ def require_fit(weights: Mapping[str, Tensor], config: Config, name: str) -> Non
     """
     model, why = config.model, ""
     try:
-        if model.blocks * len(model.channels_mult) > len(weights):  # it would take long to build, too
+        blocks = model.blocks * len(model.channels_mult) if model.network == "unet" else 0
+        if blocks > len(weights):  # it would take long to build, too
             raise RuntimeError(f"\nit has too few tensors for {model.blocks} blocks a scale")
         with torch.device("meta"):
             expected = {key: weight.shape for key, weight in make_network(config).state_dict().items()}

@@ -49,6 +49,7 @@ STEPS = 1_000_000_000  # more than anybody trains
 
 MAGNITUDE, COMPLEX = when("audio.representation", "magnitude"), when("audio.representation", "complex")
 STEMS, MUSDB, MUSDBHQ = (when("data.dataset", name) for name in ("stems", "musdb", "musdbhq"))
+OWN_ROOT = unless("data.dataset", "synthetic", "musdb", "musdbhq")  # stems, and a dataset that somebody adds
 SYNTHETIC, REAL = when("data.dataset", "synthetic"), unless("data.dataset", "synthetic")
 LINEAR = when("diffusion.beta_schedule", "linear")
 SEVERAL_STEPS = unless("diffusion.ddim_steps", 1)
@@ -71,8 +72,8 @@ class AudioConfig:
 @dataclass(frozen=True)
 class DataConfig:
     dataset: Literal[tuple(DATASETS)] = key("synthetic")
-    root: str = key("data/stems", FOLDER, STEMS)
-    dev_root: str = key("data/stems_dev", FOLDER, STEMS)
+    root: str = key("data/stems", FOLDER, OWN_ROOT)
+    dev_root: str = key("data/stems_dev", FOLDER, OWN_ROOT)
     musdb_root: str = key("data/musdb18", FOLDER, MUSDB)
     musdbhq_root: str = key("data/musdb18hq", FOLDER, MUSDBHQ)
     download: bool = key(True, None, MUSDBHQ)
@@ -134,7 +135,7 @@ class DiffusionConfig:
     sampler: Literal[tuple(SAMPLERS)] = key("ddim", None, SEVERAL_STEPS, separates=True)
     use_ddim: bool | None = key(None, separates=True)
     ddim_steps: int = key(1, at_least(1, 100_000), separates=True)
-    eta: float = key(0.0, SHARE, when("diffusion.sampler", "ddim"), SEVERAL_STEPS, separates=True)
+    eta: float = key(0.0, SHARE, unless("diffusion.sampler", "ddpm", "dpmpp"), SEVERAL_STEPS, separates=True)
     samples: int = key(1, at_least(1, 10_000), separates=True)
 
     def __post_init__(self) -> None:

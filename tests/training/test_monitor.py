@@ -22,6 +22,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from trainers import CPU, ROOT, run, tiny
 
+import diffvocsep.training.history as history_module
 import diffvocsep.training.monitor as monitor_module
 from diffvocsep.checkpoint import load_checkpoint
 from diffvocsep.config import load_config
@@ -152,11 +153,11 @@ def test_a_table_that_someone_looks_at_gets_its_rows_later(tmp_path, monkeypatch
     for step in (1, 2, 3):
         with monkeypatch.context() as patch:
             if step < 3:
-                patch.setattr(run_folder, "open", locked, raising=False)
+                patch.setattr(history_module, "open", locked, raising=False)
             monitor.validated(step, step - 1, Validation([float(step)], [1.0]), 1.0)
             assert len(rows(tmp_path)) == (3 if step == 3 else 0)
     assert [(row["step"], row["sdr_median"]) for row in rows(tmp_path)] == [("1", "1"), ("2", "2"), ("3", "3")]
-    monkeypatch.setattr(run_folder, "open", locked, raising=False)
+    monkeypatch.setattr(history_module, "open", locked, raising=False)
     monitor.validated(4, 3, Validation([4.0], [1.0]), 1.0)
     monitor.close()
     assert "history.csv is open elsewhere: its last 1 rows are missing" in capsys.readouterr().out
