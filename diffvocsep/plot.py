@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import middle
+from .audio import AudioReader
+from .separator import BLOCK_SECONDS
 from .spectrogram import STFT
 from .uncertainty import load_uncertainty
 from .util.atomic import write_atomic
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".jpg", ".svg", ".pdf")
 RANGE_DB = 80.0
 N_FFT, HOP = 2048, 512
+
+
+def middle(song: Path | AudioReader, seconds: float) -> tuple[Tensor, int, float]:
+    """The middle of a file, open or not: waveform `(C, n)`, sample rate, and where it begins in s."""
+    if not isinstance(song, AudioReader):
+        with AudioReader(song) as reader:
+            return middle(reader, seconds)
+    length = round(seconds * song.sample_rate)
+    first = max(0, (song.frames - length) // 2)
+    parts = list(song.blocks(round(BLOCK_SECONDS * song.sample_rate), first, first + length))
+    return torch.cat(parts, dim=-1), song.sample_rate, first / song.sample_rate
 
 
 def require_picture(path: Path) -> None:

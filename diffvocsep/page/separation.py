@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from ..batch import separate_file
+from ..command.batch import separate_file
 from ..plot import plot_separation
 from ..separator import Separator
 

@@ -23,7 +23,7 @@ from diffvocsep.checkpoint import load_checkpoint, release, save_checkpoint
 from diffvocsep.config import to_dict
 from diffvocsep.util import cli, released
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = [sys.executable, str(ROOT / "inference.py")]
 
 

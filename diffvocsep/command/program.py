@@ -12,19 +12,19 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__
-from .audio.formats import SONGS
-from .audio.songs import find_songs, left_out_note
-from .audio.written import FORMATS, MPEG1, MPEG2, require_form
+from .. import __version__
+from ..audio.formats import SONGS
+from ..audio.songs import find_songs, left_out_note
+from ..audio.written import FORMATS, MPEG1, MPEG2, require_form
+from ..parts import SAMPLERS
+from ..util.cli import Parser, main, print_notes, say
+from ..util.errors import UserError
+from ..util.released import NAME, find_released
 from .jobs import Job, Output, plan, require_outputs, separate_all
-from .parts import SAMPLERS
-from .util.cli import Parser, main, print_notes, say
-from .util.errors import UserError
-from .util.released import NAME, find_released
 
 if TYPE_CHECKING:  # torch takes seconds: --help and a misspelt option do without
-    from .audio import AudioReader
-    from .config import Config
+    from ..audio import AudioReader
+    from ..config import Config
 
 DESCRIPTION = """Take the vocals out of songs.
 
@@ -119,10 +119,10 @@ def run(argv: list[str] | None = None) -> int:
     jobs = plan(songs, args.output, args.instrumental, one, f".{args.format or 'wav'}", both=not args.input)
     check(args, jobs)
 
-    from .audio import AudioReader
+    from ..audio import AudioReader
+    from ..training.backends import all_done
+    from ..util.device import announce, place, resolve_device
     from .batch import require_fit
-    from .training.backends import all_done
-    from .util.device import announce, place, resolve_device
 
     rank, _, processes = place()
     with ExitStack() as stack:
@@ -172,7 +172,7 @@ def check(args: argparse.Namespace, jobs: list[Job]) -> None:
 def require_one(args: argparse.Namespace, songs: int) -> None:
     """Raise UserError where a picture or numbers are asked for that cannot be written, or are of several songs."""
     if args.plot:
-        from .plot import require_picture
+        from ..plot import require_picture
 
         require_picture(args.plot)
         if songs > 1:
@@ -204,10 +204,10 @@ def choose_model(asked: Path | None, quiet: bool = False) -> Path:
 
 def separation(args: argparse.Namespace, model: Path, device: str, rank: int) -> Callable[..., None]:
     """What separates one song as the options say. Settings that cannot be are said here, before any song is read."""
-    from .audio import AudioReader
-    from .batch import middle, separate_reader
-    from .separator import Separator
-    from .uncertainty import save_uncertainty
+    from ..audio import AudioReader
+    from ..separator import Separator
+    from ..uncertainty import save_uncertainty
+    from .batch import separate_reader
 
     released = Separator.from_checkpoint(model, device)
     separator = released.configured(args.config, args.overrides)
@@ -231,7 +231,7 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
             if args.uncertainty:
                 save_uncertainty(args.uncertainty, uncertainty.values())
             if args.plot:
-                from .plot import plot_separation
+                from ..plot import middle, plot_separation
 
                 (mixture, rate, start), (voice, _, _) = (middle(file, PICTURE_SECONDS) for file in (song, vocals))
                 numbers = uncertainty.values() if uncertainty else None
@@ -249,8 +249,8 @@ def say_sdr(middle: float, low: float, high: float) -> None:
 def notes_on_settings(args: argparse.Namespace, came: Config, config: Config, settings: Config) -> Iterator[str]:
     """Settings without effect, and those of a config file that are not the model's: a whole config.yaml undoes what
     suits the model."""
-    from .config import differences, ignored_settings, is_used, key_of
-    from .util.strict_yaml import show
+    from ..config import differences, ignored_settings, is_used, key_of
+    from ..util.strict_yaml import show
 
     given = [OPTIONS[name] for name in OPTIONS if getattr(args, name) is not None] + [*map(key_of, args.overrides)]
     yield from ignored_settings(settings, given)

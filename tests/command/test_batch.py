@@ -21,14 +21,15 @@ from tiny import RATE, nobody_plays, random_separator, random_unet, song, stubbe
 from diffvocsep import checkpoint
 from diffvocsep.audio import read, write
 from diffvocsep.audio.songs import Song, find_songs, left_out_note
-from diffvocsep.batch import middle, separate_file
 from diffvocsep.checkpoint import FORMAT, load_checkpoint, load_model, release, save_checkpoint
+from diffvocsep.command.batch import separate_file
+from diffvocsep.command.jobs import Job, Output, duration, pair_outputs, plan, separate_all
 from diffvocsep.config import to_dict
-from diffvocsep.jobs import Job, Output, duration, pair_outputs, plan, separate_all
+from diffvocsep.plot import middle
 from diffvocsep.separator import Separator
 from diffvocsep.util.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -244,7 +245,7 @@ import torch
 torch.set_num_threads(1)
 from diffvocsep.util.memory import keep_freed_memory
 keep_freed_memory()  # as the scripts do, unless the environment says otherwise
-from diffvocsep.batch import separate_file
+from diffvocsep.command.batch import separate_file
 from diffvocsep.separator import Separator
 from tiny import random_unet, tiny_config
 config = tiny_config(*{settings!r})
