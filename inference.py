@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffvocsep.program import command, run
+from diffvocsep.command.program import command, run
 
 __all__ = ["run"]
 

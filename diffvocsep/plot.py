@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import middle
+from .audio import AudioReader
+from .separator import BLOCK_SECONDS
 from .spectrogram import STFT
-from .uncertainty import load_spread
+from .uncertainty import load_uncertainty
 from .util.atomic import write_atomic
 from .util.cli import finite, main
 from .util.errors import UserError
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".jpg", ".svg", ".pdf")
 RANGE_DB = 80.0
 N_FFT, HOP = 2048, 512
+
+
+def middle(song: Path | AudioReader, seconds: float) -> tuple[Tensor, int, float]:
+    """The middle of a file, open or not: waveform `(C, n)`, sample rate, and where it begins in s."""
+    if not isinstance(song, AudioReader):
+        with AudioReader(song) as reader:
+            return middle(reader, seconds)
+    length = round(seconds * song.sample_rate)
+    first = max(0, (song.frames - length) // 2)
+    parts = list(song.blocks(round(BLOCK_SECONDS * song.sample_rate), first, first + length))
+    return torch.cat(parts, dim=-1), song.sample_rate, first / song.sample_rate
 
 
 def require_picture(path: Path) -> None:
@@ -60,7 +72,7 @@ def draw_separation(
         mixture, vocals, true_vocals: waveforms `(C, N)`; the counterfactual is mixture - vocals.
         start: where the excerpt begins in its song, s.
         top: highest frequency shown, Hz.
-        uncertainty: what `Spread.values` gives for the whole song; its spread becomes the last panel.
+        uncertainty: what `Uncertainty.values` gives for the whole song; its scale becomes the last panel.
     """
     from matplotlib.figure import Figure
 
@@ -72,7 +84,7 @@ def draw_separation(
     stop = start + mixture.shape[-1] / sample_rate
     drawings = {title: (image.numpy(), (start, stop, 0.0, sample_rate / 2)) for title, image in images.items()}
     if uncertainty is not None:
-        drawings["uncertainty: how far the counterfactuals lie apart"] = spread_db(uncertainty, start, stop)
+        drawings["uncertainty: how far the vocals may be wrong"] = scale_db(uncertainty, start, stop)
     figure = Figure(figsize=(10, 1.9 * len(drawings) + 0.6), layout="constrained")
     axes = figure.subplots(len(drawings), 1, sharex=True)
     for axis, (title, (image, extent)) in zip(axes, drawings.items(), strict=True):
@@ -102,11 +114,11 @@ def plot_separation(path: Path, *args, **kwargs) -> None:
         raise UserError(f"the picture '{path}' cannot be written ({error.strerror}); name another place") from None
 
 
-def spread_db(values: Mapping[str, np.ndarray], start: float, stop: float) -> tuple[np.ndarray, tuple[float, ...]]:
-    """The spread between `start` and `stop` (s) in dB, `(F, T)`, and where its edges lie: (s, s, Hz, Hz).
+def scale_db(values: Mapping[str, np.ndarray], start: float, stop: float) -> tuple[np.ndarray, tuple[float, ...]]:
+    """The scale of the error between `start` and `stop` (s) in dB, `(F, T)`, and where its edges lie: (s, s, Hz, Hz).
 
     Raises:
-        UserError: the spread ends before `start`.
+        UserError: the song ends before `start`.
     """
     edges = []
     for centres in (values["time"], values["frequency"]):
@@ -119,7 +131,8 @@ def spread_db(values: Mapping[str, np.ndarray], start: float, stop: float) -> tu
             f"the uncertainty ends at {right[-1]:.1f} s, before the excerpt of {start:.1f} to {stop:.1f} s; "
             "give the .npz that was written for this song"
         )
-    image = 20 * np.log10(np.maximum(values["spread"][:, inside], 1e-6))
+    power = np.square(values["scale"][..., inside], dtype=np.float32).mean(0)
+    image = 10 * np.log10(np.maximum(power, 1e-12))
     return image, (float(left[inside][0]), float(right[inside][-1]), float(bottom[0]), float(top[-1]))
 
 
@@ -142,8 +155,8 @@ def run(argv: list[str] | None = None) -> int:
         if other != rate or waveform.shape[-1] != mixture.shape[-1]:
             raise UserError(f"'{path}' has not the length and sample rate of '{args.mixture}'; it is no part of it")
     vocals, *truth = (waveform.expand(len(mixture), -1) for waveform, _ in others)
-    spread = load_spread(args.uncertainty) if args.uncertainty else None
-    plot_separation(args.output, mixture, vocals, rate, start, truth[0] if truth else None, uncertainty=spread)
+    numbers = load_uncertainty(args.uncertainty) if args.uncertainty else None
+    plot_separation(args.output, mixture, vocals, rate, start, truth[0] if truth else None, uncertainty=numbers)
     return 0
 
 

@@ -3,7 +3,7 @@
 Every sampler asks `denoise(x_t, t)` for the network's x_0 and walks down the timesteps of `schedule`. The last step
 goes to sigma = 0, where DDPM, DDIM and first-order DPM-Solver++ all reduce to x_0 itself; so one step from pure noise
 is exactly `denoise(x_T, T - 1)`. Step sizes are arbitrary: only `alphas_cumprod` at both ends of a step counts.
-All take the same arguments, so that `parts.SAMPLERS` can name any of them.
+All take the same arguments, so that `parts.SAMPLERS` can name any of them; a new one is a function like `ddim`.
 
 Scalars are Python floats (float64) and tensors `(B, C, F, T)` keep their dtype.
 """
@@ -44,9 +44,10 @@ def refines(sampler: str) -> bool:
     """Whether the x_t of its later steps counts as a guess of the network's own (`guessed` of `Denoiser`).
 
     ddim and dpmpp carry the x_0 of the step before on as it is, so the network hears its own guess and refines it. ddpm
-    draws x_s from q(x_s | x_t, x_0), which stands for the truth with noise upon it, and is denoised like it.
+    draws x_s from q(x_s | x_t, x_0), which stands for the truth with noise upon it, and is denoised like it. A sampler
+    of that kind says so by its attribute `redraws`.
     """
-    return sampler != "ddpm"
+    return not getattr(load(SAMPLERS[sampler]), "redraws", False)
 
 
 def ddpm(
@@ -66,6 +67,9 @@ def ddpm(
         std = math.sqrt((1 - alpha) * (1 - ac_s) / (1 - ac_t))
         x_t = x_0_share * denoise(x_t, t) + x_t_share * x_t + std * noise(step)
     return denoise(x_t, schedule[-1])
+
+
+ddpm.redraws = True  # see `refines`
 
 
 def ddim(

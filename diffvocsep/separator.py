@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .audio import resample_blocks
-from .checkpoint import load_model
+from .checkpoint import load_head, load_model
 from .chunks import Chunk, Grid, batches, cut, line_up, stitch, to_groups
 from .config import Config, from_dict, is_fixed, is_used, key_of, load_config, require_same_network, to_dict
 from .counterfactual import extend_band, generate, subtract
 from .denoiser import Denoiser
 from .diffusion import Diffusion
 from .spectrogram import TRUSTED, Frontend
-from .uncertainty import Moments, Spread, require_samples
+from .uncertainty import ScaleHead, Uncertainty, listening
 from .util.device import amp_dtype, resolve_device
 from .util.errors import UserError
 from .util.rng import frame_noise
@@ -41,13 +42,17 @@ class Separator:
     Args:
         model: the network, `(x_t, mixture, t, guessed) -> (B, C, F, T)`; anything with `time_stride` frames of stride.
         config: what the model was trained with; its `diffusion` and `separation` sections are the defaults here.
+        head: what tells how far the vocals may be wrong, if there is one for this model.
     """
 
-    def __init__(self, model: nn.Module, config: Config, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, model: nn.Module, config: Config, device: torch.device | str = "cpu", head: ScaleHead | None = None
+    ) -> None:
         self.config, self.device = config, torch.device(device)
         self.frontend = Frontend(config.audio)
         self.grid = Grid.from_config(config, model.time_stride)
         model = model.to(self.device).eval()
+        self.head = head.to(self.device).eval() if head else None
         dtype = amp_dtype(config.train.amp, self.device)
         self.denoiser = Denoiser(model, Diffusion.from_config(config.diffusion), dtype)
 
@@ -66,7 +71,7 @@ class Separator:
         model, config = load_model(Path(path))
         if config.train.amp in ("bf16", "fp16"):  # chosen for another machine: this one may only emulate it
             config = replace(config, train=replace(config.train, amp="auto"))
-        return cls(model, config, resolve_device(device))
+        return cls(model, config, resolve_device(device), load_head(Path(path)))
 
     def configured(self, path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Separator:
         """The same model under the settings of a config file and of overrides `section.key=value`.
@@ -79,14 +84,27 @@ class Separator:
         for key in map(key_of, overrides):
             if not (is_used(key) or is_fixed(key)):
                 raise UserError(f"{key} has no effect on a separation; leave it out")
-        return Separator(self.model, config, self.device)
+        return Separator(self.model, config, self.device, self.head)
+
+    def uncertainty(self) -> Uncertainty:
+        """An empty `Uncertainty`, for one song.
+
+        Raises:
+            UserError: the model has no head that could fill it.
+        """
+        if self.head is None:
+            raise UserError(
+                "this model does not know how far it may be wrong; teach it with: python -m scripts.fit_uncertainty "
+                "MODEL NEW_MODEL"
+            )
+        return Uncertainty(self.head, self.config.audio)
 
     def separate(self, waveform: Tensor, sample_rate: int, **options) -> tuple[Tensor, Tensor]:
         """Waveform float32 `(C, N)` -> vocals and accompaniment, both `(C, N)`; their sum is the waveform.
 
         Keyword options, by default as in the config: `sampler` (ddpm | ddim | dpmpp), `steps`, `eta`, `samples` (how
-        many counterfactuals are averaged), `seed`, `progress` (a tqdm bar), `spread` (a `Spread` to fill: how far the
-        counterfactuals lie apart).
+        many counterfactuals are averaged), `seed`, `progress` (a tqdm bar), `uncertainty` (an empty one of
+        `uncertainty()`, which is filled: how far the vocals may be wrong).
 
         Raises:
             UserError: the waveform is not `(C, N)`, has a sample that is not finite or a rate outside 1 to 192 kHz, or
@@ -136,7 +154,7 @@ class Separator:
         length: int | None = None,
         *,
         progress: bool = False,
-        spread: Spread | None = None,
+        uncertainty: Uncertainty | None = None,
         **options,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pairs of vocals and accompaniment `(C, n)`, in order, as soon as they are known.
@@ -150,8 +168,6 @@ class Separator:
             UserError: an impossible option, or too little memory on the device.
         """
         config = self.settings(**options)
-        if spread is not None:
-            require_samples(config)
         audio = self.config.audio
 
         def song() -> Iterator[Tensor]:  # as the network hears it
@@ -165,7 +181,7 @@ class Separator:
         title, hidden = f"Separating on {self.device}", None if progress else True  # None: unless there is a terminal
         with tqdm(total=total, desc=title, unit="chunk", disable=hidden) as bar:
             chunks = cut(song(), self.grid)
-            spectra = self._vocals(chunks, statistics, self._trusted_bins(sample_rate), config, bar, spread)
+            spectra = self._vocals(chunks, statistics, self._trusted_bins(sample_rate), config, bar, uncertainty)
             vocals = resample_blocks(stitch(spectra, self.frontend.stft), audio.sample_rate, sample_rate)
             yield from line_up(vocals, blocks())
 
@@ -187,7 +203,13 @@ class Separator:
         return min(bins, int(TRUSTED * sample_rate * audio.n_fft / audio.sample_rate))
 
     def _vocals(
-        self, chunks: Iterable[Chunk], statistics: Tensor, bins: int, config: Config, bar: tqdm, spread: Spread | None
+        self,
+        chunks: Iterable[Chunk],
+        statistics: Tensor,
+        bins: int,
+        config: Config,
+        bar: tqdm,
+        uncertainty: Uncertainty | None,
     ) -> Iterator[Tensor]:
         """The vocals' STFT, complex `(G, C, F, T)`, of the kept frames of one chunk after the other."""
         margin = self.grid.margin
@@ -195,35 +217,43 @@ class Separator:
             mixture = self.frontend.stft(torch.cat([chunk.samples for chunk in batch]), center=False)
             firsts = [chunk.first - margin for chunk in batch]
             try:
-                drawn = self.vocals(mixture.to(self.device), statistics.to(self.device), firsts, bins, config)
-                vocals, variance = (x.cpu() for x in drawn)
+                with listening(self.model) if uncertainty is not None else nullcontext([]) as heard:
+                    whole, measured = mixture.to(self.device), statistics.to(self.device)
+                    vocals = self.vocals(whole, measured, firsts, bins, config)
+                scale = self._scale(heard, whole, vocals, measured, bins).cpu() if heard else None
+                vocals = vocals.cpu()
             except torch.OutOfMemoryError:
                 setting = config.separation
                 raise UserError(
                     f"the memory of '{self.device}' is too small for separation.chunk_seconds={setting.chunk_seconds} "
                     f"and separation.batch_chunks={setting.batch_chunks}; set them lower or use --device cpu"
                 ) from None
-            parts = (x.split(len(statistics)) for x in (mixture, vocals, variance))
-            for chunk, *part in zip(batch, *parts, strict=True):
-                whole, voice, apart = (x[..., margin : margin + chunk.kept] for x in part)
-                if spread is not None:
-                    spread.add(*(x.flatten(0, 1)[:, :bins] for x in (whole, voice, apart)))
-                yield voice
+            for i, chunk in enumerate(batch):
+                rows, kept = slice(i * len(statistics), (i + 1) * len(statistics)), slice(margin, margin + chunk.kept)
+                if scale is not None:
+                    own = vocals[rows, :, :bins, kept], scale[rows, ..., : chunk.kept]
+                    uncertainty.add(*(x.flatten(0, 1) for x in own))
+                yield vocals[rows, ..., kept]
                 bar.update()
 
-    def vocals(
-        self, mixture: Tensor, statistics: Tensor, firsts: Sequence[int], bins: int, config: Config
-    ) -> tuple[Tensor, Tensor]:
-        """The vocals of some chunks of one song: the mean of `diffusion.samples` draws, and their variance.
+    def _scale(self, heard: list[Tensor], mixture: Tensor, vocals: Tensor, statistics: Tensor, bins: int) -> Tensor:
+        """The scale of the error of the vocals' modelled bins between the margins, `(B, C, bins, T)`; see `vocals` for
+        the arguments."""
+        level = self.frontend.representation.level(statistics).repeat(len(mixture) // len(statistics), 1, 1, 1)
+        kept, columns = slice(self.grid.margin, -self.grid.margin), self.grid.margin // self.config.model.patch[1]
+        mixture, vocals = (x[:, :, :bins, kept] for x in (mixture, vocals))
+        scale = self.head(heard[0][:, :, columns:-columns].float(), mixture, vocals, level).exp()
+        return scale * sounding(mixture)
+
+    def vocals(self, mixture: Tensor, statistics: Tensor, firsts: Sequence[int], bins: int, config: Config) -> Tensor:
+        """The vocals of some chunks of one song, the mean of `diffusion.samples` draws: complex
+        `(len(firsts) * G, C, F, T)`.
 
         Args:
             mixture: STFT of the chunks, each with all its groups, complex `(len(firsts) * G, C, F, T)`.
             statistics: of the song, `(G, 4)`.
             firsts: the frame of the song that each chunk begins with; the noise of a frame depends on its place only.
             bins: up to where the network is heard; above, its vocals' share is carried upward.
-
-        Returns:
-            STFT, complex `(len(firsts) * G, C, F, T)`, and in the modelled bins the variance, `(..., C, bins, T)`.
         """
         audio, frontend = self.config.audio, self.frontend
         groups, statistics = range(len(statistics)), statistics.repeat(len(firsts), 1)
@@ -237,12 +267,16 @@ class Separator:
             drawn = [frame_noise(channels, rows, first, frames, seed, group, draw, step + 1) for first, group in places]
             return torch.stack(drawn).to(self.device)
 
-        moments = Moments(modelled)
+        mean = torch.zeros_like(modelled)
         for draw in range(config.diffusion.samples):
             x_0 = generate(self.denoiser, x_mixture, config.diffusion, partial(noise, draw))
             how = config.separation.subtract
-            moments.add(subtract(how, modelled, x_mixture, x_0, statistics, frontend.representation))
+            vocals = subtract(how, modelled, x_mixture, x_0, statistics, frontend.representation)
+            mean += (vocals - mean) / (draw + 1)
         # Silence in, silence out; and what is invented there must not decide over the treble beside it.
-        sounding = torch.view_as_real(mixture.mT).flatten(-2).abs().amax((1, -1))[:, None, None] > 0
-        vocals = extend_band(moments.mean * sounding, mixture, bins, audio.sample_rate, audio.hop_length)
-        return vocals, moments.variance * sounding
+        return extend_band(mean * sounding(mixture), mixture, bins, audio.sample_rate, audio.hop_length)
+
+
+def sounding(spectrum: Tensor) -> Tensor:
+    """Which frames of a complex `(B, C, F, T)` are more than digital silence, `(B, 1, 1, T)`."""
+    return torch.view_as_real(spectrum.mT).flatten(-2).abs().amax((1, -1))[:, None, None] > 0

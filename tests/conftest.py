@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
@@ -28,6 +29,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def picture() -> Iterator[Callable[..., np.ndarray]]:
+    """The picture that a validation shows takes a second to draw, and a tiny run has eight: outside the monitor's own
+    tests, which ask for it here, a dot stands in its place."""
+    import diffvocsep.training.monitor as monitor
+
+    drawn = monitor.picture
+    monitor.picture = lambda *_: np.zeros((1, 1, 3), np.uint8)
+    yield drawn
+    monitor.picture = drawn
 
 
 @pytest.fixture(scope="session")

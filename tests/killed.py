@@ -1,5 +1,5 @@
 """train.py for the tests of going on: kills itself (kill -9) halfway through its n-th checkpoint, takes its time, or
-spawns loaders."""
+spawns loaders; and a dot stands for each of the pictures, which would take longer than all the rest."""
 
 from __future__ import annotations
 
@@ -46,9 +46,18 @@ def slow_steps(seconds: float) -> None:
     Trainer.optimize = slowly
 
 
+def dots() -> None:
+    import numpy as np
+
+    import diffvocsep.training.monitor as monitor
+
+    monitor.picture = lambda *_: np.zeros((1, 1, 3), np.uint8)
+
+
 if __name__ == "__main__":
     import train
 
+    dots()
     if "KILL_IN_SAVE" in os.environ:
         kill_in_save(int(os.environ["KILL_IN_SAVE"]))
     if "SLOW_STEPS" in os.environ:

@@ -123,15 +123,16 @@ def written(config: Config) -> str:
 
     def validate(_) -> None:
         validated.append(trainer.progress.step)
-        trainer.progress.validated = trainer.progress.step
-        trainer._save("last.pt")
+        trainer.progress.scored()
+        trainer.save("last.pt")
 
     trainer.optimize, trainer._validate = optimize, validate
     assert trainer.run() == 0
     files = {path.relative_to(folder).parent for name in ("run", "elsewhere") for path in (folder / name).rglob("*.*")}
     (events,) = folder.glob("*/tb*/now")
     logged = [event.step for event in EventAccumulator(str(events)).Reload().Scalars("train/loss")]
-    return fingerprint(sorted(map(str, files)), validated, logged, trainer.progress.step)
+    weights = sorted(path.name for path in Path(config.log.checkpoint_dir).iterdir())
+    return fingerprint(sorted(map(str, files)), weights, validated, logged, trainer.progress.step)
 
 
 @cache
@@ -214,6 +215,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "data.channel_swap": (0.0, (), segments),
     "data.polarity_flip": (0.0, (), segments),
     "data.silent_vocals": (1.0, (), segments),
+    "data.silent_accompaniment": (1.0, (), segments),
     "data.level_db": (0.0, (), steps),
     "data.speed_semitones": (3.0, (), segments),
     "data.equalizer_db": (3.0, (), segments),
@@ -267,7 +269,9 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "train.ema_decay": (0.1, (), steps),
     "train.loss_voc_weight": (0.0, (), steps),
     "train.refine_share": (1.0, (), steps),
+    "train.consistency_share": (1.0, (), steps),
     "train.val_every_steps": (5, (), written),
+    "train.val_minutes": (0.2, (), written),
     "train.val_batches": (3, (), clips),
     "train.val_seconds": (0.25, (), clips),
     "train.channels_last": (not fast_bf16(CPU), (), layout),
@@ -275,6 +279,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "log.tb_log_dir": ("'{folder}/run/tb 2'", (), written),
     "log.checkpoint_dir": ("'{folder}/elsewhere'", (), written),
     "log.every_steps": (3, (), written),
+    "log.release_minutes": (1.0, (), written),
 }
 
 # Settings under which a key is ignored, where BASE itself is not such a setting.

@@ -91,10 +91,10 @@ def test_files_can_be_drawn_by_hand(tmp_path, drawn):
 
 def test_the_uncertainty_is_a_panel_of_its_own(tmp_path, drawn):
     times, frequencies = np.arange(0.05, 60, 0.1), np.arange(50.0, 8000, 100)
-    spread = np.full((len(frequencies), len(times)), 1e-4)
-    spread[(frequencies > 2000) & (frequencies < 2100)] = 1.0  # the model is unsure at 2050 Hz, and from 31 to 31.5 s
-    spread[:, (times > 31) & (times < 31.5)] = 1.0
-    values = {"time": times, "frequency": frequencies, "spread": spread}
+    scale = np.full((2, len(frequencies), len(times)), 1e-4, np.float16)
+    scale[0, (frequencies > 2000) & (frequencies < 2100)] = 1.0  # unsure at 2050 Hz, and from 31 to 31.5 s
+    scale[1, :, (times > 31) & (times < 31.5)] = 1.0
+    values = {"time": times, "frequency": frequencies, "scale": scale}
     plot_separation(tmp_path / "a.png", tone(500), tone(500), RATE, start=30.0, uncertainty=values)
     panel = [axis for axis in drawn[0].axes if axis.get_title(loc="left")][-1]
     assert panel.get_title(loc="left").startswith("uncertainty") and panel.get_xlabel() == "s"
@@ -109,7 +109,7 @@ def test_the_uncertainty_is_a_panel_of_its_own(tmp_path, drawn):
 
 
 def test_the_uncertainty_of_a_shorter_song_is_refused(tmp_path):
-    values = {"time": np.arange(20) / 10, "frequency": np.arange(3) * 2000.0, "spread": np.ones((3, 20))}
+    values = {"time": np.arange(20) / 10, "frequency": np.arange(3) * 2000.0, "scale": np.ones((1, 3, 20))}
     with pytest.raises(UserError, match=r"ends at 1\.9 s"):
         plot_separation(tmp_path / "a.png", tone(500), tone(500), RATE, start=30.0, uncertainty=values)
 
@@ -117,8 +117,9 @@ def test_the_uncertainty_of_a_shorter_song_is_refused(tmp_path):
 def test_the_uncertainty_of_a_file_is_drawn_by_hand(tmp_path, drawn):
     for name in ("mixture.wav", "vocals.wav"):
         write(tmp_path / name, tone(500), RATE)
-    values = {name: np.ones((3, 4)) for name in ("mixture", "vocals", "spread")}
-    np.savez(tmp_path / "u.npz", time=np.arange(4) / 2, frequency=np.arange(3) * 2000.0, **values)
+    rest = {name: np.ones(3) for name in ("coverage", "half_width", "sdr")}
+    places = {"time": np.arange(4) / 2, "frequency": np.arange(3) * 2000.0}
+    np.savez(tmp_path / "u.npz", scale=np.ones((2, 3, 4)), **places, **rest)
     files = [str(tmp_path / name) for name in ("mixture.wav", "vocals.wav")]
     assert run([*files, "--uncertainty", str(tmp_path / "u.npz"), "--output", str(tmp_path / "a.png")]) == 0
     assert len([axis for axis in drawn[0].axes if axis.get_title(loc="left")]) == 4

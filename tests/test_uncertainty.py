@@ -1,131 +1,206 @@
-"""The spread of K counterfactuals: as many numbers as were promised, equal to those of K separate draws."""
+"""What tells how far the vocals may be wrong: it changes nothing, lies where it says, and goes with its model."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as students_t
 from test_inference import assert_one_sentence, names
 from test_inference import call as call  # fixtures
 from test_inference import folder as folder
 from test_inference import model as model
-from tiny import RATE, nobody_sings, random_separator, song, stubbed
+from tiny import RATE, db, random_unet, song, tiny_config
 
+from diffvocsep import checkpoint
 from diffvocsep.audio import read
-from diffvocsep.uncertainty import Spread, load_spread, pool
+from diffvocsep.config import Config, to_dict
+from diffvocsep.separator import Separator
+from diffvocsep.uncertainty import ScaleHead, load_uncertainty
+from diffvocsep.uncertainty.head import levels, octaves
 from diffvocsep.util.errors import UserError
 
-STEPS = ("diffusion.ddim_steps=8", "diffusion.samples=4", "diffusion.sampler=ddpm")
+
+def random_head(config: Config, seed: int = 1) -> ScaleHead:
+    torch.manual_seed(seed)
+    head = ScaleHead(config)
+    with torch.no_grad():
+        head.log_factor.normal_()
+    head.sdr.copy_(torch.tensor([1.0, 0.5, -2.0, 3.0]))
+    return head
+
+
+def separator(*overrides: str) -> Separator:
+    config = tiny_config(*overrides)
+    return Separator(random_unet(config), config, head=random_head(config))
+
+
+def measured(one: Separator, mixture: torch.Tensor, **options):
+    uncertainty = one.uncertainty()
+    vocals, _ = one.separate(mixture, RATE, uncertainty=uncertainty, **options)
+    return vocals, uncertainty
 
 
 @pytest.fixture(scope="module")
-def separated():
-    separator = random_separator(*STEPS)
-    spread = Spread(separator.config.audio)
-    mixture = 0.3 * song(0.9)  # four chunks
-    vocals, _ = separator.separate(mixture, RATE, spread=spread)
-    return separator, mixture, vocals, spread.values()
+def found():
+    one, mixture = separator(), 0.3 * song(0.9)  # four chunks
+    return one, mixture, *measured(one, mixture)
 
 
-def test_the_spread_changes_nothing(separated):
-    separator, mixture, vocals, _ = separated
-    assert torch.equal(separator.separate(mixture, RATE)[0], vocals)
+@pytest.fixture
+def knowing(tmp_path):
+    """The file of a model that has a head."""
+    config, path = tiny_config(), tmp_path / "knowing.safetensors"
+    state = {"ema": random_unet(config).state_dict(), "head": random_head(config).state_dict(), "step": 1}
+    checkpoint.release(state | {"config": to_dict(config)}, path)
+    return path
 
 
-def test_mixture_and_vocals_lie_where_time_and_frequency_say(separated):
-    separator, mixture, _, values = separated
-    audio = separator.config.audio
-    expected = pool(separator.frontend.stft(mixture[None])[0].abs().square()).sqrt().numpy()
-    assert values["mixture"].shape == expected.shape == (len(values["frequency"]), len(values["time"]))
-    assert np.abs(values["mixture"] - expected)[:, :-1].max() < 2e-3 * expected.max()
-    assert values["frequency"][1] - values["frequency"][0] == pytest.approx(4 * RATE / audio.n_fft)
-    assert values["time"][1] - values["time"][0] == pytest.approx(2 * audio.hop_length / RATE)
-    assert values["time"][-1] == pytest.approx(0.9, abs=0.01) and values["spread"].max() > 0
+def test_to_measure_changes_no_vocals(found):
+    one, mixture, vocals, _ = found
+    assert torch.equal(one.separate(mixture, RATE)[0], vocals)
 
 
-def test_the_spread_is_the_standard_deviation_of_the_draws(monkeypatch):
-    """A sampler whose draws are known: it returns the noise it starts from, whose deviation is 1 in the represented
-    space; with compression 1 that space is linear."""
-    monkeypatch.setattr("diffvocsep.counterfactual.sample", lambda sampler, denoise, x_T, *rest: x_T)
-    separator = stubbed(nobody_sings, "audio.compression=1.0", *STEPS[:1], "diffusion.samples=32")
-    spread, mixture = Spread(separator.config.audio), 0.3 * song(0.9)
-    separator.separate(mixture, RATE, spread=spread)
-    statistics = separator.frontend.representation.statistics(separator.frontend.stft(mixture[None]))
-    expected = float(separator.frontend.representation.level(statistics))  # E|X|^2 of unit noise, re and im each over 2
-    found = spread.values()["spread"]
-    assert np.sqrt((found**2).mean()) == pytest.approx(expected, rel=0.1)
-    assert found[2:-2].std() < 0.2 * found.mean()
+def test_each_bin_of_each_channel_has_a_scale(found):
+    one, mixture, _, uncertainty = found
+    values, audio = uncertainty.values(), one.config.audio
+    spectrum = one.frontend.modelled(mixture[None])[0]
+    assert values["scale"].shape == spectrum.shape == (2, len(values["frequency"]), len(values["time"]))
+    assert values["frequency"][1] == RATE / audio.n_fft and values["time"][1] == audio.hop_length / RATE
+    assert (values["scale"] > 0).all() and len(np.unique(values["scale"])) > 1000
 
 
-def test_draws_that_are_the_same_have_no_spread():
-    separator = stubbed(nobody_sings, *STEPS)
-    spread = Spread(separator.config.audio)
-    separator.separate(0.3 * song(0.6), RATE, spread=spread)
-    assert spread.values()["spread"].max() < 1e-3 * spread.values()["mixture"].max()
+def test_a_chunk_more_or_less_is_not_heard(found):
+    _, mixture, _, uncertainty = found
+    whole = measured(separator("separation.chunk_seconds=2"), mixture)[1].scale.float()
+    assert db(uncertainty.scale.float() - whole, whole) < -40
 
 
-@pytest.mark.parametrize(("options", "word"), [(dict(steps=1), "hardly differ"), (dict(samples=1), "--samples")])
-def test_a_spread_that_says_nothing_is_refused(options, word):
-    separator = random_separator(*STEPS)
-    with pytest.raises(UserError, match=word):
-        separator.separate(song(0.3), RATE, spread=Spread(separator.config.audio), **options)
+def test_a_louder_song_has_larger_errors_and_the_same_sdr(found):
+    one, mixture, _, uncertainty = found
+    _, louder = measured(one, 4 * mixture)
+    assert torch.allclose(louder.scale.float(), 4 * uncertainty.scale.float(), rtol=0.02, atol=1e-5)
+    assert louder.sdr() == pytest.approx(uncertainty.sdr(), abs=0.02)
+
+
+def test_silence_is_certain():
+    mixture = 0.3 * song(0.9)
+    mixture[:, 2000:5000] = 0
+    _, uncertainty = measured(separator(), mixture)
+    silent = uncertainty.scale[..., 2064 // 16 : 4936 // 16]
+    assert not silent.any() and uncertainty.scale.any()
+    assert np.isnan(measured(separator(), torch.zeros(2, 4000))[1].sdr()).all()
+
+
+def test_the_predicted_sdr_is_the_line_of_the_energies(found):
+    one, mixture, _, uncertainty = found
+    spectra: list[torch.Tensor] = []
+    stitch = one.frontend.stft.overlap_add
+    one.frontend.stft.overlap_add = lambda spectrum: (spectra.append(spectrum), stitch(spectrum))[1]
+    try:
+        one.separate(mixture, RATE)
+    finally:
+        del one.frontend.stft.overlap_add
+    vocals = torch.cat(spectra, dim=-1).abs().square().sum()
+    implied = 10 * np.log10(float(vocals / uncertainty.scale.double().square().sum()))
+    assert uncertainty.sdr() == pytest.approx([1 + 0.5 * implied + off for off in (0, -2, 3)], abs=0.01)
+
+
+def test_intervals_are_those_of_student(found):
+    uncertainty = found[-1]
+    draws = students_t.rvs(uncertainty.freedom, size=200_000, random_state=0)
+    for coverage in (0.5, 0.9):
+        inside = np.abs(draws) < uncertainty.half_width(coverage)
+        assert inside.mean() == pytest.approx(coverage, abs=0.005)
+
+
+def test_octaves_and_levels_are_where_they_say():
+    hertz = np.arange(768) * 44100 / 4096
+    expected = np.digitize(hertz, [125, 250, 500, 1000, 2000, 4000])
+    assert octaves(768, Config().audio).tolist() == expected.tolist()
+    mixture = torch.tensor([0.001, 0.17, 0.19, 0.9, 1.1, 5.5, 5.8])[None, None, :, None] * 3j
+    assert levels(mixture, torch.full((1, 1, 1, 1), 3.0)).flatten().tolist() == [0, 0, 1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("overrides", [
+    ("audio.channels=1",), ("audio.representation=magnitude", "separation.subtract=normalized"),
+    ("diffusion.ddim_steps=3", "diffusion.samples=2"), ("separation.batch_chunks=3",),
+])  # fmt: skip
+def test_every_kind_of_model_can_know(overrides):
+    mixture = torch.cat([0.3 * song(0.6)] * 2)[:3]  # an odd channel is doubled
+    vocals, uncertainty = measured(separator(*overrides), mixture)
+    assert vocals.shape == mixture.shape and (uncertainty.scale > 0).all()
+    assert len(uncertainty.scale) == (3 if "audio.channels=1" in overrides else 4)
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def test_the_head_goes_with_its_model(knowing, found):
+    one, mixture, vocals, uncertainty = found
+    loaded = Separator.from_checkpoint(knowing, "cpu").configured(None, ["separation.batch_chunks=2"])
+    again, numbers = measured(loaded, mixture)
+    assert torch.allclose(again, vocals, atol=1e-5)
+    assert torch.allclose(numbers.scale.float(), uncertainty.scale.float(), rtol=0.01)
+    assert checkpoint.load_model(knowing)[0].state_dict().keys() == one.model.state_dict().keys()
+
+
+def test_a_model_that_was_changed_loses_its_head(knowing, tmp_path):
+    mean, alone = tmp_path / "mean.safetensors", tmp_path / "alone.safetensors"
+    assert checkpoint.run([str(knowing), str(knowing), str(mean)]) == checkpoint.run([str(knowing), str(alone)]) == 0
+    assert Separator.from_checkpoint(mean, "cpu").head is None and Separator.from_checkpoint(alone, "cpu").head
+
+
+def test_a_head_of_another_model_is_refused(tmp_path):
+    config, path = tiny_config(), tmp_path / "mixed.safetensors"
+    head = ScaleHead(tiny_config("model.base_channels=4")).state_dict()
+    checkpoint.release(
+        {"ema": random_unet(config).state_dict(), "head": head, "config": to_dict(config), "step": 1}, path
+    )
+    with pytest.raises(UserError, match=r"uncertainty in '.*mixed\.safetensors' do not fit"):
+        Separator.from_checkpoint(path, "cpu")
 
 
 # --- inference.py -------------------------------------------------------------------------------------------------
 
 
-def test_numbers_and_picture_of_a_song(call, folder):
-    many = ["--samples", "3", "--sampler", "ddpm", "--steps", "8"]
-    code, _, err = call(
-        "--input", "song.wav", "--output", "v.wav", *many, "--uncertainty", "u 수.npz", "--plot", "p.png"
-    )
-    assert (code, err) == (0, "")
-    assert names(folder) == ["p.png", "song.wav", "u 수.npz", "v.wav"]
-    values = load_spread(folder / "u 수.npz")
-    assert values["spread"].shape == (len(values["frequency"]), len(values["time"])) and values["spread"].max() > 0
-    with np.load(folder / "u 수.npz") as file:
-        assert (int(file["samples"]), int(file["steps"]), str(file["sampler"])) == (3, 8, "ddpm")
+def test_numbers_and_picture_of_a_song(call, folder, knowing):
+    arguments = ["--input", "song.wav", "--output", "v.wav"]
+    code, out, err = call(*arguments, "--uncertainty", "u 수.npz", "--plot", "p.png", use=knowing)
+    assert (code, err) == (0, "") and " dB (in 8 songs of 10: " in out
+    assert {"p.png", "song.wav", "u 수.npz", "v.wav"} <= set(names(folder))
+    values = load_uncertainty(folder / "u 수.npz")
+    assert values["scale"].shape == (2, len(values["frequency"]), len(values["time"])) and values["scale"].max() > 0
+    assert values["coverage"].tolist() == [0.5, 0.8, 0.9] and (np.diff(values["half_width"]) > 0).all()
+    middle, low, high = values["sdr"]
+    assert low < middle < high and f"{middle:.1f} dB" in out
     before = read("v.wav")[0]
-    assert call("--input", "song.wav", "--output", "v.wav", *many)[0] == 0
+    assert call(*arguments, use=knowing)[0] == 0
     assert torch.equal(read("v.wav")[0], before)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--samples", "4"], ["ddim_steps = 1", "hardly differ", "--steps 8"]),
-        (["--steps", "8"], ["--samples"]),
-        (["--samples", "4", "--steps", "7"], ["hardly differ"]),
-    ],
-)
-def test_too_few_steps_or_samples_are_one_sentence(call, folder, options, words):
-    arguments = ["--input", "song.wav", "--output", "v.wav", "--uncertainty", "u.npz", *options]
-    assert_one_sentence(call(*arguments), *words)
+def test_a_model_without_a_head_says_how_to_get_one(call, folder):
+    arguments = ["--input", "song.wav", "--output", "v.wav"]
+    assert_one_sentence(call(*arguments, "--uncertainty", "u.npz"), "python -m scripts.fit_uncertainty")
     assert names(folder) == ["song.wav"]
-
-
-def test_the_advice_is_accepted(call):
-    arguments = ["--input", "song.wav", "--output", "v.wav", "--uncertainty", "u.npz", "--samples", "2"]
-    advice = call(*arguments)[2].split("such as ")[1].split()
-    assert call(*arguments, *advice)[0] == 0
+    assert call(*arguments, "--plot", "p.png")[0] == 0  # the picture does without
 
 
 def test_other_bad_requests(call, folder):
-    many = ["--samples", "2", "--steps", "8"]
-    assert_one_sentence(call("--input", "song.wav", "--output", "v.wav", "--uncertainty", "u.csv", *many), "u.csv")
+    assert_one_sentence(call("--input", "song.wav", "--output", "v.wav", "--uncertainty", "u.csv"), "u.csv")
     both = ["--input", "song.wav", "song.wav", "--output", "out"]
-    assert_one_sentence(call(*both, "--uncertainty", "u.npz", *many), "one song")
+    assert_one_sentence(call(*both, "--uncertainty", "u.npz"), "one song")
     (folder / "bad.npz").write_bytes(b"PK nothing")
     with pytest.raises(UserError, match=r"bad\.npz"):
-        load_spread(folder / "bad.npz")
+        load_uncertainty(folder / "bad.npz")
 
 
 @pytest.mark.parametrize("spoil", ["cut", "npy"])
-def test_a_file_that_is_no_spread_is_one_sentence(tmp_path, spoil):
-    path = tmp_path / "spread.npz"
+def test_a_file_that_is_none_is_one_sentence(tmp_path, spoil):
+    path = tmp_path / "numbers.npz"
     with open(path, "wb") as file:
         np.savez_compressed(file, time=np.arange(1000.0)) if spoil == "cut" else np.save(file, np.zeros(3))
     if spoil == "cut":
         path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(UserError, match="spread.npz"):
-        load_spread(path)
+    with pytest.raises(UserError, match=r"numbers\.npz"):
+        load_uncertainty(path)

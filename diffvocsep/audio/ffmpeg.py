@@ -24,6 +24,7 @@ from ..util.errors import UserError
 from .common import no_room, shown
 from .containers import find_samples
 from .formats import BROADCAST, FFMPEG, FRAMES, LOSSLESS
+from .frames import ends_within
 from .layout import named_mask
 from .wav import WavSink
 
@@ -51,6 +52,7 @@ class Track:
     end: float = 0.0  # of its last packet
     held: float = 0.0  # sum of its packets
     whole: float = 0.0  # end of the last packet of any track
+    last: int | None = None  # byte where its last packet begins
     alone: bool = True  # the announced length is that of this track
     gap: tuple[float, float] | None = None  # where, how long
     complaints: list[str] = field(default_factory=list)
@@ -93,6 +95,8 @@ def decode(file: Path, folder: Path, expected: float | None, path: Path) -> tupl
     target = folder / "decoded.wav"
     frames, complaints = _run_ffmpeg(file, path, track, target, folder)
     _require_decoded(path, track, frames / max(1, track.sample_rate), complaints, expected)
+    if track.format in FRAMES and track.last is not None and ends_within(file, track.codec, track.last):
+        track.notes.append(f"{shown(path)} ends within a frame; more may have been cut off, which nothing else tells")
     return target, track
 
 
@@ -175,12 +179,14 @@ def _announced(stream: dict, form: dict, name: str) -> float | None:
 
 def _measure(file: Path, track: Track) -> None:
     """Read all packets, without decoding: how far they reach, and whether one is missing."""
-    entries = "packet=stream_index,pts_time,duration_time"
+    entries = "packet=stream_index,pts_time,duration_time,pos"
     previous = None
     with _ffprobe(file, "-show_entries", entries, "-of", "csv=p=0") as (lines, complaints):
         for line in lines:
-            index, *times = line.strip().split(",")[:3]
+            index, *times = line.strip().split(",")[:4]
             time, duration = (_number(value) for value in [*times, "", ""][:2])
+            if index == str(track.index) and times[2:] and times[2].isdigit():
+                track.last = int(times[2])
             if not index.isdigit() or time is None:
                 if index == str(track.index) and duration is not None:
                     track.held += duration
@@ -218,6 +224,8 @@ def _announced_size(path: Path) -> int:
         return path.stat().st_size + samples.missing
     with path.open("rb") as file:
         head = file.read(1 << 14)
+    if head[:3] == b"FWS":  # Flash
+        return struct.unpack("<I", head[4:8])[0]
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         size = struct.unpack("<I", head[4:8])[0]
         return size + 8 if 0 < size < 0x7FFF_0000 else 0

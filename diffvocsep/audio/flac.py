@@ -15,22 +15,23 @@ class Length(NamedTuple):
     """Samples per channel."""
 
     announced: int  # by all headers: there are several where files were joined
-    headers: int
+    begins: list[int]  # byte of each header
     held: int | None  # where the last frame ends; None: no frame was found
 
 
 def measure(path: Path) -> Length:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        totals, block = [], 0
+        totals, begins, block = [], [], 0
         for mark in (_START, _ONLY):
             at = data.find(mark)
             while at >= 0:
+                begins.append(at)
                 info = data[at + 8 : at + 42]
                 totals.append(int.from_bytes(info[13:18], "big") & (1 << 36) - 1)
                 block = int.from_bytes(info[2:4], "big")  # the largest; of all frames but the last, where it is fixed
                 at = data.find(mark, at + 42)
         tail = data[-min(_SEARCHED, len(data)) :]
-    return Length(sum(totals), len(totals), _last_frame(tail, block))
+    return Length(sum(totals), sorted(begins), _last_frame(tail, block))
 
 
 def _last_frame(tail: bytes, block: int) -> int | None:

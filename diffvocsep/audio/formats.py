@@ -16,25 +16,8 @@ FFMPEG = ",".join(_HELD.split())
 
 # Streams of frames without a header for the whole: nothing announces their length, and players pass over what is no
 # frame. The others say how long they are, or keep the time of each packet.
-FRAMES = frozenset(
-    [
-        "mp3",
-        "aac",
-        "ac3",
-        "eac3",
-        "dts",
-        "dtshd",
-        "truehd",
-        "mlp",
-        "amr",
-        "amrnb",
-        "amrwb",
-        "loas",
-        "gsm",
-        "shn",
-        "g722",
-    ]
-)
+_FRAMES = "mp3 aac ac3 eac3 dts dtshd truehd mlp amr amrnb amrwb loas gsm shn g722 spdif"
+FRAMES = frozenset(_FRAMES.split())
 BROADCAST = frozenset(["mpegts", "mpeg", "dv"])  # begin and end anywhere, but keep the time
 
 LOSSLESS = ("flac", "alac", "wavpack", "tta", "ape", "tak", "truehd", "mlp", "shorten", "pcm_", "dsd_")  # codecs

@@ -6,7 +6,6 @@ libsndfile reads the file. Where the file holds more, it is read by what it hold
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +14,10 @@ from pathlib import Path
 import soundfile
 
 from ..util.errors import UserError
-from . import containers, flac, mpeg, ogg
+from . import containers, flac, mpeg, ogg, rare
 from .common import native_path, shown
 from .ffmpeg import LOOSE_END, damaged, decode
+from .joined import join_flac, second_beginning
 from .layout import flac_mask, wav_mask
 
 _BYTES = {
@@ -33,7 +33,7 @@ _BYTES = {
 }
 _CHUNKED = {"WAV", "WAVEX", "RF64", "AIFF", "AU", "W64", "CAF"}  # by soundfile's names
 _TAG = 128  # bytes of an ID3v1 tag
-_SHOULD_BE = re.compile(r"(\d+) \(should be (\d+)\)")  # how libsndfile's log tells a size that it corrected
+_ROUNDING = 0.01  # s by which a rare header may be wrong about its length
 
 
 @dataclass
@@ -70,10 +70,13 @@ def inspect(path: Path, file: Path, folder: Callable[[], Path]) -> Finding:
     if mpeg.begins(file):
         header, finding = None, _mp3(path, file)
     else:
+        _require_one(path, file)
         header = _header(file)
-        finding = _check(path, file, header) if header else None
+        finding = _check(path, file, header, folder) if header else None
         if header is None:
             _samples(path, file)
+            if blocks := rare.voc_blocks(file):
+                _require_blocks(path, blocks)
     if isinstance(finding, Finding):
         return finding
     if header is None and (pages := ogg.walk(file)).links:  # Speex, FLAC in Ogg
@@ -82,12 +85,20 @@ def inspect(path: Path, file: Path, folder: Callable[[], Path]) -> Finding:
     return Finding(partial(soundfile.SoundFile, native_path(decoded)), track.mask, track.notes)
 
 
-def _check(path: Path, file: Path, header: _Header) -> Finding | float | None:
+def _require_one(path: Path, file: Path) -> None:
+    if (at := second_beginning(file)) is not None:
+        raise UserError(
+            f"{shown(path)} is joined of several files, of which players play the first alone: cut it into its parts "
+            f"(the second begins at byte {at}) and separate each."
+        )
+
+
+def _check(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) -> Finding | float | None:
     """Compare the lengths of a file that libsndfile opens: how to open it, or the s of sound that ffmpeg must find."""
     if header.format in _CHUNKED:
         return _chunks(path, file, header)
     if header.format == "FLAC":
-        return _flac(file, header)
+        return _flac(path, file, header, folder)
     if header.format == "OGG":
         return _ogg(path, file, header)
     return _mp3(path, file) if header.format == "MP3" else _other(path, file, header)
@@ -148,13 +159,15 @@ def _slice(file: Path, extent: containers.Extent, header: _Header) -> soundfile.
     )
 
 
-def _flac(file: Path, header: _Header) -> Finding | float | None:
+def _flac(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) -> Finding | float | None:
     """FLAC: where its last frame ends, and whether several were joined."""
     length = flac.measure(file)
+    if len(length.begins) > 1:
+        target = folder() / "joined.wav"
+        join_flac(path, file, length.begins, target)
+        return Finding(partial(soundfile.SoundFile, native_path(target)), flac_mask(header.channels))
     if header.frames >= 1 << 62 or length.announced == 0:  # a stream
         return None
-    if length.headers > 1 and length.held is not None:
-        return length.announced / header.sample_rate
     if length.held is not None and length.held > header.frames:
         return length.held / header.sample_rate
     return _direct(file, flac_mask(header.channels))
@@ -203,11 +216,26 @@ def _mp3(path: Path, file: Path) -> Finding | float | None:
     return _direct(file)
 
 
-def _other(path: Path, file: Path, header: _Header) -> Finding:
-    """Rare formats: libsndfile's log tells which size it corrected."""
-    for line in header.log.splitlines():
-        if found := _SHOULD_BE.search(line):
-            announced, held = int(found[1]), int(found[2])
-            if announced > held > 0 and "data" in line.lower():
-                raise damaged(path, header.seconds, header.seconds * announced / held, " or cut off")
+def _other(path: Path, file: Path, header: _Header) -> Finding | None:
+    """Rare formats; of a VOC, libsndfile takes all behind its first header for samples, even other blocks."""
+    if blocks := rare.voc_blocks(file):
+        _require_blocks(path, blocks, header.seconds)
+        if blocks.sounds != 1:
+            return None
+        return Finding(lambda: soundfile.SoundFile(containers.Slice(file, 0, blocks.end), closefd=True))
+    announced = rare.announced_frames(file, header.frames, header.log) / header.sample_rate
+    if announced > header.seconds + _ROUNDING:
+        raise damaged(path, header.seconds, announced, " or cut off")
     return _direct(file)
+
+
+def _require_blocks(path: Path, blocks: rare.Blocks, seconds: float | None = None) -> None:
+    """Raise UserError for one that ends within a block; `seconds`: of a single one."""
+    if blocks.missing and blocks.sounds == 1 and seconds:
+        raise damaged(path, seconds, seconds * (1 + blocks.missing / max(1, blocks.bytes)), " or cut off")
+    if blocks.missing:
+        share = 100 * blocks.missing / (blocks.missing + blocks.bytes)
+        raise UserError(
+            f"{shown(path)} is damaged or cut off, it ends {blocks.missing} bytes before the end of its last block, "
+            f"which are {share:.1f} % of its sound, and more may be missing behind them: get a whole copy."
+        )

@@ -31,6 +31,7 @@ class Frames:
     trimmed: float = 0.0  # s of them that are delay and padding of the encoder
     headers: int = 0  # frames of numbers
     end: int = 0  # byte behind the last frame
+    cut: bool = False  # the file ends within one
 
 
 def walk(path: Path) -> Frames:
@@ -48,6 +49,7 @@ def walk(path: Path) -> Frames:
                 continue
             size, samples, rate = frame
             if at + size > end:  # its last bytes are missing
+                found.cut = sure
                 break
             sure = True
             numbers = _numbers(data, at)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .mixing import Segments, Track
+from .mixing import Segments
 from .sources import dev_tracks, train_tracks
+from .tracks import Track
 
 __all__ = ["Segments", "Track", "dev_tracks", "train_tracks"]

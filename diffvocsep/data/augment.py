@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..util.device import move
+from ..util.rng import hashed_normal
+
 KNOTS = np.array([40.0, 90.0, 200.0, 450.0, 1000.0, 2200.0, 5000.0, 11000.0, 22000.0])  # Hz, about an octave apart
 
 
@@ -40,13 +43,17 @@ class Room:
     def draw(cls, rng: np.random.Generator) -> Room:
         return cls(int(rng.integers(2**32)), rng.uniform(0.1, 1.0), rng.uniform(-25.0, -6.0))
 
-    def response(self, channels: int, length: int, sample_rate: int) -> Tensor:
-        """Transfer function `(C, length // 2 + 1)`."""
-        times = np.arange(min(length, round(self.seconds * sample_rate)), dtype=np.float32) / sample_rate
-        tail = np.random.default_rng(self.seed).standard_normal((channels, len(times)), dtype=np.float32)
-        tail *= 10 ** (-3 * times / self.seconds)
-        tail *= 10 ** (self.level_db / 20) / np.linalg.norm(tail, axis=1, keepdims=True)
-        return 1 + torch.fft.rfft(torch.from_numpy(tail), length)
+
+def responses(rooms: Sequence[Room], channels: int, length: int, sample_rate: int, device: torch.device) -> Tensor:
+    """Transfer functions `(B, C, length // 2 + 1)` of rooms, made on `device`."""
+    keys = move(torch.tensor([room.seed * channels + i for room in rooms for i in range(channels)]), device)
+    about = move(torch.tensor([[room.seconds, room.level_db] for room in rooms]), device)[..., None, None]
+    seconds, level = about[:, 0], 10 ** (about[:, 1] / 20)
+    longest = min(length, round(max(room.seconds for room in rooms) * sample_rate))
+    times = torch.arange(longest, device=device) / sample_rate
+    tails = hashed_normal(keys, (longest,)).unflatten(0, (len(rooms), channels))
+    tails = tails * 10 ** (-3 * times / seconds) * (times < seconds)
+    return 1 + torch.fft.rfft(tails * (level / tails.norm(dim=-1, keepdim=True)), length)
 
 
 def alter(
@@ -66,15 +73,16 @@ def alter(
     """
     bins, sizes = length // 2 + 1, np.array(samples)
     spectrum = waveform.new_zeros(*waveform.shape[:-1], bins, dtype=torch.complex64)
-    for size in set(samples):
-        rows = torch.from_numpy(np.flatnonzero(sizes == size)).to(waveform.device)
+    for size in sorted(set(samples)):
+        rows = move(torch.from_numpy(np.flatnonzero(sizes == size)), waveform.device)
         part = torch.fft.rfft(waveform[rows, :, :size])[..., :bins]  # what is faster loses its highest bins
         spectrum[rows, :, : part.shape[-1]] = part * (length / size)
     gains = 10 ** (gains_db @ _lines(length, sample_rate, waveform.device) / 20)
     spectrum *= gains[:, None]
-    for i, room in enumerate(rooms):
-        if room:
-            spectrum[i] *= room.response(waveform.shape[1], length, sample_rate).to(waveform.device)
+    sounding = [i for i, room in enumerate(rooms) if room]
+    if sounding:
+        rows = move(torch.tensor(sounding), waveform.device)
+        spectrum[rows] *= responses([rooms[i] for i in sounding], waveform.shape[1], length, sample_rate, rows.device)
     return torch.fft.irfft(spectrum, length)
 
 

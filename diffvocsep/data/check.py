@@ -24,8 +24,8 @@ from ..config import Config, load_config
 from ..util.cli import main
 from ..util.errors import UserError
 from . import dev_tracks, train_tracks
-from .mixing import Track
-from .songs import find_songs
+from .testsets import songs_to_score
+from .tracks import Track
 
 BLOCK = 10.0  # s
 FULL = 0.99  # where clipping begins
@@ -102,7 +102,7 @@ def problems(track: Track) -> Iterator[str]:
                 yield f"{path.name} {problem}"
 
 
-def report(name: str, tracks: Sequence[Track]) -> str:
+def check_split(name: str, tracks: Sequence[Track]) -> str:
     """Print a line for each song with a problem, unless it is a test song; return the line of the split."""
     test = name == "test"
     hours = bad = 0.0
@@ -132,7 +132,7 @@ def splits(config: Config) -> Iterable[tuple[str, Sequence[Track]]]:
     if config.data.dataset in ("musdb", "musdbhq"):
         root = config.data.musdb_root if config.data.dataset == "musdb" else config.data.musdbhq_root
         try:
-            songs = find_songs(config.data.dataset, Path(root), "test")
+            songs = songs_to_score(config.data.dataset, Path(root), "test")
         except UserError as error:
             print(f"note: there is no line for the test songs: {error}", file=sys.stderr)
         else:
@@ -149,7 +149,7 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
     args = parser.parse_args(argv)
 
-    lines = [report(name, tracks) for name, tracks in splits(load_config(args.config, args.overrides))]
+    lines = [check_split(name, tracks) for name, tracks in splits(load_config(args.config, args.overrides))]
     print(f"{'split':<6}{'songs':>7}{'hours':>9}{'with vocals':>14}{'with problems':>15}")
     print("\n".join(lines))
     sys.stdout.flush()

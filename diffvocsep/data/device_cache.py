@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..util.device import move
 from ..util.errors import UserError
 from .augment import source_length
-from .mixing import SIDES, Cut, Draw, Segments, describe, limit, render, to_channels
+from .mixing import Cut, Draw, Segments, limit, render, scalars
 from .stems import FULL_SCALE
+from .tracks import SIDES, to_channels
 
 
 class DeviceCache:
@@ -63,17 +65,25 @@ class DeviceCache:
 
     def batch(self, draws: list[Draw]) -> dict[str, Tensor]:
         """The segments of `draws`, as `Segments` and a loader would make them; `index` stays on the CPU."""
-        batch = {name: values.to(self.device) if name != "index" else values
-                 for name, values in describe(draws).items()}  # fmt: skip
+        batch = {name: move(values, self.device) if name != "index" else values
+                 for name, values in scalars(draws).items()}  # fmt: skip
         for side in SIDES:
             batch[side] = self._render(side, [getattr(draw, side) for draw in draws])
-        rows = [i for i, draw in enumerate(draws) if draw.second]
-        if rows:
-            batch["vocals"][rows] += self._render("vocals", [draws[i].second for i in rows])
-        for i, draw in enumerate(draws):
-            for side, waveform in limit({side: batch[side][i] for side in SIDES}, draw.limiter).items():
-                batch[side][i] = waveform
+        batch["vocals"] = self._join(batch["vocals"], [draw.second for draw in draws])
+        batch = limit(batch, [draw.limiter for draw in draws])
+        if self.segments.config.train.consistency_share:
+            gains = move(torch.tensor([draw.twin.gain for draw in draws]), self.device)
+            twins = gains[:, None, None] * batch["vocals"]
+            batch["twin_vocals"] = self._join(twins, [draw.twin.guest for draw in draws])
         return batch
+
+    def _join(self, vocals: Tensor, others: list[Cut | None]) -> Tensor:
+        """`vocals` `(B, C, N)` with other voices added, where there are any."""
+        rows = [i for i, cut in enumerate(others) if cut]
+        if not rows:
+            return vocals
+        added = self._render("vocals", [others[i] for i in rows])
+        return vocals.index_add(0, move(torch.tensor(rows), self.device), added)
 
     def _render(self, side: str, cuts: list[Cut]) -> Tensor:
         return render(self._crops(side, cuts), cuts, self.segments.length, self.segments.config)
@@ -83,7 +93,8 @@ class DeviceCache:
         tracks = [cut.track for cut in cuts]
         within = torch.arange(self.longest, device=self.device)
         starts = self.first[side][tracks] + [round(cut.start * self.rate) for cut in cuts]
-        crops = self.samples[side][torch.from_numpy(starts).to(self.device)[:, None] + within]  # (B, N, C)
+        starts, tracks = move(torch.stack([torch.from_numpy(starts), torch.tensor(tracks)]), self.device)
+        crops = self.samples[side][starts[:, None] + within]  # (B, N, C)
         return crops.transpose(1, 2) * self.scale[side][tracks][:, None, None]
 
 

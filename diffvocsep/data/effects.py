@@ -1,89 +1,152 @@
 """What a studio does to a voice: a second take beside it, harmonies, echoes, compression, saturation, another pitch.
 
-Each effect is drawn once (`draw`) and then turns a waveform `(C, N)` into another of the same shape, on any device.
-Voices that were recorded dry become the kind that songs have. The energy stays.
+Each effect is drawn once (`draw`) and then turns a waveform `(C, N)` into another of the same shape. Those of one kind
+work on a batch `(B, C, N)` together (`apply`), on any device; a GPU is never waited for. Voices that were recorded dry
+become the kind that songs have. The energy stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor
+
+from ..spectrogram import STFT
+from ..util.device import move
 
 N_FFT, HOP = 2048, 512  # of the phase vocoder, in samples
 FRAME = 256  # samples, over which levels are measured
 FLOOR = 1e-5  # -100 dB: silence, to what divides
+REPEATS = 4  # of an echo
+FRACTION = 24  # bits of a sample: float32 cannot count those of a minute and their parts
 
 INTERVALS = (-12.0, -5.0, -4.0, -3.0, 3.0, 4.0, 5.0, 7.0, 12.0)  # semitones: thirds, a fourth, a fifth, an octave
 
-Effect = Callable[[Tensor, int], Tensor]  # (C, N), sample rate in Hz -> (C, N)
 
+def shift_pitch(waveform: Tensor, semitones: float | Sequence[float]) -> Tensor:
+    """`(..., N)`, higher by `semitones` (one number, or one for each item of `(B, C, N)`), at the same pace; formants
+    move along.
 
-def shift_pitch(waveform: Tensor, semitones: float) -> Tensor:
-    """`(C, N)` -> `(C, N)`, higher by `semitones`, at the same pace; formants move along.
-
-    A phase vocoder (Flanagan and Golden 1966; torchaudio's) makes it longer, resampling makes it as long as before.
+    A phase vocoder (Flanagan and Golden 1966) makes it longer, resampling makes it as long as before.
     """
-    length, factor = waveform.shape[-1], 2 ** (semitones / 12)
-    waveform = F.pad(waveform, (0, max(0, N_FFT - length)))  # of less than half a window there is no spectrum
-    window = torch.hann_window(N_FFT, device=waveform.device)
-    spectrum = torch.stft(waveform, N_FFT, HOP, window=window, return_complex=True)
-    advance = torch.linspace(0, np.pi * HOP, spectrum.shape[-2], device=waveform.device)[:, None]
-    longer = torchaudio.functional.phase_vocoder(spectrum, 1 / factor, advance)
-    stretched = torch.istft(longer, N_FFT, HOP, window=window)
-    return at_positions(stretched, torch.arange(length, device=waveform.device) * factor)
+    length, stft = waveform.shape[-1], STFT(N_FFT, HOP, N_FFT)
+    factors = 2 ** (np.asarray(semitones, np.float64).reshape(-1, 1) / 12)
+    padded = F.pad(waveform.reshape(len(factors), -1, length), (0, max(0, N_FFT - length)))
+    spectrum = stft(F.pad(padded, (N_FFT // 2, N_FFT // 2), mode="reflect"), center=False)
+    frames = int(np.ceil(spectrum.shape[-1] * factors.max())) + N_FFT // HOP  # past its end an item is silent
+    stretched = stft.inverse(stretch(spectrum, factors, frames), (frames - 1) * HOP)
+    steps = move(torch.from_numpy((factors * 2**FRACTION).round()).long(), waveform.device)[..., None]
+    positions = torch.arange(length, device=waveform.device) * steps  # (B, 1, N), in parts of a sample
+    offsets = (positions & (2**FRACTION - 1)) * 2.0**-FRACTION
+    return at_positions(stretched, positions >> FRACTION, offsets).reshape(waveform.shape)
 
 
-def at_positions(waveform: Tensor, positions: Tensor) -> Tensor:
-    """Values of `(C, N)` at fractional sample positions `(M,)`, `(C, M)`, on the cubic through four neighbours
-    (Catmull-Rom); zero outside."""
-    base = positions.floor()
-    u, first = positions - base, base.long()
+def stretch(spectrum: Tensor, factors: np.ndarray, frames: int) -> Tensor:
+    """Complex `(B, C, F, T)` -> `(B, C, F, frames)`, each item longer by its factor, `(B, 1)`; silence past the end.
+
+    Frame k is taken at the place k / factor. A bin turns from there to the next frame as far as from one frame of the
+    original to the next: the hop is the same.
+    """
+    steps = np.minimum(np.arange(frames) / factors, spectrum.shape[-1])
+    before = move(torch.from_numpy(steps).long(), spectrum.device)[:, None, None].expand(*spectrum.shape[:-1], -1)
+    share = move(torch.from_numpy(steps % 1).to(spectrum.real.dtype), spectrum.device)[:, None, None]
+    magnitude, angle = F.pad(spectrum.abs(), (0, 2)), F.pad(spectrum.angle(), (0, 2))
+    turned = (angle.gather(-1, before + 1) - angle.gather(-1, before)).cumsum(-1)
+    phase = angle[..., :1] + F.pad(turned[..., :-1], (1, 0))
+    return torch.polar(torch.lerp(magnitude.gather(-1, before), magnitude.gather(-1, before + 1), share), phase)
+
+
+def at_positions(waveform: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
+    """Values of `(..., C, N)` at samples `places`, int64, plus `offsets`, `(..., 1 or C, M)` or `(M,)`, on the cubic
+    through four neighbours (Catmull-Rom); zero outside."""
+    whole = offsets.floor()
+    u, first = offsets - whole, places + whole.long()
     weights = (
         ((-u + 2) * u - 1) * u / 2,
         ((3 * u - 5) * u * u + 2) / 2,
         ((-3 * u + 4) * u + 1) * u / 2,
         (u - 1) * u * u / 2,
     )
-    padded = F.pad(waveform, (2, 3))
-    last = padded.shape[-1] - 1
-    total = torch.zeros(len(waveform), len(positions), dtype=waveform.dtype, device=waveform.device)
+    padded, length = F.pad(waveform, (2, 3)), waveform.shape[-1]
+    total = waveform.new_zeros(())
     for i, weight in enumerate(weights):
-        total += padded[:, (first + i + 1).clamp(0, last)] * weight
-    inside = (positions >= 0) & (positions <= waveform.shape[-1] - 1)
-    return total * inside
+        at = (first + i + 1).clamp(0, length + 4).expand(*waveform.shape[:-1], -1)
+        total = total + padded.gather(-1, at) * weight
+    return total * ((first >= 0) & ((first < length - 1) | ((first == length - 1) & (u == 0))))
 
 
-def levels(waveform: Tensor, frames: int) -> Tensor:
-    """RMS of `(C, N)` over all channels, smoothed over `frames` pieces of 256 samples, at every sample, `(N,)`."""
-    length = waveform.shape[-1]
-    power = F.avg_pool1d(F.pad(waveform.square().mean(0)[None, None], (0, -length % FRAME)), FRAME)
-    smooth = F.avg_pool1d(power, 2 * frames + 1, stride=1, padding=frames, count_include_pad=False)
-    return F.interpolate(smooth, scale_factor=FRAME, mode="linear")[0, 0, :length].sqrt()
+def levels(waveform: Tensor, frames: int | Sequence[int]) -> Tensor:
+    """RMS of `(..., C, N)` over all channels, smoothed over `frames` pieces of 256 samples to each side (one number, or
+    one for each item of a batch), at every sample, `(..., N)`."""
+    *batch, channels, length = waveform.shape
+    power = waveform.reshape(-1, channels, length).square().mean(1, keepdim=True)
+    power = F.avg_pool1d(F.pad(power, (0, -length % FRAME)), FRAME)[:, 0]
+    frames = [frames] if isinstance(frames, int) else frames
+    near, counts = neighbours(power, frames, frames)
+    return spread((near * counts).sum(-1) / counts.sum(-1), length).sqrt().reshape(*batch, length)
+
+
+def neighbours(values: Tensor, before: Sequence[int], after: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Of `(B, M)` each value with those around it, `(B, M, W)`, and 1 where one counts, else 0: where it exists, and is
+    at most so many places before or after, as its item says."""
+    back, ahead = max(before), max(after)
+    near = F.pad(values, (back, ahead)).unfold(-1, back + ahead + 1, 1)
+    exist = F.pad(torch.ones_like(values[0]), (back, ahead)).unfold(-1, back + ahead + 1, 1)
+    places, limits = torch.arange(-back, ahead + 1), torch.tensor([list(before), list(after)])[..., None]
+    counted = move((-limits[0] <= places) & (places <= limits[1]), values.device)
+    return near, counted[:, None] * exist
+
+
+def spread(values: Tensor, length: int) -> Tensor:
+    """A value for each piece of 256 samples, `(B, M)`, joined by straight lines at every sample, `(B, length)`."""
+    return F.interpolate(values[:, None], scale_factor=FRAME, mode="linear")[:, 0, :length]
 
 
 def as_loud_as(waveform: Tensor, before: Tensor) -> Tensor:
-    """`waveform` with the energy of `before`."""
-    return waveform * (before.norm() / waveform.norm().clamp_min(FLOOR))
+    """`(B, C, N)` with the energies of `before`."""
+    return waveform * (_norm(before) / _norm(waveform).clamp_min(FLOOR))
+
+
+def _norm(waveform: Tensor) -> Tensor:
+    return waveform.square().sum(dim=(-2, -1), keepdim=True).sqrt()
+
+
+def _numbers(waveforms: Tensor, *columns: Sequence) -> list[Tensor]:
+    """What a batch of effects was drawn with, a column each, as `(B, 1, 1)`, or `(B, C, 1)` where a column has rows."""
+    tables = [torch.tensor(column, dtype=torch.float32).reshape(len(waveforms), -1, 1) for column in columns]
+    return [*move(torch.cat(tables, dim=1), waveforms.device).split([table.shape[1] for table in tables], dim=1)]
+
+
+class Effect:
+    """What one kind of alteration is drawn with."""
+
+    @classmethod
+    def apply(cls, effects: Sequence, waveforms: Tensor, sample_rate: int) -> Tensor:
+        """`(B, C, N)` of voices, each altered by an effect of its own; sample rate in Hz."""
+        raise NotImplementedError
+
+    def __call__(self, waveform: Tensor, sample_rate: int) -> Tensor:
+        """`(C, N)` -> `(C, N)`."""
+        return self.apply([self], waveform[None], sample_rate)[0]
 
 
 @dataclass(frozen=True)
-class Pitch:
+class Pitch(Effect):
     """The whole voice, higher or lower."""
 
     semitones: float
 
-    def __call__(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        return as_loud_as(shift_pitch(waveform, self.semitones), waveform)
+    @classmethod
+    def apply(cls, effects: Sequence[Pitch], waveforms: Tensor, sample_rate: int) -> Tensor:
+        return as_loud_as(shift_pitch(waveforms, [effect.semitones for effect in effects]), waveforms)
 
 
 @dataclass(frozen=True)
-class Harmony:
+class Harmony(Effect):
     """The same words at an interval, 4 to 12 dB quieter."""
 
     semitones: float
@@ -93,12 +156,15 @@ class Harmony:
     def draw(cls, rng: np.random.Generator) -> Harmony:
         return cls(float(rng.choice(INTERVALS)), 10 ** (rng.uniform(-12, -4) / 20))
 
-    def __call__(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        return as_loud_as(waveform + self.gain * shift_pitch(waveform, self.semitones), waveform)
+    @classmethod
+    def apply(cls, effects: Sequence[Harmony], waveforms: Tensor, sample_rate: int) -> Tensor:
+        (gain,) = _numbers(waveforms, [effect.gain for effect in effects])
+        second = shift_pitch(waveforms, [effect.semitones for effect in effects])
+        return as_loud_as(waveforms + gain * second, waveforms)
 
 
 @dataclass(frozen=True)
-class Doubling:
+class Doubling(Effect):
     """A second take in each channel, `seconds` late, whose pitch drifts by up to `cents`: doubling when slow, chorus
     when faster."""
 
@@ -114,19 +180,27 @@ class Doubling:
         gain = 10 ** (rng.uniform(-10, 0) / 20)
         return cls(tuple(late), rng.uniform(3, 15), rng.uniform(0.2, 1.5), tuple(phases), gain)
 
-    def __call__(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        times = torch.arange(waveform.shape[-1], device=waveform.device) / sample_rate
-        # A delay of depth * sin(2 pi f t) changes the pitch by the factor 1 - 2 pi f depth * cos(2 pi f t).
-        depth = (2 ** (self.cents / 1200) - 1) / (2 * np.pi * self.hertz)
-        takes = []
-        for i, channel in enumerate(waveform):
-            swing = depth * torch.sin(2 * np.pi * self.hertz * times + self.phases[min(i, 1)])
-            takes.append(at_positions(channel[None], (times - self.seconds[min(i, 1)] - swing) * sample_rate))
-        return as_loud_as(waveform + self.gain * torch.cat(takes), waveform)
+    @property
+    def depth(self) -> float:
+        """s. A delay of depth * sin(2 pi f t) changes the pitch by the factor 1 - 2 pi f depth * cos(2 pi f t)."""
+        return (2 ** (self.cents / 1200) - 1) / (2 * np.pi * self.hertz)
+
+    @classmethod
+    def apply(cls, effects: Sequence[Doubling], waveforms: Tensor, sample_rate: int) -> Tensor:
+        late, phases, depth, hertz, gain = _numbers(
+            waveforms,
+            [[effect.seconds[min(i, 1)] for i in range(waveforms.shape[1])] for effect in effects],
+            [[effect.phases[min(i, 1)] for i in range(waveforms.shape[1])] for effect in effects],
+            [effect.depth for effect in effects], [effect.hertz for effect in effects],
+            [effect.gain for effect in effects],
+        )  # fmt: skip
+        places = torch.arange(waveforms.shape[-1], device=waveforms.device)
+        swing = depth * torch.sin(2 * np.pi * hertz * (places / sample_rate) + phases)
+        return as_loud_as(waveforms + gain * at_positions(waveforms, places, -(late + swing) * sample_rate), waveforms)
 
 
 @dataclass(frozen=True)
-class Compressor:
+class Compressor(Effect):
     """What is louder than `threshold_db` below the loudest comes out `ratio` times less above it."""
 
     threshold_db: float
@@ -137,15 +211,19 @@ class Compressor:
     def draw(cls, rng: np.random.Generator) -> Compressor:
         return cls(rng.uniform(-30, -10), rng.uniform(2, 8), int(rng.integers(1, 8)))
 
-    def __call__(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        level = levels(waveform, self.frames)
-        threshold = level.max() * 10 ** (self.threshold_db / 20)
-        gain = (level.clamp_min(FLOOR) / threshold.clamp_min(FLOOR)).clamp_min(1).pow(1 / self.ratio - 1)
-        return as_loud_as(waveform * gain, waveform)
+    @classmethod
+    def apply(cls, effects: Sequence[Compressor], waveforms: Tensor, sample_rate: int) -> Tensor:
+        db, ratio = _numbers(
+            waveforms, [effect.threshold_db for effect in effects], [effect.ratio for effect in effects]
+        )
+        level = levels(waveforms, [effect.frames for effect in effects])[:, None]
+        threshold = level.amax(-1, keepdim=True) * 10 ** (db / 20)
+        gain = (level.clamp_min(FLOOR) / threshold.clamp_min(FLOOR)).clamp_min(1).pow(1 / ratio - 1)
+        return as_loud_as(waveforms * gain, waveforms)
 
 
 @dataclass(frozen=True)
-class Saturation:
+class Saturation(Effect):
     """Soft clipping: tanh of the waveform, whose RMS is brought to `drive` first."""
 
     drive: float
@@ -154,13 +232,15 @@ class Saturation:
     def draw(cls, rng: np.random.Generator) -> Saturation:
         return cls(10 ** (rng.uniform(-15, 3) / 20))
 
-    def __call__(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        rms = waveform.square().mean().sqrt().clamp_min(FLOOR)
-        return as_loud_as(torch.tanh(waveform * (self.drive / rms)), waveform)
+    @classmethod
+    def apply(cls, effects: Sequence[Saturation], waveforms: Tensor, sample_rate: int) -> Tensor:
+        (drive,) = _numbers(waveforms, [effect.drive for effect in effects])
+        rms = waveforms.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp_min(FLOOR)
+        return as_loud_as(torch.tanh(waveforms * (drive / rms)), waveforms)
 
 
 @dataclass(frozen=True)
-class Echo:
+class Echo(Effect):
     """Four repeats, `seconds` apart, each `gain` times the one before."""
 
     seconds: float
@@ -170,12 +250,30 @@ class Echo:
     def draw(cls, rng: np.random.Generator) -> Echo:
         return cls(rng.uniform(0.06, 0.6), 10 ** (rng.uniform(-18, -6) / 20))
 
-    def __call__(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        total, late = waveform.clone(), round(self.seconds * sample_rate)
-        for k in range(1, 5):
-            if k * late < waveform.shape[-1]:
-                total[:, k * late :] += self.gain**k * waveform[:, : -k * late]
-        return as_loud_as(total, waveform)
+    @classmethod
+    def apply(cls, effects: Sequence[Echo], waveforms: Tensor, sample_rate: int) -> Tensor:
+        late, gain = _numbers(
+            waveforms, [round(effect.seconds * sample_rate) for effect in effects], [effect.gain for effect in effects]
+        )
+        places, total = torch.arange(waveforms.shape[-1], device=waveforms.device), waveforms
+        for k in range(1, REPEATS + 1):
+            at = places - k * late.long()
+            total = total + gain**k * waveforms.gather(-1, at.clamp_min(0).expand_as(waveforms)) * (at >= 0)
+        return as_loud_as(total, waveforms)
+
+
+STUDIO = (Pitch, Compressor, Saturation, Harmony, Doubling, Echo)  # in this order
+
+
+def affect(waveforms: Tensor, chains: Sequence[Sequence[Effect]], sample_rate: int) -> Tensor:
+    """`(B, C, N)` of voices, each through its own effects, which stand in the order of `STUDIO`."""
+    for kind in STUDIO:
+        found = {i: effect for i, chain in enumerate(chains) for effect in chain if type(effect) is kind}
+        if found:
+            rows = move(torch.tensor([*found]), waveforms.device)
+            altered = kind.apply([*found.values()], waveforms[rows], sample_rate)
+            waveforms = waveforms.index_copy(0, rows, altered)
+    return waveforms
 
 
 @dataclass(frozen=True)
@@ -190,12 +288,14 @@ class Limiter:
     def draw(cls, rng: np.random.Generator) -> Limiter:
         return cls(rng.uniform(-12, -2), int(rng.integers(2, 12)))
 
-    def gain(self, mixture: Tensor) -> Tensor:
-        """`(C, N)` -> `(N,)`, at most 1."""
-        length = mixture.shape[-1]
-        peaks = F.max_pool1d(F.pad(mixture.abs().amax(0)[None, None], (0, -length % FRAME)), FRAME)
-        peaks = F.max_pool1d(peaks, 2 * self.frames + 1, stride=1, padding=self.frames)  # ahead of a peak, too
-        smooth = F.avg_pool1d(peaks, self.frames, stride=1, padding=self.frames // 2, count_include_pad=False)
-        envelope = F.interpolate(smooth[..., : peaks.shape[-1]], scale_factor=FRAME, mode="linear")[0, 0, :length]
-        threshold = envelope.max().clamp_min(FLOOR) * 10 ** (self.threshold_db / 20)
+    @classmethod
+    def gains(cls, limiters: Sequence[Limiter], mixtures: Tensor) -> Tensor:
+        """`(B, C, N)` -> `(B, 1, N)`, at most 1."""
+        length, frames = mixtures.shape[-1], [limiter.frames for limiter in limiters]
+        peaks = F.max_pool1d(F.pad(mixtures.abs().amax(1, keepdim=True), (0, -length % FRAME)), FRAME)[:, 0]
+        near, counts = neighbours(peaks, frames, frames)  # ahead of a peak, too
+        near, counts = neighbours((near * counts).amax(-1), [n // 2 for n in frames], [(n - 1) // 2 for n in frames])
+        envelope = spread((near * counts).sum(-1) / counts.sum(-1), length)[:, None]
+        (db,) = _numbers(mixtures, [limiter.threshold_db for limiter in limiters])
+        threshold = envelope.amax(-1, keepdim=True).clamp_min(FLOOR) * 10 ** (db / 20)
         return (threshold / envelope.clamp_min(FLOOR)).clamp_max(1)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..util.device import move
 from ..util.errors import UserError, WorkFailed
-from ..util.rng import DRAWING, generator, normal
+from ..util.rng import DRAWING, generator, hashed_normal, key, normal
 from .device_cache import device_batches
 from .mixing import Segments
 
@@ -146,14 +147,23 @@ def _failure(error: Exception, workers: Sequence[BaseProcess]) -> WorkFailed:
     return WorkFailed(f"loading segments failed: {said}")
 
 
-def with_noise(batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], seed: int) -> Iterator[dict[str, Tensor]]:
+def with_noise(
+    batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], seed: int, device: torch.device | None = None
+) -> Iterator[dict[str, Tensor]]:
     """The batches, and with each what decides the timesteps of its items and which of them see a guess, `uniform`
-    `(B, 2)` in [0, 1), and their `noise` `(B, C, F, T)`: functions of an item's global index, like the item."""
+    `(B, 2)` in [0, 1), and their `noise` `(B, C, F, T)`: functions of an item's global index, like the item.
+
+    With a `device`, the noise is drawn there, and is another.
+    """
     with ThreadPoolExecutor(DRAWING, "noise") as threads:
         for batch in batches:
             indices = batch["index"].tolist()
             uniform = torch.stack([torch.from_numpy(generator(seed, "timestep", i).random(2)) for i in indices]).float()
-            noise = torch.stack(list(threads.map(lambda i: normal(shape, seed, "noise", i), indices)))
+            if device is None:
+                noise = torch.stack(list(threads.map(lambda i: normal(shape, seed, "noise", i), indices)))
+            else:
+                keys = torch.tensor([key(seed, "noise", i) for i in indices])
+                noise = hashed_normal(move(keys, device), shape)
             yield batch | {"uniform": uniform, "noise": noise}
 
 

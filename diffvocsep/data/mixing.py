@@ -7,9 +7,8 @@ process as for a batch on a GPU (device_cache.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,43 +16,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import Config
+from ..util.device import move
 from ..util.errors import UserError
 from ..util.rng import generator
 from .augment import KNOTS, Room, alter, source_length, turn
-from .effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation
+from .effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation, affect
+from .tracks import SIDES, Track, to_channels
 
-SIDES = ("vocals", "accompaniment")
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
 SECOND_DB = (-9.0, 0.0)  # level of a second voice beside the first
 PITCHED = 0.25  # share of the voices whose pitch data.pitch_semitones changes
 VOICE_CHAIN = {  # key of `data` that says how often -> effect
     "compressor": Compressor, "saturation": Saturation, "harmony": Harmony, "doubling": Doubling, "echo": Echo,
 }  # fmt: skip
+TWIN_GAINS = (0.5, 2.0)  # -6 and +6 dB
 HISS = 1e-3  # a stem 60 dB below the other holds noise only, which is not made louder
 SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration
-
-
-class Track(Protocol):
-    """What a source of stems offers, be it a folder or a synthesizer."""
-
-    name: str
-    group: str
-    seconds: float
-    source_rate: int
-    stems: Collection[str]
-
-    def read(self, side: str, start: float, seconds: float, sample_rate: int) -> Tensor: ...
-
-    def loudness(self, side: str, sample_rate: int) -> float: ...
-
-
-def to_channels(waveform: Tensor, channels: int) -> Tensor:
-    """`(C, N)` -> `(channels, N)`: mono is doubled, stereo is averaged, of more channels the first are taken."""
-    if len(waveform) == channels:
-        return waveform
-    if len(waveform) == 1:
-        return waveform.expand(channels, -1)
-    return waveform.mean(0, keepdim=True) if channels == 1 else waveform[:channels]
 
 
 @dataclass(frozen=True)
@@ -72,6 +50,15 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Twin:
+    """The same music under another voice: the segment's own vocals times `gain`, and a `guest`. By default, it is no
+    other voice."""
+
+    gain: float = 1.0
+    guest: Cut | None = None
+
+
+@dataclass(frozen=True)
 class Draw:
     """All that is decided by chance about segment `index`. `source_rate` is in Hz; `level_db` is how much louder than
     the segment the song is that it pretends to come from; `second` is another voice beside `vocals`."""
@@ -83,6 +70,7 @@ class Draw:
     level_db: float
     second: Cut | None = None
     limiter: Limiter | None = None
+    twin: Twin = Twin()
 
     def cuts(self) -> list[tuple[str, Cut]]:
         """What the segment is added up of, each with its side."""
@@ -94,39 +82,33 @@ def render(crops: Tensor, cuts: Sequence[Cut], length: int, config: Config) -> T
     """The sides `(B, C, length)` of segments from what was cut out for them, `(B, C, N)`, N at least their samples."""
     data, device = config.data, crops.device
     if data.speed_semitones or data.equalizer_db or data.reverb:
-        gains_db = torch.from_numpy(np.array([cut.equalizer_db for cut in cuts], np.float32)).to(device)
+        gains_db = move(torch.from_numpy(np.array([cut.equalizer_db for cut in cuts], np.float32)), device)
         samples, rooms = [cut.samples for cut in cuts], [cut.room for cut in cuts]
         crops = alter(crops, samples, length, config.audio.sample_rate, gains_db, rooms)
     crops = crops[..., :length]
-    if any(cut.effects for cut in cuts):
-        crops = torch.stack(
-            [_affect(crop, cut, config.audio.sample_rate) for crop, cut in zip(crops, cuts, strict=True)]
-        )
-    gains = torch.tensor([cut.gain for cut in cuts], dtype=torch.float32).to(device)
-    swap = torch.tensor([cut.swap for cut in cuts]).to(device)[:, None, None]
+    crops = affect(crops, [cut.effects for cut in cuts], config.audio.sample_rate)
+    gains = move(torch.tensor([cut.gain for cut in cuts], dtype=torch.float32), device)
+    swap = move(torch.tensor([cut.swap for cut in cuts]), device)[:, None, None]
     crops = crops * gains[:, None, None]
     crops = torch.where(swap, crops.flip(1), crops)
     if not any(cut.turn for cut in cuts):
         return crops
-    return turn(crops, torch.tensor([cut.turn for cut in cuts], dtype=torch.float32).to(device))
+    return turn(crops, move(torch.tensor([cut.turn for cut in cuts], dtype=torch.float32), device))
 
 
-def _affect(waveform: Tensor, cut: Cut, sample_rate: int) -> Tensor:
-    for effect in cut.effects:
-        waveform = effect(waveform, sample_rate)
-    return waveform
+def limit(batch: dict[str, Tensor], limiters: Sequence[Limiter | None]) -> dict[str, Tensor]:
+    """Segments whose mixtures have been through their limiters: both sides `(B, C, N)` with the gains of both."""
+    limited = [i for i, limiter in enumerate(limiters) if limiter]
+    if not limited:
+        return batch
+    rows = move(torch.tensor(limited), batch["vocals"].device)
+    sides = {side: batch[side][rows] for side in SIDES}
+    gains = Limiter.gains([limiters[i] for i in limited], sides["vocals"] + sides["accompaniment"])
+    return batch | {side: batch[side].index_copy(0, rows, part * gains) for side, part in sides.items()}
 
 
-def limit(item: dict[str, Tensor], limiter: Limiter | None) -> dict[str, Tensor]:
-    """A segment whose mixture has been through the limiter: each side `(C, N)` with the gain of both."""
-    if limiter is None:
-        return item
-    gain = limiter.gain(item["vocals"] + item["accompaniment"])
-    return item | {side: item[side] * gain for side in SIDES}
-
-
-def describe(draws: Sequence[Draw]) -> dict[str, Tensor]:
-    """The numbers of a batch of segments that go with its waveforms, `(B,)` each."""
+def scalars(draws: Sequence[Draw]) -> dict[str, Tensor]:
+    """The numbers that go with the waveforms of a batch of segments, `(B,)` each."""
     return {
         "source_rate": torch.tensor([draw.source_rate for draw in draws], dtype=torch.float32),
         "level_db": torch.tensor([draw.level_db for draw in draws], dtype=torch.float32),
@@ -135,7 +117,11 @@ def describe(draws: Sequence[Draw]) -> dict[str, Tensor]:
 
 
 class Segments(Dataset):
-    """Training segments: `vocals`, `accompaniment` `(C, N)`, and `source_rate`, `level_db` and `index` as in `Draw`."""
+    """Training segments: `vocals`, `accompaniment` `(C, N)`, and `source_rate`, `level_db` and `index` as in `Draw`.
+
+    With `train.consistency_share`, `twin_vocals` too: in that share of the segments another voice over the same
+    accompaniment, in the others `vocals` once more.
+    """
 
     def __init__(self, tracks: Sequence[Track], config: Config, size: int) -> None:
         self.tracks, self.config, self.size = tracks, config, size
@@ -159,15 +145,18 @@ class Segments(Dataset):
         crops = {track: self._crop(track, rng) for track in (singer, band)}
         vocals = self._cut(singer, crops[singer], voice_db + rng.uniform(-data.gain_db, data.gain_db), rng)
         accompaniment = self._cut(band, crops[band], rng.uniform(-data.gain_db, data.gain_db), rng)
-        if rng.random() < data.silent_vocals:
-            vocals = replace(vocals, gain=0.0)
+        silent = rng.random() < data.silent_vocals
         level_db = rng.normal(0, data.level_db)
-        vocals = replace(vocals, effects=self._effects(rng))
+        sung = replace(vocals, effects=self._effects(rng))
+        vocals = replace(sung, gain=0.0) if silent else sung
         second = self._second_voice(vocals, rng)
         limiter = Limiter.draw(rng) if data.limiter and rng.random() < data.limiter else None
-        samples = {cut.track: cut.samples for cut in (vocals, accompaniment, second) if cut}
+        if data.silent_accompaniment and rng.random() < data.silent_accompaniment and not silent:
+            accompaniment = replace(accompaniment, gain=0.0)
+        twin = self._twin(index, sung, silent)
+        samples = {cut.track: cut.samples for cut in (vocals, accompaniment, second, twin.guest) if cut}
         source_rate = min(self.tracks[i].source_rate * count / self.length for i, count in samples.items())
-        return Draw(index, vocals, accompaniment, source_rate, level_db, second, limiter)
+        return Draw(index, vocals, accompaniment, source_rate, level_db, second, limiter, twin)
 
     def _pair(self, rng: np.random.Generator) -> tuple[int, int, float]:
         """Whose voice, over whose music, and how much louder the voice is made, in dB."""
@@ -212,10 +201,26 @@ class Segments(Dataset):
         return tuple(effects)
 
     def _second_voice(self, first: Cut, rng: np.random.Generator) -> Cut | None:
-        """Another voice that sings along, `SECOND_DB` louder than the first; where that is silent, nobody does."""
+        """In `data.second_voice` of the segments a guest; where the first voice is silent, nobody sings."""
         share = self.config.data.second_voice
-        if not (share and rng.random() < share and first.gain):
-            return None
+        return self._guest(first, rng) if share and rng.random() < share and first.gain else None
+
+    def _twin(self, index: int, sung: Cut, silent: bool) -> Twin:
+        """In `train.consistency_share` of the segments: nobody sings, or the same voice louder or softer, or a guest
+        joins; where the segment itself is silent, the one who would have sung does."""
+        seed, share = self.config.train.seed, self.config.train.consistency_share
+        rng = generator(seed, "twins", index)
+        if not (share and rng.random() < share):
+            return Twin()
+        if silent:
+            return Twin(guest=sung)
+        kind = rng.integers(3)
+        if kind == 2 and (guest := self._guest(sung, rng)):
+            return Twin(guest=guest)
+        return Twin(gain=float(rng.choice(TWIN_GAINS)) if kind == 1 else 0.0)
+
+    def _guest(self, first: Cut, rng: np.random.Generator) -> Cut | None:
+        """Another voice that sings along, `SECOND_DB` louder than the first; None where it is silent."""
         track = int(rng.choice(len(self.tracks), p=self.weights["vocals"]))
         loudness, own = self._loudness(first.track, "vocals"), self._loudness(track, "vocals")
         if not own > 0:
@@ -235,13 +240,22 @@ class Segments(Dataset):
         return self.tracks[draw.vocals.track], self.tracks[draw.accompaniment.track]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        audio, draw = self.config.audio, self.draw(index)
-        item = {name: values[0] for name, values in describe([draw]).items()}
+        draw = self.draw(index)
+        batch = scalars([draw])
         for side, cut in draw.cuts():
-            crop = self.tracks[cut.track].read(side, cut.start, cut.samples / audio.sample_rate, audio.sample_rate)
-            part = render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)[0]
-            item[side] = item[side] + part if side in item else part
-        return limit(item, draw.limiter)
+            part = self._render(side, cut)
+            batch[side] = batch[side] + part if side in batch else part
+        batch = limit(batch, [draw.limiter])
+        if self.config.train.consistency_share:
+            batch["twin_vocals"] = draw.twin.gain * batch["vocals"]
+            if draw.twin.guest:
+                batch["twin_vocals"] += self._render("vocals", draw.twin.guest)
+        return {name: values[0] for name, values in batch.items()}
+
+    def _render(self, side: str, cut: Cut) -> Tensor:
+        audio = self.config.audio
+        crop = self.tracks[cut.track].read(side, cut.start, cut.samples / audio.sample_rate, audio.sample_rate)
+        return render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)
 
 
 def _weights(tracks: Sequence[Track], side: str, factors: Mapping[str, float]) -> np.ndarray:

@@ -10,18 +10,16 @@ What stands in OUT already is kept, so that an interrupted packing goes on.
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from tqdm.auto import tqdm
 
 from ..audio import read, resample
 from ..util.atomic import write_atomic
 from ..util.cli import main
 from ..util.errors import UserError
+from ..util.threads import in_threads
 from .stems import EXTENSIONS
 
 BLOCK = 1 << 16  # samples a call: libsndfile's encoder overflows its stack on longer ones
@@ -80,14 +78,7 @@ def run(argv: list[str] | None = None) -> int:
         raise UserError(f"--quality is {args.quality} but must be between 0 and 1")
     found = places(args.root, args.out)
     todo = [(source, target) for source, target in found.items() if not target.exists()]
-    with ThreadPoolExecutor(cpu_count()) as threads:
-        jobs = [threads.submit(pack, source, target, args.rate, args.quality) for source, target in todo]
-        try:
-            for job in tqdm(jobs, "Packing", unit="file"):
-                job.result()
-        except BaseException:
-            threads.shutdown(cancel_futures=True)
-            raise
+    in_threads(pack, [(*paths, args.rate, args.quality) for paths in todo], "Packing", "file")
     before, after = (sum(path.stat().st_size for path in paths) / 1e6 for paths in (found, found.values()))
     print(f"{args.out}: {len(found)} files, {before:.1f} -> {after:.1f} MB")
     return 0

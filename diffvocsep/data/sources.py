@@ -1,4 +1,8 @@
-"""Where songs come from: a synthesizer, folders of stems, MUSDB18."""
+"""The songs that train and those that decide: folders of stems and MUSDB18, as the config says where they lie.
+
+`parts.DATASETS` names a function for each dataset; that of the synthesizer is in synthetic/tracks.py. The songs that
+are scored in the end are in testsets.py.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from ..parts import DATASETS, load
 from ..util.errors import UserError
 from . import musdbhq
 from .download import provide
-from .mixing import Track
 from .musdb import decoded
 from .stems import StemTrack, find_tracks, track_folders
+from .tracks import Track, has_both_sides
 
 
 def train_tracks(config: Config) -> list[Track]:
@@ -22,7 +26,7 @@ def train_tracks(config: Config) -> list[Track]:
 
 def dev_tracks(config: Config) -> list[Track]:
     """The tracks that decide (stopping, best weights); never a test split."""
-    return [t for t in _tracks(config, "dev") if {"vocals", "accompaniment"} <= set(t.stems)]
+    return list(filter(has_both_sides, _tracks(config, "dev")))
 
 
 def _tracks(config: Config, split: str) -> list[Track]:

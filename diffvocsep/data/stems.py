@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..audio import AudioReader, read, resample
 from ..util.atomic import remove_leftovers, write_atomic
 from ..util.errors import UserError
-from .mixing import SIDES, Track
+from ..util.threads import in_threads
+from .tracks import SIDES, Track
 
 EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
 CHANNELS = 2  # of files with more, the first two are read
@@ -136,8 +136,7 @@ def fill_cache(tracks: Iterable[Track], sample_rate: int) -> None:
             f"the decoded songs need another {needed / 1e9:.1f} GB in '{cache}', where {free / 1e9:.1f} GB are free; "
             "make room, set data.cache_dir to another disk, or data.cache to none"
         )
-    for path in tqdm(missing.values(), "Decoding songs", unit="stem"):
-        cached(path, sample_rate, cache)
+    in_threads(cached, [(path, sample_rate, cache) for path in missing.values()], "Decoding songs", "stem")
 
 
 def _target(path: Path, sample_rate: int, cache: Path) -> Path:

@@ -1,172 +1,296 @@
-"""Calibration of the uncertainty: is the error large where K counterfactuals lie far apart, and does the truth lie
-among them as one more draw would?"""
+"""Calibration of the uncertainty: does an interval cover as much of the truth as it says, by octave and by level, and
+does the predicted SDR tell good songs from bad ones?
+
+A clip becomes counts: how often its error, in scales of the head without its factors, is how large. Everything is read
+from them, and factors can be fitted anew to any choice of songs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.special import beta
+from scipy.stats import binom, spearmanr
+from scipy.stats import t as students_t
 from torch import Tensor
 
 from ..audio import resample
 from ..chunks import to_groups
 from ..separator import Separator
-from ..uncertainty import LEAST_STEPS, pool, require_samples
-from ..util.errors import UserError
-from .clips import Clip, Excerpt
+from ..uncertainty.head import LEVELS_DB, LOWEST_HZ, OCTAVES, QUIET_DB, ScaleHead, levels, octaves
+from ..uncertainty.song import COVERAGE, predict_sdr
+from .clips import Excerpt
+from .metrics import sdr
 from .parallel import parallel_map
 from .report import new_figure, save
 from .systems import Model
 
-RANGE_DB = 60.0  # cells this far below the loudest are left out
-BIN_DB = 5.0
-FEWEST = 50  # cells of a level bin that give a correlation
-FEWEST_SAMPLES = 16  # that a coverage can be read from
-MOST = 480  # samples x s of a clip, whose STFTs fill about 2 GB
+EDGES = np.linspace(-12, 12, 1201)  # of the counts: logarithms of how large an error is in scales
+MIDDLES = np.exp((EDGES[1:] + EDGES[:-1]) / 2)
+CLASSES = (OCTAVES, len(LEVELS_DB) + 1)
+FREEDOMS = np.geomspace(1.4, 20, 40)  # of Student's t, from which the best is chosen; near 1, draws have no mean
+CENTRAL = 0.8  # coverage of the interval of an SDR
+FEWEST = 0.01  # share of a song's bins that makes a class of it count
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of a clip, or of the clips of a song: by octave, level and size of the error in scales, how many parts (real and
+    imaginary) there are, `counts`, and their scales added up, `scales`, `(octaves, levels, sizes)`; by octave and level
+    the energy of the scales, `power`; that of the vocals that were found, `signal`; and the true SDR in dB."""
+
+    song: str
+    counts: np.ndarray
+    scales: np.ndarray
+    power: np.ndarray
+    signal: float
+    sdr: float
+
+    def implied_sdr(self, log_factor: np.ndarray) -> float:
+        """The SDR in dB if the scales were the errors."""
+        return 10 * np.log10(self.signal / (self.power * np.exp(2 * log_factor)).sum())
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of one clip: the numbers of the table, how often each rank of the truth occurs `(K + 1,)`, and RMS spread and
-    RMS error of ten groups of cells of equal size, by spread, `(2, 10)`, over the RMS of the vocals."""
+    """What `ScaleHead` keeps beside its weights; see there."""
 
-    numbers: dict[str, float]
-    ranks: np.ndarray
-    deciles: np.ndarray
+    log_factor: np.ndarray
+    freedom: float
+    line: tuple[float, float, float, float]
+
+    @classmethod
+    def of(cls, head: ScaleHead) -> Calibration:
+        return cls(head.log_factor.double().numpy(), float(head.freedom), tuple(head.sdr.tolist()))
 
 
-def calibration(excerpts: Sequence[Excerpt], model: Model, samples: int, jobs: int) -> list[Calibration]:
+def measure(excerpts: Sequence[Excerpt], model: Model, jobs: int) -> list[Errors]:
     """Every clip in which somebody sings.
 
     Raises:
-        UserError: fewer than two samples, too few steps for them to differ, or clips too long for the memory.
+        UserError: the model has no head.
     """
-    enough = f"diffusion.sampler=ddpm diffusion.ddim_steps={LEAST_STEPS}"
-    require_samples(model.separator().settings(samples=samples), enough)
-    longest = max(excerpt.seconds for excerpt in excerpts)
-    if samples * longest > MOST:
-        raise UserError(
-            f"{samples} samples of {longest:.0f} s would fill the memory; cut the songs into clips with --seconds "
-            f"{max(1, MOST // samples)}, or take fewer --samples"
-        )
-    found = parallel_map(partial(_song, model=model, samples=samples), excerpts, jobs, "Uncertainty")
+    model.separator().uncertainty()
+    found = parallel_map(partial(_clip, model=model), excerpts, jobs, "Uncertainty")
     return [one for one in found if one]
 
 
-def _song(excerpt: Excerpt, model: Model, samples: int) -> Calibration | None:
+def _clip(excerpt: Excerpt, model: Model) -> Errors | None:
     clip = excerpt.read()
-    return judge(*spectra(model.separator(), clip, samples)) if clip.vocals.any() else None
+    if not clip.vocals.any():
+        return None
+    return errors(model.separator(), excerpt.track.name, clip.mixture, clip.vocals, clip.sample_rate)
 
 
-def spectra(separator: Separator, clip: Clip, samples: int) -> tuple[Tensor, Tensor, Tensor]:
-    """STFTs at the model's rate, in the bins that it models: mixture and true vocals, complex `(C, F, T)`, and the
-    vocals of each sample, `(K, C, F, T)`."""
-    seed = separator.config.train.seed
-    draws = [
-        separator.separate(clip.mixture, clip.sample_rate, samples=1, seed=(seed + k) % 2**32)[0]
-        for k in range(samples)
-    ]
+def errors(separator: Separator, song: str, mixture: Tensor, truth: Tensor, sample_rate: int) -> Errors:
+    """Separate a mixture and compare with the true vocals, waveforms `(C, N)`."""
+    uncertainty, frontend, audio = separator.uncertainty(), separator.frontend, separator.config.audio
+    vocals, _ = separator.separate(mixture, sample_rate, uncertainty=uncertainty)
+    scale = uncertainty.scale.float()
+    _, bins, frames = scale.shape
 
     def stft(waveform: Tensor) -> Tensor:
-        audio = separator.config.audio
-        groups = to_groups(resample(waveform, clip.sample_rate, audio.sample_rate), audio.channels)
-        return separator.frontend.modelled(groups).flatten(0, 1)
+        groups = to_groups(resample(waveform, sample_rate, audio.sample_rate), audio.channels)
+        return frontend.modelled(groups)
 
-    return stft(clip.mixture), stft(clip.vocals), torch.stack([stft(draw) for draw in draws])
-
-
-def judge(mixture: Tensor, truth: Tensor, samples: Tensor) -> Calibration:
-    """`mixture` and true vocals complex `(C, F, T)`, `samples` of the vocals complex `(K, C, F, T)`."""
-    mean = samples.mean(0)
-    variance = (samples - mean).abs().square().sum(0) / (len(samples) - 1)
-    level = 10 * torch.log10(pool(mixture.abs().square()).clamp_min(1e-20))
-    heard = level > level.max() - RANGE_DB
-    spread = pool(variance).sqrt()[heard].numpy()
-    error = pool((mean - truth).abs().square()).sqrt()[heard].numpy()
-    vocals = 10 * torch.log10(pool(mean.abs().square()).clamp_min(1e-20))
-    ranks = rank_counts(mixture, truth, samples)
-    numbers = {
-        "correlation of spread and error (Spearman), all cells": correlation(spread, error),
-        f"... within {BIN_DB:g} dB of the mixture's level": within(level[heard].numpy(), spread, error),
-        f"... within {BIN_DB:g} dB of the estimated vocals' level": within(vocals[heard].numpy(), spread, error),
-        "RMS error over RMS spread, dB (honest: 0)": 10 * np.log10(
-            (error**2).mean() / max((spread**2).mean() * (1 + 1 / len(samples)), 1e-20)
-        ),
-        **(coverage(ranks) if len(samples) >= FEWEST_SAMPLES else {}),
-    }  # fmt: skip
-    groups = np.array_split(np.argsort(spread), 10)
-    scale = float(truth.abs().square().mean().sqrt()) or 1.0
-    deciles = np.array([[np.sqrt((x[g] ** 2).mean()) / scale for g in groups] for x in (spread, error)])
-    return Calibration(numbers, ranks, deciles)
+    spectra = [stft(wave) for wave in (mixture, vocals, truth)]
+    level = frontend.representation.level(frontend.representation.statistics(spectra[0]))
+    frames = min(frames, spectra[0].shape[-1])  # resampling in blocks may end a sample later
+    spectra = [x[:, :, :bins, :frames] for x in spectra]
+    group = octaves(bins, audio)[:, None] * CLASSES[1] + levels(spectra[0], level)
+    scale = scale.unflatten(0, spectra[0].shape[:2])[..., :frames]
+    raw = scale * torch.exp(-separator.head.log_factor.cpu().flatten()[group])
+    return compare(song, *spectra, raw, group, level, sdr(truth, vocals))
 
 
-def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's, of `(N,)` and `(N,)`; NaN of fewer than three."""
+def compare(
+    song: str, mixture: Tensor, found: Tensor, true: Tensor, raw: Tensor, group: Tensor, level: Tensor, sdr: float
+) -> Errors:
+    """`mixture`, vocals that were `found` and `true` ones, complex `(B, C, F, T)`; `raw`, the scales without factors,
+    and `group`, the number of their class, likewise; the `level` of the song `(B, 1, 1, 1)`."""
+    heard = (mixture.abs() > level * 10 ** (QUIET_DB / 20)) & (raw > 0)
+    size = torch.view_as_real(true - found).abs()[heard] / raw[heard][:, None]
+    place = torch.bucketize(size.log(), torch.from_numpy(EDGES[1:-1]).float()) + group[heard][:, None] * len(MIDDLES)
+    shape = (*CLASSES, len(MIDDLES))
+
+    def add_up(places: Tensor, weights: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
+        total = torch.bincount(places.flatten(), weights, minlength=int(np.prod(shape)))
+        return total.double().numpy().reshape(shape)
+
+    return Errors(
+        song,
+        add_up(place, None, shape),
+        add_up(place, raw[heard].double()[:, None].expand(-1, 2).flatten(), shape),
+        add_up(group, raw.double().square().flatten(), CLASSES),
+        float(found.abs().square().double().sum()),
+        sdr,
+    )
+
+
+def fit(clips: Sequence[Errors]) -> Calibration:
+    """Factors, shape and the line of the SDR from songs with known stems, each song counting once."""
+    counts = by_song(clips)
+    found = {freedom: _factors(counts, freedom) for freedom in FREEDOMS}
+    freedom = min(found, key=lambda f: _misses(counts, Calibration(found[f], f, (0, 1, 0, 0))))
+    log_factor = found[freedom]
+    implied, true = (np.array(x) for x in zip(*((c.implied_sdr(log_factor), c.sdr) for c in clips), strict=True))
+    return Calibration(log_factor, float(freedom), _line(implied, true))
+
+
+def by_song(clips: Sequence[Errors]) -> np.ndarray:
+    """The counts of each song as shares of its own, `(songs, octaves, levels, sizes)`."""
+    songs = dict.fromkeys(clip.song for clip in clips)
+    counts = np.stack([sum(clip.counts for clip in clips if clip.song == song) for song in songs])
+    return counts / counts.sum((1, 2, 3), keepdims=True)
+
+
+def _factors(counts: np.ndarray, freedom: float) -> np.ndarray:
+    """The log of what the scales must be multiplied by, `(octaves, levels)`: the intervals of `COVERAGE` shall cover
+    what they say, in the mean over the songs that have bins of that class. A class that none has gets that of all."""
+    share = counts.sum(-1, keepdims=True)
+    equal = np.where(share > FEWEST / counts.shape[1], counts / np.maximum(share, 1e-30), 0).sum(0)
+    whole = counts.sum((0, 1, 2))
+    wanted = np.log(students_t.ppf((1 + np.array(COVERAGE)) / 2, freedom))
+
+    def factor(row: np.ndarray) -> float:
+        cumulated = np.concatenate([[0], np.cumsum(row)]) / row.sum()
+        return float((np.interp(COVERAGE, cumulated, EDGES) - wanted).mean())
+
+    return np.array([[factor(row if row.sum() else whole) for row in line] for line in equal])
+
+
+def _misses(counts: np.ndarray, calibration: Calibration) -> float:
+    return sum(abs(covered(counts.sum(0), calibration, coverage) - coverage) for coverage in COVERAGE)
+
+
+def covered(counts: np.ndarray, calibration: Calibration, coverage: float) -> float:
+    """The share of the truth that the intervals of that coverage hold, of `counts` `(octaves, levels, sizes)`."""
+    width = np.log(students_t.ppf((1 + coverage) / 2, calibration.freedom)) + calibration.log_factor
+    below = np.clip((width[..., None] - EDGES[:-1]) / (EDGES[1] - EDGES[0]), 0, 1)
+    return float((counts * below).sum() / counts.sum())
+
+
+def _line(implied: np.ndarray, true: np.ndarray) -> tuple[float, float, float, float]:
+    """Offset and slope from the implied to the true SDR by least squares, and how far the true one lies below and above
+    the line: the ends of the middle 80 % of what each clip misses the line of the others by."""
+    if len(true) < 3:
+        return float((true - implied).mean()), 1.0, 0.0, 0.0
+    design = np.stack([np.ones_like(implied), implied], 1)
+    inverse = np.linalg.pinv(design)
+    offset, slope = inverse @ true
+    leverage = np.einsum("ij,ji->i", design, inverse)
+    missed = (true - design @ (offset, slope)) / np.maximum(1 - leverage, 1e-3)  # left out one by one
+    outside = (1 - CENTRAL) / 2
+    low, high = (np.quantile(missed, q, method=how) for q, how in ((outside, "lower"), (1 - outside, "higher")))
+    return float(offset), float(slope), float(low), float(high)
+
+
+def left_out(clips: Sequence[Errors], song: str) -> Calibration:
+    """Fitted to all songs but that one."""
+    return fit([clip for clip in clips if clip.song != song])
+
+
+def crps(clip: Errors, calibration: Calibration) -> tuple[float, float]:
+    """Continuous ranked probability score of the clip, and the mean absolute error of the point estimate, which is the
+    score of one who has no doubt: amplitudes. Of Student's t: Jordan et al. 2019, appendix A."""
+    nu, factor = calibration.freedom, np.exp(calibration.log_factor)[..., None]
+    z = MIDDLES / factor
+    density = students_t.pdf(z, nu) * (nu + z**2) / (nu - 1)
+    constant = 2 * np.sqrt(nu) / (nu - 1) * beta(0.5, nu - 0.5) / beta(0.5, nu / 2) ** 2
+    score = z * (2 * students_t.cdf(z, nu) - 1) + 2 * density - constant
+    return (clip.scales * factor * score).sum() / clip.counts.sum(), (clip.scales * MIDDLES).sum() / clip.counts.sum()
+
+
+def rank_shares(counts: np.ndarray, calibration: Calibration, samples: int) -> np.ndarray:
+    """How often so many of the `samples` draws lie below the truth, `(samples + 1,)`; where the truth is one more draw,
+    all are equally frequent (Talagrand's rank histogram). The mean over all draws, so none is drawn."""
+    below = students_t.cdf(MIDDLES / np.exp(calibration.log_factor)[..., None], calibration.freedom)
+    ranks = [(counts * binom.pmf(rank, samples, below)).sum() for rank in range(samples + 1)]
+    both = np.array(ranks) / counts.sum()
+    return (both + both[::-1]) / 2  # an error is as often negative as positive
+
+
+def predicted(clip: Errors, calibration: Calibration) -> tuple[float, float, float]:
+    """As `Uncertainty.sdr` says it of that clip."""
+    error = (clip.power * np.exp(2 * calibration.log_factor)).sum()
+    return predict_sdr(clip.signal, error, list(calibration.line))
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's; NaN of fewer than three."""
     return float(spearmanr(first, second).statistic) if len(first) > 2 else float("nan")
 
 
-def within(level: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-    """The mean correlation inside bins of `level` (dB), weighted by their cells: loud cells have large errors and large
-    spreads alike, which by itself says nothing."""
-    bins = np.floor(level / BIN_DB)
-    found = [(correlation(first[own], second[own]), own.sum()) for own in (bins == b for b in np.unique(bins))
-             if own.sum() >= FEWEST]  # fmt: skip
-    if not found:
-        return float("nan")
-    values, cells = zip(*found, strict=True)
-    return float(np.average(values, weights=cells))
+def coverage_table(clips: Sequence[Errors], used: Mapping[str, Calibration]) -> dict[str, list[float]]:
+    """What the intervals of `COVERAGE` cover, over all bins, by octave and by level, each song counting once; and the
+    share of the bins. `used` says by song how it is calibrated."""
+    counts = dict(zip(used, by_song(clips), strict=True))
+    whole = np.ones(CLASSES)
+    rows = {"all bins": whole}
+    for octave in range(OCTAVES):
+        rows[_span("Hz", LOWEST_HZ * 2.0 ** np.arange(1, OCTAVES), octave)] = np.eye(OCTAVES)[octave][:, None] * whole
+    for level in range(CLASSES[1]):
+        rows[_span("dB", LEVELS_DB, level, "+")] = np.eye(CLASSES[1])[level] * whole
+
+    def row(chosen: np.ndarray) -> list[float]:
+        own = {song: count * chosen[..., None] for song, count in counts.items()}
+        own = {song: count for song, count in own.items() if count.sum() > FEWEST}
+        means = [np.mean([covered(count, used[song], c) for song, count in own.items()]) for c in COVERAGE]
+        return [*means, np.mean([count.sum() for count in own.values()])]
+
+    return {name: row(chosen) for name, chosen in rows.items() if any((c * chosen[..., None]).sum() > FEWEST
+                                                                      for c in counts.values())}  # fmt: skip
 
 
-def rank_counts(mixture: Tensor, truth: Tensor, samples: Tensor) -> np.ndarray:
-    """How many of the samples lie below the truth, counted over real and imaginary parts of the loud bins: `(K + 1,)`.
-
-    The truth is one more draw from the same distribution if all ranks are equally frequent (the probability integral
-    transform of an ensemble; Talagrand's rank histogram).
-    """
-    level = mixture.abs()
-    loud = level > level.max() * 10 ** (-RANGE_DB / 20)
-    counts = np.zeros(len(samples) + 1, dtype=np.int64)
-    for part in (torch.real, torch.imag):
-        below = (part(samples) < part(truth)).sum(0)[loud]
-        counts += torch.bincount(below, minlength=len(counts)).numpy()
-    return counts
+def _span(unit: str, edges: Sequence[float], index: int, sign: str = "") -> str:
+    ends = [f"{edge:{sign}.0f}" for edge in edges]
+    if index == 0:
+        return f"below {ends[0]} {unit}"
+    return f"above {ends[-1]} {unit}" if index == len(ends) else f"{ends[index - 1]} to {ends[index]} {unit}"
 
 
-def coverage(ranks: np.ndarray) -> dict[str, float]:
-    """The share of truths inside all samples, and inside their middle, with what it would be for an honest model."""
-    count, shares = len(ranks), ranks / max(1, ranks.sum())
-    quarter = count // 4
-    inside = {"between the smallest and the largest sample": slice(1, -1)}
-    if quarter > 1:
-        inside["in the middle of the samples"] = slice(quarter, count - quarter)
+def numbers(clips: Sequence[Errors], used: Mapping[str, Calibration], samples: int) -> dict[str, float]:
+    """The other numbers of the table; `used` as above."""
+    scores, errors = zip(*(crps(clip, used[clip.song]) for clip in clips), strict=True)
+    ranks = np.mean([rank_shares(clip.counts, used[clip.song], samples) for clip in clips], axis=0)
+    sdrs = np.array([[clip.sdr, *predicted(clip, used[clip.song])] for clip in clips])
+    true, middle, low, high = sdrs.T
+    honest = 100 * (samples - 1) / (samples + 1)
     return {
-        f"truth {where}, % (honest: {100 * len(shares[part]) / count:.0f})": 100 * float(shares[part].sum())
-        for where, part in inside.items()
+        "CRPS over the absolute error of the point estimate (no doubt: 1)": float(np.mean(np.divide(scores, errors))),
+        f"truth between the smallest and the largest of {samples} draws, % (honest: {honest:.0f})": 100
+        * float(ranks[1:-1].sum()),
+        "rank correlation of predicted and true SDR": rank_correlation(middle, true),
+        "predicted SDR is off by, dB (median)": float(np.median(np.abs(middle - true))),
+        f"true SDR within its {100 * CENTRAL:.0f} % interval, % of clips": 100
+        * float(((low <= true) & (true <= high)).mean()),
     }
 
 
-def draw_calibration(path: Path, found: Sequence[Calibration]) -> None:
-    """The rank histogram, and error against spread."""
-    figure = new_figure(10, 4)
+def draw_calibration(
+    path: Path, coverage: Mapping[str, list[float]], clips: Sequence[Errors], used: Mapping[str, Calibration]
+) -> None:
+    """Coverage against what it should be, and the predicted against the true SDR."""
+    figure = new_figure(10, 4.4)
     left, right = figure.subplots(1, 2)
-    shares = np.mean([one.ranks / max(1, one.ranks.sum()) for one in found], axis=0)
-    left.bar(range(len(shares)), 100 * shares, color="#9ec1e6")
-    left.axhline(100 / len(shares), color="black", ls="--", label="honest")
-    left.locator_params(axis="x", integer=True)
-    left.set_xlabel("samples below the truth")
-    left.set_ylabel("% of bins")
-    left.legend()
-    spread, error = 20 * np.log10(np.maximum(np.median([one.deciles for one in found], axis=0), 1e-6))
-    right.plot(spread, error, marker="o")
-    ends = [min(spread.min(), error.min()), max(spread.max(), error.max())]
-    right.plot(ends, ends, color="black", ls="--", label="honest")
-    right.set_xlabel("RMS spread, dB relative to the vocals")
-    right.set_ylabel("RMS error, dB relative to the vocals")
-    right.grid(alpha=0.3)
-    right.legend()
+    nominal = 100 * np.array(COVERAGE)
+    for name, row in coverage.items():
+        whole = name == "all bins"
+        left.plot(nominal, 100 * np.array(row[:-1]), marker="o", ms=3, label=name, lw=3 if whole else 1)
+    left.plot([40, 100], [40, 100], color="black", ls="--", label="honest")
+    left.set_xlabel("% that the interval says")
+    left.set_ylabel("% that it covers")
+    left.legend(fontsize=6)
+    true, middle, low, high = np.array([[clip.sdr, *predicted(clip, used[clip.song])] for clip in clips]).T
+    right.errorbar(middle, true, xerr=[middle - low, high - middle], fmt="o", ms=3, lw=0.5)
+    right.plot(ends := [min(true.min(), low.min()), max(true.max(), high.max())], ends, color="black", ls="--")
+    right.set_xlabel("predicted SDR and its interval, dB")
+    right.set_ylabel("true SDR, dB")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
     save(figure, path)

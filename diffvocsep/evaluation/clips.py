@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.mixing import Track
-from ..data.songs import find_songs
+from ..data.testsets import songs_to_score
+from ..data.tracks import Track
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Excerpt:
 def find_excerpts(dataset: str, root: Path | None, seconds: float = 0.0, split: str = "test") -> list[Excerpt]:
     """The songs, whole (`seconds` = 0) or cut into stretches of `seconds` (the rest is dropped)."""
     excerpts = []
-    for track in find_songs(dataset, root, split):
+    for track in songs_to_score(dataset, root, split):
         length = min(seconds or track.seconds, track.seconds)
         starts = [i * length for i in range(max(1, int(track.seconds / length + 1e-6)))]
         for start in starts:

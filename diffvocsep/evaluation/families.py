@@ -155,7 +155,7 @@ def gap(scores: dict[str, np.ndarray], held_out: Sequence[str]) -> Gap | None:
     return Gap(difference(rows), *interval(rows, difference))
 
 
-def report(
+def show_scores(
     scores: dict[str, dict[str, np.ndarray]], model: Model, held_out: Sequence[str], wanted: int, output: Path | None
 ) -> None:
     """Print the table, how many of the `wanted` songs are not in it, and the gap; write instruments.csv and

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -50,3 +52,88 @@ def log_spectral_distance(reference: Tensor, estimate: Tensor, sizes: Sequence[i
         difference = 10 * torch.log10(power.clamp_min(floor) / other.clamp_min(floor))
         distances.append(difference.square().mean(-2).sqrt().mean())
     return float(torch.stack(distances).mean())
+
+
+def stft_distance(reference: Tensor, estimate: Tensor) -> float:
+    """Multi-resolution STFT distance of `(C, N)`, lower is better: spectral convergence plus the mean difference of log
+    magnitudes, at three window lengths (Yamamoto et al. 2020, eq. 3 to 6), by the package `auraloss` as it comes.
+
+    NaN where the reference is silent, or too short for a window.
+    """
+    from auraloss.freq import MultiResolutionSTFTLoss
+
+    distance = MultiResolutionSTFTLoss()
+    if not reference.any() or reference.shape[-1] <= max(distance.fft_sizes) // 2:
+        return float("nan")
+    return float(distance(estimate[None].float(), reference[None].float()))
+
+
+def log_wmse(mixture: Tensor, reference: Tensor, estimate: Tensor, sample_rate: int) -> float:
+    """logWMSE of `(C, N)`, higher is better: the error, weighted as the ear hears frequencies, in relation to the
+    mixture, on a logarithmic scale of its own (73.7 is perfect), by the package `torch-log-wmse` as it comes.
+
+    It is defined for silent references, too.
+    """
+    signals = mixture[None].float(), estimate[None, :, None].float(), reference[None, :, None].float()
+    return float(_log_wmse(sample_rate)(*signals))
+
+
+@lru_cache(maxsize=4)
+def _log_wmse(sample_rate: int) -> torch.nn.Module:
+    from torch_log_wmse import LogWMSE
+
+    return LogWMSE(sample_rate=sample_rate)
+
+
+def bleedless_fullness(reference: Tensor, estimate: Tensor, sample_rate: int) -> tuple[float, float]:
+    """How little the estimate `(C, N)` adds to the reference, and how little it lacks: 100 is perfect.
+
+    100 / (1 + d), with d the mean of what the estimate has too much (too little) in dB, over the bins of a mel
+    spectrogram where it has too much (too little); both reach down 80 dB from their own peak. As `bleed_full` of
+    github.com/ZFTurbo/Music-Source-Separation-Training, metrics.py. NaN where the reference is silent.
+    """
+    if not reference.any():
+        return float("nan"), float("nan")
+    wanted, found = (_mel_db(wave, sample_rate) for wave in (reference, estimate))
+    difference = found - wanted
+
+    def score(excess: Tensor) -> float:
+        return 100 / (1 + float(excess[excess > 0].mean())) if (excess > 0).any() else 100.0
+
+    return score(difference), score(-difference)
+
+
+def _mel_db(waveform: Tensor, sample_rate: int, n_fft: int = 4096, n_mels: int = 512) -> Tensor:
+    """`(C, N)` -> mel spectrogram in dB, `(C, n_mels, T)`, of frames a quarter of `n_fft` apart."""
+    from torchaudio.functional import amplitude_to_DB
+
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(
+        waveform.float(), n_fft, n_fft // 4, window=window, pad_mode="constant", return_complex=True
+    ).abs()
+    mel = _mel_filters(n_fft // 2 + 1, n_mels, sample_rate) @ spectrum
+    return amplitude_to_DB(mel, 20.0, 1e-10, 0.0, top_db=80.0)
+
+
+@lru_cache(maxsize=4)
+def _mel_filters(bins: int, n_mels: int, sample_rate: int) -> Tensor:
+    """Triangles of equal area on Slaney's mel scale, `(n_mels, F)`; some are too narrow for a bin, and stay empty."""
+    from torchaudio.functional import melscale_fbanks
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the empty ones
+        return melscale_fbanks(bins, 0.0, sample_rate / 2, n_mels, sample_rate, norm="slaney", mel_scale="slaney").T
+
+
+BEYOND_SDR = ("log-WMSE", "STFT distance", "log-spectral distance", "bleedless", "fullness")
+
+
+def beyond_sdr(mixture: Tensor, reference: Tensor, estimate: Tensor, sample_rate: int) -> dict[str, float]:
+    """The scores of `BEYOND_SDR` of `(C, N)` waveforms; the log-spectral distance is in dB."""
+    values = (
+        log_wmse(mixture, reference, estimate, sample_rate),
+        stft_distance(reference, estimate),
+        log_spectral_distance(reference, estimate) if reference.any() else float("nan"),
+        *bleedless_fullness(reference, estimate, sample_rate),
+    )
+    return dict(zip(BEYOND_SDR, values, strict=True))

@@ -20,17 +20,18 @@ from torch import Tensor
 from ..util.atomic import write_atomic
 from . import museval_scores, systems
 from .clips import Clip, Excerpt
-from .metrics import sdr, si_sdr
+from .metrics import BEYOND_SDR, beyond_sdr, sdr, si_sdr
 from .parallel import parallel_map
 
 TARGETS = ("vocals", "accompaniment")
-METRICS = ("global SDR", "SI-SDR", *museval_scores.NAMES)
+METRICS = ("global SDR", "SI-SDR", *museval_scores.NAMES)  # dB
+COLUMNS = (*METRICS, *BEYOND_SDR)
 WITHOUT_FRAMES = (systems.SILENCE, systems.UNTRAINED)  # museval has no score for silence
 
 
 @dataclass(frozen=True)
 class Score:
-    """One song by one system: target -> metric -> dB (NaN: no score), and how many frames museval gives no
+    """One song by one system: target -> metric -> score (NaN: none), and how many frames museval gives no
     scores, because a source or an estimate is silent in them."""
 
     clip: str
@@ -98,6 +99,7 @@ def score_clip(clip: Clip, system: str, model: systems.Model | None, frames: boo
         target: {
             "global SDR": sdr(references[target], estimates[target]),
             "SI-SDR": si_sdr(references[target], estimates[target]),
+            **beyond_sdr(clip.mixture, references[target], estimates[target], clip.sample_rate),
         }
         for target in TARGETS
     }
@@ -119,18 +121,18 @@ def silent_seconds(references: Iterable[Tensor], estimates: Iterable[Tensor], sa
 
 
 def medians(scores: Sequence[Score], system: str, target: str) -> dict[str, np.ndarray]:
-    """Metric -> the scores of all songs that have one, dB."""
+    """Metric -> the scores of all songs that have one."""
     own = [one.targets[target] for one in scores if one.system == system]
-    columns = {name: np.array([values.get(name, np.nan) for values in own]) for name in METRICS}
+    columns = {name: np.array([values.get(name, np.nan) for values in own]) for name in COLUMNS}
     return {name: column[np.isfinite(column)] for name, column in columns.items()}
 
 
 def lines(scores: Sequence[Score]) -> Iterator[list[object]]:
     """The rows of results.csv, its header first."""
-    yield ["clip", "system", "target", *METRICS, "frames", "frames without a score"]
+    yield ["clip", "system", "target", *COLUMNS, "frames", "frames without a score"]
     for one in scores:
         for target, values in one.targets.items():
-            numbers = [values.get(name, np.nan) for name in METRICS]
+            numbers = [values.get(name, np.nan) for name in COLUMNS]
             yield [one.clip, one.system, target, *(f"{n:.5f}" for n in numbers), one.frames, one.silent_frames]
 
 
@@ -143,7 +145,7 @@ def file_name(name: str) -> str:
 
 
 def _key(excerpt: Excerpt, system: str, fingerprint: str, version: str | None) -> str:
-    text = json.dumps([4, excerpt.identity(), system, fingerprint, version])
+    text = json.dumps([5, excerpt.identity(), system, fingerprint, version])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

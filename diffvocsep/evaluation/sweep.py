@@ -14,7 +14,7 @@ import numpy as np
 from ..separator import Separator
 from ..util.errors import UserError
 from .clips import Excerpt
-from .metrics import log_spectral_distance, sdr, si_sdr
+from .metrics import BEYOND_SDR, beyond_sdr, sdr, si_sdr
 from .parallel import progress
 from .report import new_figure, save
 from .systems import Model
@@ -52,6 +52,7 @@ DEFAULT_GRIDS = (
     "steps=4,16 sampler=ddpm",
     "steps=1,4 sampler=ddim samples=4",
 )
+SCORES = ("global SDR", "SI-SDR", *BEYOND_SDR)
 KINDS = {"sampler": str, "steps": int, "eta": float, "samples": int}
 
 
@@ -83,13 +84,15 @@ def _plain(setting: Setting) -> Setting:
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores of every clip, and seconds of computing per second of song."""
+    """Scores of every clip, `(clips,)` by the names of `SCORES`, and seconds of computing per second of song."""
 
     setting: Setting
-    sdr: np.ndarray
-    si_sdr: np.ndarray
-    distance: np.ndarray
+    scores: dict[str, np.ndarray]
     real_time: float
+
+    @property
+    def sdr(self) -> np.ndarray:
+        return self.scores["global SDR"]
 
 
 def sweep(excerpts: Sequence[Excerpt], model: Model, grids: Sequence[str]) -> Iterator[Measured]:
@@ -114,10 +117,12 @@ def _measure(setting: Setting, separator: Separator, excerpts: Sequence[Excerpt]
         vocals, _ = separator.separate(clip.mixture, clip.sample_rate)
         spent += time.perf_counter() - began
         length += clip.mixture.shape[-1] / clip.sample_rate
-        scores.append([f(clip.vocals, vocals) for f in (sdr, si_sdr, log_spectral_distance)])
+        first = (sdr(clip.vocals, vocals), si_sdr(clip.vocals, vocals))
+        rest = beyond_sdr(clip.mixture, clip.vocals, vocals, clip.sample_rate)
+        scores.append([*first, *rest.values()])
     if not scores:
         raise UserError("nobody sings in these songs: there is nothing to score")
-    return Measured(setting, *np.array(scores).T, spent / length)
+    return Measured(setting, dict(zip(SCORES, np.array(scores).T, strict=True)), spent / length)
 
 
 def frontier(measured: Sequence[Measured]) -> list[Measured]:
@@ -137,7 +142,7 @@ def draw_frontier(path: Path, measured: Sequence[Measured]) -> None:
     panels = figure.subplots(1, 2)
     for axis, (label, values) in zip(panels, {
         "global SDR of the vocals, dB (higher is better)": [np.median(m.sdr) for m in measured],
-        "log-spectral distance, dB (lower is better)": [np.median(m.distance) for m in measured],
+        "log-spectral distance, dB (lower is better)": [np.median(m.scores["log-spectral distance"]) for m in measured],
     }.items(), strict=True):  # fmt: skip
         kinds = dict.fromkeys((m.setting.sampler, m.setting.eta, m.setting.samples) for m in measured)
         points: list[tuple[float, float, int]] = []

@@ -10,10 +10,9 @@ import soundfile
 import torch
 from torch import Tensor
 
-from ..batch import separate_file
+from ..command.batch import separate_file
 from ..plot import plot_separation
 from ..separator import Separator
-from ..uncertainty import Spread, says_something
 
 STEMS = ("vocals", "instrumental")
 PICTURE = "picture.png"
@@ -55,18 +54,18 @@ def separate_song(
 ) -> dict[str, int]:
     """Write the stems and the picture of `source` into `folder`; rate (Hz), frames and channels of the stems.
 
-    Several samples are drawn by ddpm, whose samples differ; the picture shows by how much.
+    Several samples are drawn by ddpm, whose samples differ. The picture shows how far the vocals may be wrong, if the
+    model knows.
 
     Raises:
         UserError: a song that cannot be read, a disk that is full.
     """
     options = {"steps": steps, "samples": samples, **({"sampler": "ddpm"} if samples > 1 else {})}
-    settings = separator.settings(**options)
-    spread = Spread(settings.audio) if says_something(settings) else None
+    uncertainty = separator.uncertainty() if separator.head else None
     vocals, instrumental = (folder / f"{stem}.wav" for stem in STEMS)
     separator.watch = watch
     try:
-        separate_file(separator, source, vocals, instrumental, progress=False, spread=spread, **options)
+        separate_file(separator, source, vocals, instrumental, progress=False, uncertainty=uncertainty, **options)
     finally:
         separator.watch = None
     facts = soundfile.info(str(vocals))
@@ -75,7 +74,7 @@ def separate_song(
     voice, rest = torch.from_numpy(stems(folder, first, length))
     plot_separation(
         folder / PICTURE, voice + rest, voice, facts.samplerate, first / facts.samplerate,
-        uncertainty=spread.values() if spread else None,
+        uncertainty=uncertainty.values() if uncertainty else None,
     )  # fmt: skip
     return {"rate": facts.samplerate, "frames": facts.frames, "channels": facts.channels}
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..data.loader import prefetch
-from ..util.device import choose_device, place
+from ..util.device import choose_device, move, place
 from ..util.errors import UserError
 from .muon import Muon
 
@@ -66,17 +66,10 @@ class Backend:
     def batches(self, made: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """Batches on `host`, each made while the one before it is used; `index` stays where it is."""
         moved = (
-            {name: values if name == "index" else self._to_host(values) for name, values in batch.items()}
+            {name: values if name == "index" else move(values, self.host) for name, values in batch.items()}
             for batch in made
         )
         return prefetch(moved, self.host)
-
-    def _to_host(self, values: Tensor) -> Tensor:
-        """On `host`. To a CUDA GPU from pinned memory, for only from there a copy waits for nothing; elsewhere it must
-        wait, or `values` may be gone before they are copied (on MPS, pytorch issue 139550)."""
-        if self.host.type == "cuda" and values.device.type == "cpu":
-            return values.pin_memory().to(self.host, non_blocking=True)
-        return values.to(self.host)
 
     def accumulating(self, network: nn.Module, last: bool) -> AbstractContextManager:
         """Around the forward and backward pass of one of several batches of a step."""
@@ -129,8 +122,8 @@ class Backend:
         """A nested state with tensors that any computer can read."""
         return state
 
-    def report(self) -> dict[str, float]:
-        """What is worth a curve of its own."""
+    def more_curves(self) -> dict[str, float]:
+        """Values for curves that only this hardware has, see `monitor.CURVES`."""
         return {}
 
     def close(self) -> None:

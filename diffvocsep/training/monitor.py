@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..config import Config, to_dict
 from ..plot import draw_separation
 from .events import EventFile
-from .run_folder import History
+from .history import History
 from .validation import Validation, median_sdr
 
 EXAMPLES = 3  # dev clips that are drawn and can be listened to
@@ -32,6 +32,7 @@ CURVES = {
     "loss": "train/loss",
     "diffusion": "train/diffusion",
     "vocals": "train/vocals",
+    "consistency": "train/consistency",
     "gradient_norm": "train/gradient_norm",
     "learning_rate": "train/learning_rate",
     "skipped_steps": "train/skipped_steps",
@@ -58,14 +59,14 @@ class Monitor:
         scored: whether a validation at `step`, if one is due there, is done; else it will be done (again).
         best: the highest dev score so far, dB.
         about: what was started, as text.
-        report: asked for more values of the curves, whenever a point is drawn.
+        more_curves: gives further values for the curves, whenever a point is drawn.
     """
 
     def __init__(
         self, folder: Path, config: Config, device: torch.device, step: int, total: int | None, best: float, about: str,
-        report: Callable[[], dict[str, float]] = dict, scored: bool = True,
+        more_curves: Callable[[], dict[str, float]] = dict, scored: bool = True,
     ) -> None:  # fmt: skip
-        self.report = report
+        self.more_curves = more_curves
         self.config, self.device, self.total, self.best = config, device, total, best
         table = folder / "history.csv"
         self.writer = EventFile(folder, purge_step=step + scored)
@@ -137,7 +138,7 @@ class Monitor:
         self.seconds = max(self.seconds, 1e-9)
         wait = self.waited / self.seconds
         values |= {"learning_rate": rate, "skipped_steps": skipped, "data_wait": wait}
-        values |= {"steps_per_second": len(self.terms) / self.seconds, **memory(self.device), **self.report()}
+        values |= {"steps_per_second": len(self.terms) / self.seconds, **memory(self.device), **self.more_curves()}
         self._write(step, values)
         self.bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{rate:.2g}", wait=f"{wait:.0%}")
         self._show()
@@ -218,6 +219,18 @@ class Monitor:
         self.history.write()
         if self.history.pending:
             tqdm.write(f"{self.history.path} is open elsewhere: its last {len(self.history.pending)} rows are missing")
+
+
+class NoMonitor:
+    """Stands for the monitor in processes that show nothing: all of a run but the first."""
+
+    def step(self, *_: object) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def finite_mean(values: Tensor) -> float:

@@ -22,6 +22,9 @@ class Objective:
     treble.
     The auxiliary loss (`train.loss_voc_weight`) compares the vocals that the separation would output, as waveforms and
     as multi-resolution magnitudes, in units of the mixture's level.
+    With `train.consistency_share` some items have a twin, the same music under another voice, which the network hears
+    with the same noise and at the same t. A twin counts like an item, and so does the distance of the two x_0, for the
+    music is the same.
     """
 
     def __init__(self, config: Config) -> None:
@@ -43,43 +46,57 @@ class Objective:
         noise: Tensor,
         dtype: torch.dtype | None = None,
     ) -> dict[str, Tensor]:
-        """Loss terms of a batch of segments, `loss` (what is minimized), `diffusion`, `vocals`; `per_item` and the
-        timesteps `t`, `(B,)`.
+        """Loss terms of a batch of segments, `loss` (what is minimized), `diffusion`, `vocals` and `consistency`;
+        `per_item` and the timesteps `t`, `(B,)`.
 
         Args:
             uniform: `(B, 2)` in [0, 1), decides the timesteps, and where x_t is made of a guess.
             noise: `(B, C, F, T)`, standard normal.
             dtype: autocast type of the network, or None.
         """
-        denoiser, representation = Denoiser(model, self.diffusion, dtype), self.frontend.representation
+        train, denoiser, items = self.config.train, Denoiser(model, self.diffusion, dtype), len(uniform)
+        batch, twins = _with_twins(batch | {"uniform": uniform, "noise": noise}, model)
+        uniform, noise, representation = batch["uniform"], batch["noise"], self.frontend.representation
         mixture = self.frontend.modelled(batch["vocals"] + batch["accompaniment"])
         accompaniment = self.frontend.modelled(batch["accompaniment"])
-        statistics = representation.statistics(mixture)
-        statistics[:, 0] *= 10 ** (batch["level_db"] / 10 * representation.exponent)
+        statistics = self._statistics(mixture, twins, batch["level_db"])
         x_mixture = representation.encode(mixture, statistics)
         x_start = representation.encode(accompaniment, statistics)
 
         t = self.diffusion.sample_timesteps(uniform[:, 0])
         x_t = self.diffusion.q_sample(x_start, t, noise)
         below = t < self.diffusion.timesteps - 1
-        guessed = ((uniform[:, 1] < self.config.train.refine_share) & below).float()
-        if self.config.train.refine_share:
+        guessed = ((uniform[:, 1] < train.refine_share) & below).float()
+        if train.refine_share:
             x_t = self._from_guesses(denoiser, x_t, x_mixture, t, noise, guessed)
         output = denoiser.output(x_t, x_mixture, t, guessed)
-        target = self.diffusion.target(x_start, noise, t, x_mixture)
+        x_0 = denoiser.x_0(output, x_t, x_mixture, t)
 
         mask = self._trusted_bins(batch["source_rate"])
-        error = (output - target) * mask
-        per_item = (error.square() + error.abs()).mean(dim=(1, 3)).sum(-1) / mask.sum(dim=(1, 2, 3))
-        diffusion = per_item.mean()
-        terms = {"loss": diffusion, "diffusion": diffusion, "per_item": per_item.detach(), "t": t}
-        if self.config.train.loss_voc_weight:
-            x_0 = denoiser.x_0(output, x_t, x_mixture, t)
-            how = self.config.separation.subtract
-            estimate = subtract(how, mixture, x_mixture, x_0, statistics, representation)
+        per_item = _distance(output, self.diffusion.target(x_start, noise, t, x_mixture), mask)
+        diffusion = per_item[:items].mean()
+        terms = {"loss": diffusion, "diffusion": diffusion, "per_item": per_item[:items].detach(), "t": t[:items]}
+        if train.consistency_share:
+            own = (per_item * batch["twin"]).sum() / items
+            terms["consistency"] = _distance(x_0[items:], x_0[twins], mask[twins]).sum() / items
+            terms["loss"] = terms["loss"] + own + terms["consistency"]
+        if train.loss_voc_weight:
+            inputs = (x[:items] for x in (mixture, x_mixture, x_0, statistics))
+            estimate = subtract(self.config.separation.subtract, *inputs, representation)
+            mixture, accompaniment, mask = mixture[:items], accompaniment[:items], mask[:items]
             terms["vocals"] = self._vocal_loss(estimate * mask, (mixture - accompaniment) * mask, mixture)
-            terms["loss"] = diffusion + self.config.train.loss_voc_weight * terms["vocals"]
+            terms["loss"] = terms["loss"] + train.loss_voc_weight * terms["vocals"]
         return terms
+
+    def _statistics(self, mixture: Tensor, twins: Tensor, level_db: Tensor) -> Tensor:
+        """Those by which the mixtures are represented, `(B + K, 4)`: of an item and its twin, the last K, as if they
+        were two stretches of one song, so that what is the same in both is represented alike."""
+        representation, items = self.frontend.representation, len(mixture) - len(twins)
+        statistics = representation.statistics(mixture)
+        pairs = representation.merge(statistics[twins], statistics[items:])
+        statistics = torch.cat([statistics[:items].index_copy(0, twins, pairs), pairs])
+        statistics[:, 0] *= 10 ** (level_db / 10 * representation.exponent)
+        return statistics
 
     @torch.no_grad()
     def _from_guesses(
@@ -87,14 +104,14 @@ class Objective:
     ) -> Tensor:
         """`x_t`, where `guessed` is 1 made from the x_0 that the network guesses from the same noise alone: what a
         deterministic sampler hands it in its next step, and the truth does not."""
-        # Only the guessed items are computed; but XLA would compile anew for each number of them, so there all are.
-        fixed = getattr(denoiser.model, "fixed_shapes", False)
-        rows = torch.arange(len(t), device=t.device) if fixed else guessed.nonzero()[:, 0]
+        rows = _rows(guessed, denoiser.model)
         if not len(rows):
             return x_t
         noise, x_mixture, t = noise[rows], x_mixture[rows], t[rows]
         first = torch.full_like(t, self.diffusion.timesteps - 1)
-        x_0 = denoiser(noise, x_mixture, first, torch.zeros_like(guessed[rows]))
+        # As it is: torch.compile would stop to build graphs for batches of another size.
+        plain = Denoiser(getattr(denoiser.model, "_orig_mod", denoiser.model), self.diffusion, denoiser.dtype)
+        x_0 = plain(noise, x_mixture, first, torch.zeros_like(guessed[rows]))
         again = self.diffusion.q_sample(x_0, t, noise)
         chosen = guessed[rows, None, None, None] > 0
         return x_t.index_copy(0, rows, torch.where(chosen, again, x_t[rows]))
@@ -121,6 +138,35 @@ class Objective:
     def _synthesise(self, spectrum: Tensor) -> Tensor:
         """Waveform of the modelled bins; if they end in the lower half, at half the sample rate and half the cost."""
         return self.synthesis.inverse(spectrum, (spectrum.shape[-1] - 1) * self.synthesis.hop_length)
+
+
+def _distance(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    """Squared plus absolute difference `(B,)` of `(B, C, F, T)`, the mean over the bins of `mask` `(B, 1, F, 1)`."""
+    error = (one - other) * mask
+    return (error.square() + error.abs()).mean(dim=(1, 3)).sum(-1) / mask.sum(dim=(1, 2, 3))
+
+
+def _rows(chosen: Tensor, model: nn.Module) -> Tensor:
+    """The items of a batch to compute, `(K,)`, of which only those that are not 0 in `chosen` `(B,)` are needed: XLA
+    would compile anew for each number of them, so there it is all."""
+    every = getattr(model, "fixed_shapes", False)
+    return torch.arange(len(chosen), device=chosen.device) if every else chosen.nonzero()[:, 0]
+
+
+def _with_twins(batch: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
+    """The batch with the twins of its items behind it, and whose they are, `(K,)`; `twin` is 1 where a row is one."""
+    vocals, sung = batch["vocals"], batch.get("twin_vocals")
+    everyone = torch.arange(len(vocals), device=vocals.device)
+    if sung is None:
+        return batch, everyone[:0]
+    differs = (sung != vocals).flatten(1).any(1).float()
+    twins = _rows(differs, model)
+    rows = torch.cat([everyone, twins])
+    names = ("accompaniment", "source_rate", "level_db", "uniform", "noise")
+    extended = {name: batch[name][rows] for name in names}
+    extended["vocals"] = torch.cat([vocals, sung[twins]])
+    extended["twin"] = torch.cat([torch.zeros_like(differs), differs[twins]])
+    return extended, twins
 
 
 def _band_stft(audio: AudioConfig, bins: int) -> STFT:

@@ -18,7 +18,7 @@ class Progress:
         step: optimizer steps, those skipped among them.
         samples: segments drawn, by all processes.
         seconds: of training, by the mean of the clocks of all processes; all know it.
-        validated: the last step that was.
+        validated: the last step that was, and `validated_seconds`, when.
         skipped: steps whose loss or gradient was not finite.
         best_sdr: the highest score, dB, and `dev_songs`, on which it was reached.
         run_id: names the folder of the run.
@@ -28,10 +28,15 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0
     validated: int = 0
+    validated_seconds: float = 0.0
     skipped: int = 0
     best_sdr: float = -math.inf
     dev_songs: list[str] = field(default_factory=list)
     run_id: str = ""
+
+    def scored(self) -> None:
+        """This step has been validated."""
+        self.validated, self.validated_seconds = self.step, self.seconds
 
     def saved(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,6 +70,8 @@ class Course:
         """Whether a validation belongs to this step and has not been done."""
         step, train = progress.step, self.train
         regular = step % train.val_every_steps == 0 or step % train.steps_per_epoch == 0
+        if train.val_minutes:
+            regular = regular or progress.seconds - progress.validated_seconds >= 60 * train.val_minutes
         return progress.validated < step and (regular or self.ended(progress))
 
     def rate(self, progress: Progress) -> float:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ..checkpoint import config_in, is_plain_tensor, load_checkpoint, load_weights, require_fit
 from ..config import Config, differences, is_fixed, require_same_network
-from ..util.atomic import replace_file
+from ..util.atomic import numbered, replace_file
 from ..util.errors import UserError
 from ..util.strict_yaml import show
 from .progress import Progress
-from .run_folder import home_of, numbered
+from .run_folder import home_of
 
 # Under other values of these, dev scores cannot be compared.
 DECISIVE = """data.dataset data.dev_root data.musdb_root data.musdbhq_root data.synthetic_seconds
@@ -45,6 +45,17 @@ def is_copy(last: Path, run: str, curves: Path) -> bool:
         return load_checkpoint(home / last.name).get("run_id") == run
     except UserError:  # damaged: nobody goes on there
         return False
+
+
+def is_same_run(path: Path, last: Path, progress: Progress, curves: Path, say: Callable[[str], None]) -> bool:
+    """Whether training from the checkpoint `path` goes on with its run, into its curves in `curves`; else a new run
+    begins with its weights, as from a checkpoint of another folder than that of `last`."""
+    if path.resolve() != last.resolve():
+        return False
+    if is_copy(last, progress.run_id, curves):
+        say(f"{last} is a copy, whose original can go on as well: this run gets curves of its own")
+        return False
+    return True
 
 
 def keep_aside(path: Path, say: Callable[[str], None]) -> None:

@@ -1,32 +1,27 @@
-"""The folder of a run: what was run, with what, and its curves as a table that needs no TensorBoard.
+"""The folder of a run: what was run, and with what.
 
 config.yaml    every setting, as used
 run.json       one entry for each time the run was started or went on: when, command line, commit, versions, device
-history.csv    what TensorBoard's curves show; empty where a row has no such value
+history.csv    what TensorBoard's curves show, see history.py; empty where a row has no such value
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain, count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ..checkpoint import versions
 from ..config import Config, save_config
-from ..util.atomic import named, write_atomic
+from ..util.atomic import numbered, write_atomic
 from ..util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,13 +50,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def numbered(name: str) -> Iterator[str]:
-    """`name`, `name-2`, `name-3`, ...: until one is free."""
-    return chain([name], (f"{name}-{number}" for number in count(2)))
-
-
-def new_folder(wanted: Path) -> Path:
-    """Make the folder of a run that begins: `wanted`, or, if another run began in the same second, `wanted-2`, ..."""
+def make_run_folder(wanted: Path) -> Path:
+    """Make the folder of a run that begins: `wanted`, or `wanted-2`, ... if another run began in the same second."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
     for name in numbered(wanted.name):
         folder = wanted.with_name(name)
@@ -70,7 +60,7 @@ def new_folder(wanted: Path) -> Path:
             return folder
 
 
-def describe_run(folder: Path, config: Config, step: int, device: str, changes: Sequence[str]) -> str:
+def record_start(folder: Path, config: Config, step: int, device: str, changes: Sequence[str]) -> str:
     """Write `config.yaml` and one more entry of `run.json`, which is also returned, as text.
 
     Args:
@@ -126,107 +116,3 @@ def _installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-class History:
-    """`history.csv`: a row now and then, each on disk at once. A run that goes on from `step` drops later rows, and at
-    `step` those with values in the columns `redone`: it will write them anew.
-
-    A table that a spreadsheet has saved (with semicolons, decimal commas, in UTF-16) is read all the same and written
-    as before; one that is none is kept beside the new one.
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str], step: int, redone: Sequence[str] = ()) -> None:
-        self.path, self.columns = path, ("step", "time", *columns)
-        self.pending: list[dict[str, object]] = []  # rows that are not on disk yet
-        rows = [row for row in self._read() if int(row["step"]) <= step]
-        self._rewrite([row for row in rows if int(row["step"]) < step or not any(row.get(name) for name in redone)])
-
-    def _rewrite(self, rows: Sequence[Mapping[str, object]]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomic(self.path, lambda part: part.write_text(text.getvalue(), encoding="utf-8", newline="\n"))
-
-    def _read(self) -> list[dict[str, str]]:
-        """The rows; if some cannot be understood, the file is kept under another name, too. The last may have been cut
-        short."""
-        if not self.path.exists():
-            return []
-        rows, understood = read_table(self.path.read_bytes())
-        if not understood:
-            kept = next(name for name in map(self.path.with_name, numbered("history.old")) if not name.exists())
-            shutil.copyfile(self.path, kept)
-        return rows
-
-    def values_at(self, step: int) -> list[tuple[str, float]]:
-        """What is there of a step, by column."""
-        rows = [row for row in self._read() if int(row["step"]) == step]
-        return [(name, float(row[name])) for row in rows for name in self.columns[2:] if row.get(name)]
-
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        row = {"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
-        row |= {name: f"{value:.6g}" for name, value in values.items()}
-        self.pending.append(row)
-        self.write()
-
-    def write(self) -> None:
-        """Append what is pending, or leave it for the next time: on Windows, Excel lets no one else write to a file."""
-        try:
-            with named(self.path):
-                if not self._is_ours():
-                    self._rewrite(self._read())
-                with open(self.path, "a", encoding="utf-8", newline="") as file:
-                    csv.DictWriter(file, self.columns, lineterminator="\n").writerows(self.pending)
-        except PermissionError:
-            return
-        self.pending = []
-
-    def _is_ours(self) -> bool:
-        """Whether the file begins as this one wrote it, and no spreadsheet has saved it meanwhile."""
-        header = (",".join(self.columns) + "\n").encode()
-        try:
-            with open(self.path, "rb") as file:
-                return file.read(len(header)) == header
-        except FileNotFoundError:
-            return False
-
-
-def read_table(content: bytes) -> tuple[list[dict[str, str]], bool]:
-    """The rows of a table with a column `step`, numbers with a decimal point; and whether all of it was understood."""
-    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError:
-        text = content.decode(encoding, errors="replace")
-    lines = text.splitlines(keepends=True)
-    if not lines:
-        return [], True
-    cut = not lines[-1].endswith(("\n", "\r"))  # by a kill; spreadsheets end every line
-    lines = lines[: len(lines) - cut]
-    delimiter = next((mark for mark in ",;\t" if f"step{mark}" in (lines or [""])[0].replace('"', "")), ",")
-    table, understood = [], True
-    for row in csv.DictReader(lines, delimiter=delimiter):
-        values = {
-            name: value if name == "time" or delimiter == "," else (value or "").replace(",", ".")
-            for name, value in row.items()
-            if isinstance(name, str)
-        }
-        if None not in row and (values.get("step") or "").isdecimal() and all(map(_is_number, _numbers(values))):
-            table.append(values)
-        elif any(row.values()):
-            understood = False
-    return table, understood
-
-
-def _numbers(row: Mapping[str, str | None]) -> list[str]:
-    return [value for name, value in row.items() if value and name != "time"]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

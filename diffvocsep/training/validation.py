@@ -6,18 +6,19 @@ the place in the song.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from torch import Tensor
+from torch import Tensor, device, nn
 from tqdm.auto import tqdm
 
 from ..config import Config
 from ..data import Track
-from ..data.mixing import to_channels
 from ..data.stems import fill_cache
+from ..data.tracks import SIDES, to_channels
 from ..evaluation.metrics import sdr
 from ..separator import Separator
 from ..util.errors import UserError
@@ -54,14 +55,20 @@ def dev_clips(tracks: list[Track], config: Config) -> list[tuple[Tensor, Tensor]
         seconds = min(train.val_seconds, track.seconds)
         start = (track.seconds - seconds) / 2
         vocals, accompaniment = (
-            to_channels(track.read(side, start, seconds, audio.sample_rate), audio.channels)
-            for side in ("vocals", "accompaniment")
+            to_channels(track.read(side, start, seconds, audio.sample_rate), audio.channels) for side in SIDES
         )
         if vocals.any():
             clips.append((vocals, accompaniment))
     if not clips:
         raise UserError("no dev track has accompaniment and, in its middle, vocals; see data.dev_root")
     return clips
+
+
+def averaged(model: nn.Module, ema: Mapping[str, Tensor], config: Config, host: device) -> Separator:
+    """The separator with the averaged weights; a copy of `model`, for a new network would draw random weights."""
+    model = copy.deepcopy(model).to(host)
+    model.load_state_dict(ema)
+    return Separator(model, config, host)
 
 
 def validate(

@@ -32,7 +32,7 @@ COMPILING = threading.Lock()  # one thread compiles a graph, the others of its p
 class XLA(Backend):
     """One of the processes that `torch_xla.launch` started, or a thread of one: each has one device.
 
-    All shapes are the same in every step, so after the first steps nothing is compiled: `report` counts.
+    All shapes are the same in every step, so after the first steps nothing is compiled: `more_curves` counts.
     """
 
     def __init__(self, train: TrainConfig) -> None:
@@ -95,7 +95,7 @@ class XLA(Backend):
             return {key: self.to_host(value) for key, value in state.items()}
         return state.cpu() if isinstance(state, Tensor) else state
 
-    def report(self) -> dict[str, float]:
+    def more_curves(self) -> dict[str, float]:
         return {"compilations": float(compilations())}
 
 

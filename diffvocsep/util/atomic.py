@@ -17,6 +17,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 import psutil
@@ -49,7 +50,17 @@ def temporary_name(path: Path) -> Path:
 
 def _owner() -> str:
     """This machine and this process, as a part of a name."""
-    return f"{_machine():08x}-{os.getpid()}"
+    return f"{_machine():08x}-{os.getpid()}-{_born(os.getpid())}"
+
+
+def _born(pid: int) -> int:
+    """When a process began, as a number that stays the same when the clock is set: a pid alone is used anew. On Linux
+    psutil counts from the time of the boot, which moves with the clock. Raises psutil.Error."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")  # man proc
+        return int(stat.rpartition(")")[2].split()[19])
+    except (OSError, IndexError):
+        return round(1000 * psutil.Process(pid).create_time())
 
 
 def _machine() -> int:
@@ -64,11 +75,11 @@ def _machine() -> int:
 def _is_alive(path: Path) -> bool | None:
     """Whether the process that made this temporary file or folder lives, however long ago it last wrote: a computer may
     have slept, a network disk may be stuck. None for one of another machine, or with another name."""
-    found = re.search(r"([0-9a-f]{8})-(\d{1,9})-", path.name)
+    found = re.search(r"([0-9a-f]{8})-(\d{1,9})-(\d+)-", path.name)
     if not found or int(found[1], 16) != _machine():
         return None
     try:
-        return psutil.Process(int(found[2])).create_time() <= path.stat().st_mtime + 1  # else the number is used anew
+        return _born(int(found[2])) == int(found[3])
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:  # it is there, and somebody else's
@@ -132,6 +143,11 @@ def named(path: Path) -> Iterator[None]:
         if error.errno is not None:  # else its text is all it has
             error.filename = error.filename or str(path)
         raise
+
+
+def numbered(name: str) -> Iterator[str]:
+    """`name`, `name-2`, `name-3`, ...: names to try until one is free."""
+    return chain([name], (f"{name}-{number}" for number in count(2)))
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:

@@ -76,10 +76,11 @@ def choose_device(name: str = "auto") -> torch.device:
 def announce(name: str, device: torch.device) -> None:
     """Say, once, which device was taken when `name` was asked for, and why."""
     if place().rank == 0:
-        print(f"device: {describe(device)}, {reason(name, device)}")
+        print(f"device: {device_name(device)}, {reason(name, device)}")
 
 
-def describe(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The device, and of a GPU its model: `cuda:0 (NVIDIA ...)`."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
@@ -156,6 +157,14 @@ def channels_last(wanted: bool | None, device: torch.device, dtype: torch.dtype 
     if device.type == "xla":
         return False
     return wanted if wanted is not None else device.type == "cuda" or (device.type == "cpu" and dtype is not None)
+
+
+def move(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`. To a CUDA GPU from pinned memory, for only from there a copy waits for nothing; elsewhere
+    it must wait, or `values` may be gone before they are copied (on MPS, pytorch issue 139550)."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 class Table:

@@ -318,7 +318,7 @@ def test_a_mutated_archive_is_unpacked_or_one_sentence(whole, tmp_path_factory, 
     try_mutated(mutated(whole[kind], mutations), tmp_path_factory.mktemp("fuzz"))
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @settings(max_examples=600, **QUIET)
 @given(st.integers(0, 1), MUTATIONS)
 def test_600_mutated_archives_are_unpacked_or_one_sentence(whole, tmp_path_factory, kind, mutations):

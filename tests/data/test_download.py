@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import types
 import zipfile
 from collections import namedtuple
@@ -212,7 +213,7 @@ def test_a_killed_process_leaves_nothing_that_looks_whole_and_goes_on(tmp_path, 
     answer, hold = server.answer, threading.Event()
 
     def slowly(request: BaseHTTPRequestHandler) -> None:
-        server.content, server.cut = ARCHIVE, [4000]
+        server.content, server.cut = ARCHIVE, [20_000]  # more than the process holds back before it writes
         answer(request)
         request.wfile.flush()
         hold.wait(60)
@@ -223,6 +224,7 @@ def test_a_killed_process_leaves_nothing_that_looks_whole_and_goes_on(tmp_path, 
     part = tmp_path / ".download" / "zenodo.part"
     while not (part.exists() and part.stat().st_size >= 3000):
         assert process.poll() is None
+        time.sleep(0.01)
     process.kill()
     process.wait()
     hold.set()

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from diffvocsep.config import Config, load_config
 from diffvocsep.data import loader, train_tracks
 from diffvocsep.data.loader import load_segments
-from diffvocsep.data.mixing import REMIX_DB, SIDES, Segments, to_channels
+from diffvocsep.data.mixing import REMIX_DB, Segments
+from diffvocsep.data.tracks import SIDES, to_channels
 from diffvocsep.util.errors import UserError
 
 RATE = 8000
@@ -209,6 +210,50 @@ def test_vocals_are_silenced_as_often_as_told(share):
     assert all(item["accompaniment"].any() for item in items)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_accompaniment_is_silenced_as_often_as_told_but_never_with_the_voice(share):
+    items = drawn([Ruler(1)], f"data.silent_accompaniment={share}", "data.silent_vocals=0.5")
+    silent = [not item["accompaniment"].any() for item in items]
+    assert near(sum(silent), share / 2)
+    assert all(item["vocals"].any() for item, one in zip(items, silent, strict=True) if one)
+
+
+# ---- the same music under another voice ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_so_many_items_have_a_twin_of_each_kind(share):
+    items = drawn([Ruler(i) for i in range(1, 5)], f"train.consistency_share={share}")
+    plain = drawn([Ruler(i) for i in range(1, 5)])
+    voices = [float(item["vocals"][0, 0]) for item in items]
+    ratios = [float(item["twin_vocals"][0, 0]) / voice for item, voice in zip(items, voices, strict=True)]
+    twins = [ratio for ratio in ratios if ratio != 1]
+    assert near(len(twins), share) or share == 1
+    for known, part in ((0.0, 1 / 3), (0.5, 1 / 6), (2.0, 1 / 6)):
+        assert near(ratios.count(known), share * part)
+    joined = [one for one in twins if one not in (0, 0.5, 2)]
+    assert near(len(joined), share / 3) and min(joined) > 1
+    for item, before in zip(items, plain, strict=True):  # and the items are those that they were
+        assert all(torch.equal(item[name], before[name]) for name in before)
+
+
+def test_a_guest_has_its_level_and_its_source_rate():
+    tracks = [Ruler(1, loudness=0.5), Ruler(2, rate=4000, loudness=0.1)]
+    items = drawn(tracks, "train.consistency_share=1", "data.set_weights={}")
+    for item in items:
+        guest = item["twin_vocals"] - item["vocals"]
+        if number(item["vocals"]) == 1 and float(guest[0, 0]) > 0 and not torch.equal(guest, item["vocals"]):
+            gain = float(guest[1, 0]) / 105  # of track 1 or 2, near enough
+            other = 5.0 if item["source_rate"] == 4000 else 1.0
+            assert 10 ** (-9.6 / 20) * other < gain < 10 ** (0.6 / 20) * other
+
+
+def test_where_nobody_sings_the_twin_does():
+    items = drawn([Ruler(1)], "train.consistency_share=1", "data.silent_vocals=1")
+    assert all(number(item["twin_vocals"]) == 1 and not item["vocals"].any() for item in items)
+    assert "twin_vocals" not in drawn([Ruler(1)], draws=1)[0]
+
+
 def test_the_level_is_normally_distributed():
     levels = np.array([float(item["level_db"]) for item in drawn([Ruler(1)], "data.level_db=3")])
     assert abs(levels.mean()) < 0.6 and abs(levels.std() - 3) < 0.4 and np.abs(levels).max() > 6
@@ -263,16 +308,15 @@ def test_batches_are_the_same_wherever_they_are_made(tmp_path, channels, seconds
     (tmp_path / "songs" / "song 1" / "vocals.wav").unlink()
     made = {}
     for cache in ("none", "memory", "device"):
-        settings = stems(
-            tmp_path, f"data.cache={cache}", f"audio.channels={channels}", f"data.segment_seconds={seconds}"
-        )
+        settings = stems(tmp_path, f"data.cache={cache}", f"audio.channels={channels}", "train.consistency_share=0.8",
+                         f"data.segment_seconds={seconds}")  # fmt: skip
         made[cache] = list(load_segments(Segments(train_tracks(settings), settings, 24), 4, torch.device("cpu")))
         assert len(made[cache]) == 5 and made[cache][0]["vocals"].shape == (4, channels, round(seconds * RATE))
     for cache in ("none", "memory"):
         for direct, other in zip(made["device"], made[cache], strict=True):
             assert direct.keys() == other.keys()
             for name, values in other.items():  # gains reach 20 dB, where a voice is quiet
-                tolerance = 1e-3 if name in SIDES else 0
+                tolerance = 1e-3 if name in (*SIDES, "twin_vocals") else 0
                 torch.testing.assert_close(direct[name], values, atol=tolerance, rtol=1e-6)
     assert len({float(batch["vocals"].sum()) for batch in made["device"]}) == 5
 

@@ -243,11 +243,11 @@ def test_the_report_counts_the_test_songs_where_they_lie(tmp_path, preview, caps
 
 
 def test_an_interrupted_decoding_goes_on_and_a_changed_or_vanished_file_counts(tmp_path, preview, monkeypatch, capsys):
-    put(tmp_path, "A - A", "B - B", "C - C", "Leaf - Summerghost", source=preview)
+    put(tmp_path, "A - A", "B - B", "Leaf - Summerghost", source=preview)
     done, decode = [], musdb._decode
 
     def interrupted(track, *rest) -> None:
-        if len(done) == 2:
+        if len(done) == 1:
             raise KeyboardInterrupt
         done.append(track.name)
         decode(track, *rest)
@@ -257,13 +257,13 @@ def test_an_interrupted_decoding_goes_on_and_a_changed_or_vanished_file_counts(t
         train_tracks(mus(tmp_path))
     again = []
     monkeypatch.setattr(musdb, "_decode", lambda track, *rest: (again.append(track.name), decode(track, *rest)))
-    assert len(train_tracks(mus(tmp_path))) == 3
-    assert (done, again) == (["A - A", "B - B"], ["C - C", "Leaf - Summerghost"])
+    assert len(train_tracks(mus(tmp_path))) == 2
+    assert (done, again) == (["A - A"], ["B - B", "Leaf - Summerghost"])
     assert "Decoding MUSDB18" in capsys.readouterr().err
 
     os.utime(tmp_path / "train" / "B - B.stem.mp4", ns=(1, 1))
     (tmp_path / "train" / "A - A.stem.mp4").unlink()
-    assert names(train_tracks(mus(tmp_path))) == ["B - B", "C - C"]
+    assert names(train_tracks(mus(tmp_path))) == ["B - B"]
     assert again[2:] == ["B - B"]
     assert not list((tmp_path / "decoded").glob(".*"))
 

@@ -20,6 +20,7 @@ from diffvocsep.config import load_config
 from diffvocsep.data import check, dev_tracks, stems, train_tracks
 from diffvocsep.data.stems import StemTrack, fill_cache, find_tracks
 from diffvocsep.data.synthetic.song import FAMILIES, VOICES, make_song
+from diffvocsep.util import threads
 from diffvocsep.util.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -309,7 +310,8 @@ def test_a_trainer_decodes_everything_before_it_trains_and_nothing_twice(tmp_pat
     settings.append(f"data.cache_dir='{(tmp_path / 'cache').as_posix()}'")
     decoded = decodings(monkeypatch)
     trainer = make(tmp_path, *settings)
-    assert decoded == ["vocals.wav", "accompaniment.wav"] * 4 and "Decoding songs" in capsys.readouterr().err
+    assert sorted(decoded) == ["accompaniment.wav"] * 4 + ["vocals.wav"] * 4
+    assert "Decoding songs" in capsys.readouterr().err
     assert trainer.run() == 0
     make(tmp_path, *settings)
     assert len(decoded) == 8 and "Decoding songs" not in capsys.readouterr().err
@@ -333,15 +335,17 @@ def test_filling_the_cache_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
     def interrupted(part: Path, samples: np.ndarray) -> None:
         save(part, samples)
-        if len(decoded) == 3:
+        if len(decoded) >= 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stems, "_save", interrupted)
+        patch.setattr(threads, "cpu_count", lambda: 1)
         fill_cache(tracks, RATE)
     assert len(list((tmp_path / "cache").iterdir())) == 2  # whole ones
+    before = len(decoded)
     fill_cache(tracks, RATE)
-    assert len(decoded) == 3 + 4 and len(list((tmp_path / "cache").iterdir())) == 6
+    assert len(decoded) == before + 4 and len(list((tmp_path / "cache").iterdir())) == 6
 
 
 def test_what_does_not_fit_or_is_damaged_is_said_before_training(tmp_path, monkeypatch):

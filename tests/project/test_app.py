@@ -24,12 +24,17 @@ import soundfile
 from tiny import RATE, random_unet, song, tiny_config
 from tracks import need
 
+import app as program
+import inference
 from diffvocsep.checkpoint import load_checkpoint, release, save_checkpoint
 from diffvocsep.config import to_dict
+from diffvocsep.util import cli
 
 pytest.importorskip("starlette", reason="the page needs requirements-app.txt")
 pytest.importorskip("uvicorn", reason="the page needs requirements-app.txt")
 from diffvocsep.page.guard import is_own_name
+from diffvocsep.page.separation import WatchedSeparator, separate_song
+from diffvocsep.uncertainty import ScaleHead
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "data" / "demo" / "song.ogg"
@@ -139,6 +144,9 @@ def eventually(true: Callable[[], bool]) -> bool:
     return true()
 
 
+LONG = dict(steps=30, samples=2)  # of a minute: some ten seconds of work, and the first news of it in one
+
+
 def sound(seconds: float, kind: str = "WAV") -> bytes:
     """A stereo song as a file."""
     file, subtype = io.BytesIO(), {"WAV": "FLOAT", "FLAC": "PCM_24"}[kind]
@@ -148,9 +156,7 @@ def sound(seconds: float, kind: str = "WAV") -> bytes:
 
 def command_line(folder: Path, *arguments: str) -> None:
     outputs = ["--output", str(folder / "vocals.wav"), "--instrumental", str(folder / "instrumental.wav")]
-    command = [sys.executable, str(ROOT / "inference.py"), "--no-progress", *outputs, *arguments]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
+    assert inference.run(["--no-progress", *outputs, *arguments]) == 0
 
 
 @pytest.mark.parametrize("settings", [{}, {"steps": 8, "samples": 2}])
@@ -175,15 +181,13 @@ def test_the_stems_are_those_of_the_command_line(app, visit, model, tmp_path, se
     assert app.ask("GET", f"{path}/vocals.wav")[0] == 404
 
 
-def test_several_samples_add_the_uncertainty_to_the_picture(app, visit):
-    heights, visitor = [], visit()
-    for settings in ({}, {"steps": 8, "samples": 2}):
-        path = visitor.send("song.wav", sound(1.0), **settings)
-        assert visitor.finished()["state"] == "done"
-        picture = app.ask("GET", f"{path}/picture.png")[1]
-        heights.append(int.from_bytes(picture[20:24], "big"))  # IHDR: width, height
-        assert app.ask("DELETE", path)[0] == 204
-        visitor.hear(lambda news: not news["songs"])
+def test_a_model_that_knows_how_far_it_may_be_wrong_draws_that_too(tmp_path):
+    config, heights = tiny_config(), []
+    (tmp_path / "song.wav").write_bytes(sound(1.0))
+    for head in (None, ScaleHead(config)):
+        separator = WatchedSeparator(random_unet(config), config, head=head)
+        separate_song(separator, tmp_path / "song.wav", tmp_path, 1, 1, lambda share: None)
+        heights.append(int.from_bytes((tmp_path / "picture.png").read_bytes()[20:24], "big"))  # IHDR: width, height
     assert heights[1] > 1.2 * heights[0]
 
 
@@ -201,7 +205,7 @@ def test_a_broken_file_is_one_sentence_about_the_song(app, visit):
 
 def test_who_comes_second_is_told_and_a_closed_tab_makes_room(app, visit):
     first, second = visit(), visit()
-    first.send("long.wav", sound(60.0), steps=100, samples=4)
+    first.send("long.wav", sound(60.0), **LONG)
     running = first.hear(lambda news: news["songs"] and news["songs"][0]["progress"] > 0)["songs"][0]
     assert running["state"] == "running" and running["progress"] < 0.5
     second.send("short.wav", sound(0.5))
@@ -216,7 +220,7 @@ def test_who_comes_second_is_told_and_a_closed_tab_makes_room(app, visit):
 
 def test_a_song_that_nobody_wants_any_more_is_not_worked_on(app, visit):
     visitor = visit()
-    path = visitor.send("long.wav", sound(60.0), steps=100, samples=4)
+    path = visitor.send("long.wav", sound(60.0), **LONG)
     visitor.hear(lambda news: news["songs"] and news["songs"][0]["progress"] > 0)
     assert app.ask("DELETE", path)[0] == 204
     assert eventually(lambda: not app.files())
@@ -289,7 +293,7 @@ def test_the_page_names_no_other_computer(app):
 def test_at_its_end_nothing_is_left(model, tmp_path, how):
     app = App(tmp_path, "--model_path", str(model))
     visitor = Visitor(app, "0" * 32)
-    visitor.send("long.wav", sound(60.0), steps=100, samples=4)
+    visitor.send("long.wav", sound(60.0), **LONG)
     visitor.hear(lambda news: news["songs"] and news["songs"][0]["progress"] > 0)
     assert app.files()
     app.process.send_signal(getattr(signal, how))
@@ -298,7 +302,8 @@ def test_at_its_end_nothing_is_left(model, tmp_path, how):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_start_is_one_sentence(model, tmp_path):
+def test_a_wrong_start_is_one_sentence(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -308,10 +313,11 @@ def test_a_wrong_start_is_one_sentence(model, tmp_path):
             (["--host", "no.such.host.invalid"], ["no.such.host.invalid", "--host"]),
             (["--port", "0", "--model_path", "gone.pt"], ["gone.pt"]),
         ]:
-            command = [sys.executable, str(ROOT / "app.py"), "--no-browser", "--model_path", str(model), *arguments]
-            done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, timeout=PATIENCE)
-            assert done.returncode == 2 and not done.stdout
-            said = done.stderr.decode()
+            command = ["--no-browser", "--model_path", str(model), *arguments]
+            with pytest.raises(SystemExit) as caught:
+                cli.main(lambda command=command: program.run(command))
+            out, said = capsys.readouterr()
+            assert caught.value.code == 2 and not out
             assert said.count("\n") == 1 and said.startswith("error: "), said
             assert all(word in said for word in words)
 

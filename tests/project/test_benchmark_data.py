@@ -20,6 +20,7 @@ def test_it_prints_a_table_of_rates_and_one_against_the_musdb_package(monkeypatc
         need(False, "the package musdb")
     assert musdb
     monkeypatch.setattr(data, "load_config", lambda path, overrides: load_config(path, [*TINY.split(), *overrides]))
+    monkeypatch.setattr(data, "CROPS", 2)
     options = ["--seconds", "0.01", "--steps", "1", "--repeats", "1", "--cpu-time", "--device", "cpu"]
     assert data.run(options) == 0
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()

@@ -22,6 +22,7 @@ from diffvocsep.checkpoint import release
 from diffvocsep.config import load_config, to_dict
 from diffvocsep.training.trainer import Trainer
 from diffvocsep.unet import UNet
+from diffvocsep.util import cli
 from diffvocsep.util.errors import UserError
 
 
@@ -119,7 +120,7 @@ def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys)
     assert one["parameters"] == sum(p.numel() for p in UNet(config).parameters())
     assert 0 < one["seconds"] < one["cold_seconds"] and four["seconds"] > 0
     assert one["peak_mib"] > 100
-    assert one["sdr"] == pytest.approx([0.0], abs=1e-3)  # an untrained network finds no vocals
+    assert one["scores"]["global SDR"] == pytest.approx([0.0], abs=1e-3)  # an untrained network finds no vocals
     assert (tmp_path / "inference.png").stat().st_size > 1000
     assert "| Diff-VocSep, 4 steps |" in capsys.readouterr().out
 
@@ -150,7 +151,7 @@ def test_the_mean_of_models_is_released_with_a_setting(tmp_path):
         checkpoint.run([str(files[0]), str(target), "--set", "model.blocks=2"])
 
 
-def test_weights_are_released_by_a_command_and_readable_by_all(tmp_path):
+def test_weights_are_released_by_a_command_and_readable_by_all(tmp_path, capsys):
     from diffvocsep.checkpoint import save_checkpoint
 
     config = tiny_config()
@@ -164,8 +165,9 @@ def test_weights_are_released_by_a_command_and_readable_by_all(tmp_path):
         plain = tmp_path / "plain"
         plain.touch()
         assert (tmp_path / "m.safetensors").stat().st_mode == plain.stat().st_mode
-    wrong = subprocess.run([*command, str(tmp_path / "m.pt")], capture_output=True, text=True, cwd=root)
-    assert wrong.returncode == 2 and "must end in .safetensors" in wrong.stderr
+    with pytest.raises(SystemExit) as wrong:
+        cli.main(lambda: checkpoint.run([str(tmp_path / "best.pt"), str(tmp_path / "m.pt")]))
+    assert wrong.value.code == 2 and "must end in .safetensors" in capsys.readouterr().err
 
 
 def test_versions_take_turns(capsys, tmp_path):

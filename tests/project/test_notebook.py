@@ -35,6 +35,7 @@ def execute(cell: str, names: dict) -> None:
     exec("\n".join(line for line in lines if not line.startswith("!")), names)
 
 
+@pytest.mark.slow
 def test_its_cells_run(tmp_path, monkeypatch):
     with_xla = importlib.util.find_spec("torch_xla") is not None
     for path in ROOT.iterdir():

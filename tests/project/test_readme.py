@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from diffvocsep.command.program import RELEASED, TRAINED
 from diffvocsep.config import Config, load_config, to_dict
-from diffvocsep.program import RELEASED, TRAINED
 
 ROOT = Path(__file__).parents[2]
 README = {"en": "README.md", "ko": "README.ko.md"}

@@ -344,7 +344,7 @@ def test_a_run_that_is_killed_before_its_first_validation_keeps_its_folder(tmp_p
 
 
 def test_where_nothing_was_learnt_another_network_may_begin(tmp_path):
-    make(tmp_path)._save("last.pt")
+    make(tmp_path).save("last.pt")
     assert make(tmp_path, "model.base_channels=8", resume="auto").progress.step == 0
 
 

@@ -22,13 +22,15 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from trainers import CPU, ROOT, run, tiny
 
+import diffvocsep.training.history as history_module
 import diffvocsep.training.monitor as monitor_module
 from diffvocsep.checkpoint import load_checkpoint
 from diffvocsep.config import load_config
 from diffvocsep.training import run_folder
+from diffvocsep.training.history import History
 from diffvocsep.training.monitor import CURVES, EXAMPLES, Monitor, loss_by_noise
 from diffvocsep.training.objective import Objective
-from diffvocsep.training.run_folder import History, describe_run
+from diffvocsep.training.run_folder import record_start
 from diffvocsep.training.trainer import Trainer
 from diffvocsep.training.validation import Validation
 
@@ -42,7 +44,7 @@ def items() -> list[tuple[Tensor, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, items) -> Iterator[tuple[Trainer, str]]:
+def trained(tmp_path_factory, items, picture) -> Iterator[tuple[Trainer, str]]:
     """A run of two sampling steps, and what it said on the terminal."""
     stderr, objective = sys.stderr, Objective.__call__
 
@@ -53,8 +55,10 @@ def trained(tmp_path_factory, items) -> Iterator[tuple[Trainer, str]]:
 
     sys.stderr, Objective.__call__ = io.StringIO(), listening
     try:
-        trainer = run(tmp_path_factory.mktemp("run"), "diffusion.ddim_steps=2", "diffusion.terminal_share=0.5",
-                      "log.every_steps=2")  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(monitor_module, "picture", picture)
+            trainer = run(tmp_path_factory.mktemp("run"), "diffusion.ddim_steps=2", "diffusion.terminal_share=0.5",
+                          "log.every_steps=2")  # fmt: skip
         yield trainer, sys.stderr.getvalue()
     finally:
         sys.stderr, Objective.__call__ = stderr, objective
@@ -109,7 +113,7 @@ def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path, monkeyp
 def test_every_start_is_one_more_entry_even_after_a_damaged_one(tmp_path):
     (tmp_path / "run.json").write_text('[{"step": 0', encoding="utf-8")
     for step in (3, 5):
-        about = describe_run(tmp_path, tiny(tmp_path), step, "cpu", ["train.lr: 1 -> 2"])
+        about = record_start(tmp_path, tiny(tmp_path), step, "cpu", ["train.lr: 1 -> 2"])
     starts = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert [start["step"] for start in starts] == [3, 5] and json.loads(about) == starts[1]
 
@@ -149,11 +153,11 @@ def test_a_table_that_someone_looks_at_gets_its_rows_later(tmp_path, monkeypatch
     for step in (1, 2, 3):
         with monkeypatch.context() as patch:
             if step < 3:
-                patch.setattr(run_folder, "open", locked, raising=False)
+                patch.setattr(history_module, "open", locked, raising=False)
             monitor.validated(step, step - 1, Validation([float(step)], [1.0]), 1.0)
             assert len(rows(tmp_path)) == (3 if step == 3 else 0)
     assert [(row["step"], row["sdr_median"]) for row in rows(tmp_path)] == [("1", "1"), ("2", "2"), ("3", "3")]
-    monkeypatch.setattr(run_folder, "open", locked, raising=False)
+    monkeypatch.setattr(history_module, "open", locked, raising=False)
     monitor.validated(4, 3, Validation([4.0], [1.0]), 1.0)
     monitor.close()
     assert "history.csv is open elsewhere: its last 1 rows are missing" in capsys.readouterr().out

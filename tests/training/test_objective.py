@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from diffvocsep.config import AudioConfig, Config, DataConfig
+from diffvocsep.counterfactual import generate
+from diffvocsep.denoiser import Denoiser
 from diffvocsep.training.objective import Objective
 
 PREDICTION_TYPES = ["epsilon", "v", "x_0", "residual"]
@@ -201,6 +203,160 @@ def test_x_t_is_made_of_the_guess_from_the_same_noise_where_the_draw_says_so():
     plain = make_objective()
     plain(network, batch, uniform, noise)
     assert torch.equal(x_t[1:], seen[-1][0][1:]) and not seen[-1][3].any() and len(seen) == 3
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_a_guess_is_what_the_sampler_hands_the_network_in_its_second_step(sampler, steps):
+    """The same x_t, at the same timestep, with the same flag."""
+    objective = make_objective(train={"refine_share": 1.0})
+    second = round(1000 * (steps - 1) / steps) - 1
+    batch, noise, seen = make_batch(), noise_for(objective, 2), []
+
+    def network(x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
+        seen.append((x_t, mixture, t, guessed))
+        return 0.3 * mixture + 0.1 * x_t + 0.001 * t.reshape(-1, 1, 1, 1)
+
+    objective(network, batch, torch.full((2, 2), (second + 0.5) / 1000), noise)
+    trained = seen.copy()
+    settings = replace(objective.config.diffusion, sampler=sampler, ddim_steps=steps)
+    seen.clear()
+    generate(Denoiser(network, objective.diffusion), trained[0][1], settings, lambda step: noise)
+    for here, there in zip(trained, seen, strict=False):
+        for one, other in zip(here, there, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert len(trained) == 2 and len(seen) == steps and trained[1][2].tolist() == [second] * 2
+
+
+def test_no_gradient_runs_through_the_guess():
+    """It is that of a network which is handed the guess from outside."""
+    objective = make_objective(train={"refine_share": 1.0})
+    weight, seen = torch.tensor([0.3, 0.2], requires_grad=True), []
+
+    def network(x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
+        seen.append(x_t)
+        return weight[0] * mixture + weight[1] * x_t
+
+    uniform, noise = torch.full((2, 2), 0.3), noise_for(objective, 2)
+    objective(network, make_batch(), uniform, noise)["loss"].backward()
+    (_, guess), gradient = seen, weight.grad
+    assert gradient.abs().min() > 0 and not guess.requires_grad
+
+    plain, weight.grad = make_objective(), None
+    terms = plain(lambda x_t, *inputs: network(guess, *inputs), make_batch(), uniform, noise)
+    terms["diffusion"].backward()
+    weight_vocals = plain.config.train.loss_voc_weight
+    assert weight_vocals and not torch.allclose(gradient, weight.grad)  # the vocals' loss is the rest
+    no_vocals = make_objective(train={"refine_share": 1.0, "loss_voc_weight": 0.0})
+    expected, weight.grad = weight.grad, None
+    no_vocals(network, make_batch(), uniform, noise)["loss"].backward()
+    torch.testing.assert_close(weight.grad, expected)
+
+
+# The same music under another voice
+
+
+TWINS = [1, 2]  # of four items
+
+
+def twin_batch(**changes: Tensor) -> dict[str, Tensor]:
+    batch = make_batch(items=4)
+    batch["twin_vocals"] = batch["vocals"].clone()
+    batch["twin_vocals"][1] *= 2
+    batch["twin_vocals"][2] = 0
+    return batch | changes
+
+
+def hears(answer: Callable[[Tensor, Tensor, Tensor], Tensor], share: float = 0.5, **how) -> tuple[dict, Network]:
+    """The terms of `answer` for four items at falling noise, two of them with a twin."""
+    objective = make_objective(train={"consistency_share": share})
+    network = Network(answer)
+    for name, value in how.pop("attributes", {}).items():
+        setattr(network, name, value)
+    uniform = torch.tensor([[0.9995, 0], [0.6, 0], [0.3, 0], [0.1, 0]])
+    return objective(network, how.get("batch", twin_batch()), uniform, noise_for(objective, 4)), network
+
+
+def half(x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
+    """Half of the mixture is the voice."""
+    return 0.5 * mixture
+
+
+def test_a_network_that_ignores_the_voice_is_consistent():
+    terms, network = hears(lambda x_t, mixture, t: mixture - 0.7 * x_t)  # residual: x_0 is 0.7 x_t
+    assert len(network.x_t) == 6 and terms["consistency"] < 1e-7
+    assert torch.equal(network.x_t[4:], network.x_t[TWINS]) and torch.equal(network.t[4:], network.t[TWINS])
+    assert not torch.equal(network.mixture[4:], network.mixture[TWINS])
+    assert hears(half)[0]["consistency"] > 0.01
+
+
+def test_a_network_that_knows_the_truth_pays_nothing_for_its_twins():
+    objective = make_objective()
+    noise = noise_for(objective, 4)[[0, 1, 2, 3, *TWINS]]
+
+    def truth(x_t: Tensor, mixture: Tensor, t: Tensor) -> Tensor:
+        signal_power = objective.diffusion.alphas_cumprod[t].float().reshape(-1, 1, 1, 1)
+        x_0 = (x_t - (1 - signal_power).sqrt() * noise) / signal_power.sqrt().clamp_min(1e-3)
+        return mixture - x_0
+
+    terms, _ = hears(truth)
+    ends = terms["per_item"][1:]  # x_t of the first says nothing
+    assert ends.max() < 1e-4 and terms["consistency"] < 1e-5
+    gap = terms["loss"] - terms["diffusion"] - 0.3 * terms["vocals"] - terms["consistency"]
+    assert gap < 1e-4  # the twins' own
+
+
+def test_the_consistency_is_the_distance_of_both_estimates_and_pulls_at_both():
+    terms, network = hears(half)
+    apart = (0.5 * (network.mixture[4:] - network.mixture[TWINS])).double()
+    per_twin = (apart.square() + apart.abs()).mean(dim=(1, 2, 3))
+    assert terms["consistency"].item() == pytest.approx(per_twin.sum().item() / 4, rel=1e-4)
+    slope = gradient(terms["consistency"], network)
+    assert not slope[[0, 3]].any() and slope[[*TWINS, 4, 5]].abs().amax(dim=(1, 2, 3)).min() > 0
+    torch.testing.assert_close(slope[4:], -slope[TWINS])
+
+
+def test_a_twin_counts_like_an_item():
+    """Its own error stands in the loss beside those of the items; the curves are of the items alone."""
+    terms, network = hears(half)
+    x_0 = network.mixture[TWINS].double() - 0.5 * network.mixture[TWINS]
+    own = terms["loss"] - terms["diffusion"] - 0.3 * terms["vocals"] - terms["consistency"]
+    swapped = twin_batch()
+    swapped["vocals"][TWINS], swapped["twin_vocals"][TWINS] = swapped["twin_vocals"][TWINS], swapped["vocals"][TWINS]
+    other, _ = hears(half, batch=swapped)
+    assert x_0.any() and own.item() == pytest.approx(other["per_item"][TWINS].sum().item() / 4, rel=1e-4)
+    assert other["consistency"].item() == pytest.approx(terms["consistency"].item(), rel=1e-5)
+    assert len(terms["per_item"]) == len(terms["t"]) == 4
+
+
+def test_a_twin_that_is_none_changes_nothing():
+    batch = twin_batch()
+    batch["twin_vocals"] = batch["vocals"]
+    alike, network = hears(half, batch=batch)
+    without, _ = hears(half, share=0.0, batch=make_batch(items=4))
+    assert alike.pop("consistency") == 0 and len(network.x_t) == 4
+    assert alike.keys() == without.keys() and all(torch.equal(alike[name], without[name]) for name in without)
+
+
+def test_where_shapes_are_fixed_the_terms_are_the_same():
+    """Every item is computed with a twin then."""
+    fixed, network = hears(half, attributes={"fixed_shapes": True})
+    chosen, _ = hears(half)
+    assert len(network.x_t) == 8
+    for name in chosen:
+        torch.testing.assert_close(fixed[name], chosen[name], rtol=1e-5, atol=1e-6)
+    assert not gradient(fixed["consistency"], network)[[0, 3, 4, 7]].any()
+
+
+@pytest.mark.parametrize("representation", ["complex", "magnitude"])
+def test_a_twin_over_silence_is_as_loud_as_a_song(representation):
+    """What is divided by is the level of both together, not that of the silent one."""
+    objective = make_objective(audio={"representation": representation}, train={"consistency_share": 1.0})
+    batch = make_batch()
+    batch["twin_vocals"] = batch["vocals"].clone()
+    batch["vocals"][:], batch["accompaniment"][:] = 0, 0
+    terms, network = evaluate(objective, batch, half)
+    assert terms["loss"].isfinite() and network.mixture.abs().max() < 20 and network.mixture[2:].std() > 0.1
 
 
 # The vocals' loss

@@ -15,6 +15,7 @@ import torch
 from tiny import RATE, random_unet, song, tiny_config
 from trainers import ROOT, flat, start, tiny
 
+import inference
 from diffvocsep.audio import read, write
 from diffvocsep.checkpoint import load_checkpoint, save_checkpoint
 from diffvocsep.config import save_config, to_dict
@@ -74,15 +75,19 @@ def gone(worker: psutil.Process) -> bool:
         return True
 
 
-@pytest.mark.parametrize("steps, compiled", [(20, "false"), (3, "true")])
-def test_two_processes_are_one_with_twice_the_batch(tmp_path, steps, compiled):
+@pytest.mark.parametrize(
+    "steps, compiled, share", [(20, "false", 0), pytest.param(3, "true", 0, marks=pytest.mark.slow), (6, "false", 0.5)]
+)
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, steps, compiled, share):
     """In float64, with two batches a step: losses, gradients, weights and their average agree to 1e-6 over 20 steps;
-    and over a few where both processes call what torch.compile has traced."""
+    and over a few where both processes call what torch.compile has traced, or where a share of the items have a twin
+    and a share see their own guess."""
     results = []
     for batch, launch, compile_ in (("2", TORCHRUN, compiled), ("4", [], "false")):
         result = tmp_path / f"{batch}.pt"
         command = [sys.executable, *launch, str(ROOT / "tests" / "ranks.py"), str(tmp_path / batch), batch, str(result),
-                   f"train.max_steps={steps}", f"train.compile={compile_}"]  # fmt: skip
+                   f"train.max_steps={steps}", f"train.compile={compile_}", f"train.refine_share={share}",
+                   f"train.consistency_share={share}"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=ENVIRONMENT, timeout=600)
         assert done.returncode == 0, done.stderr
         results.append(torch.load(result))
@@ -98,6 +103,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, steps, compiled):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
 def test_a_dead_process_ends_the_run_and_one_alone_goes_on(tmp_path):
     process = torchrun(tmp_path, "train.max_steps=100000", "train.val_every_steps=4", "train.steps_per_epoch=1000")
@@ -145,6 +151,7 @@ def test_a_process_of_torchrun_leaves_with_its_code_whatever_would_come_then(end
         assert ("error: no such song" in done.stderr) == (code == 2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
 def test_the_first_process_dead_ends_the_run_with_what_it_saved(tmp_path):
     """It alone writes; the others leave its files as they were."""
@@ -163,6 +170,7 @@ def test_the_first_process_dead_ends_the_run_with_what_it_saved(tmp_path):
     assert state["step"] >= 4 and state["samples"] == 2 * 2 * state["step"]
 
 
+@pytest.mark.slow
 def test_a_polite_kill_stops_all_after_the_same_step(tmp_path):
     process = torchrun(tmp_path, "train.max_steps=100000", "train.val_every_steps=2", "train.steps_per_epoch=100000")
     wait_for(process, "step 2:")
@@ -173,18 +181,41 @@ def test_a_polite_kill_stops_all_after_the_same_step(tmp_path):
     assert f"stopped at step {state['step']}; the same command" in out and "was lost" not in error
 
 
-def test_songs_of_a_folder_are_shared(tmp_path):
-    config, songs, output = tiny_config(), tmp_path / "songs", tmp_path / "out"
+@pytest.fixture
+def command(tmp_path) -> list[str]:
+    """What inference.py is called with: a folder of three songs and what is none."""
+    config, songs = tiny_config(), tmp_path / "songs"
     songs.mkdir()
     for i in range(3):
         write(songs / f"{i}.wav", 0.3 * song(0.6, seed=i), RATE)
     (songs / "3.wav").write_bytes(b"no audio")
     save_checkpoint(tmp_path / "m.pt", {"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 1})
-    command = [sys.executable, *TORCHRUN, str(ROOT / "inference.py"), "--model_path", str(tmp_path / "m.pt"),
-               "--device", "cpu", "--no-progress", "--input", str(songs), "--output", str(output)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=ENVIRONMENT, timeout=300)
+    return ["--model_path", str(tmp_path / "m.pt"), "--device", "cpu", "--no-progress", "--input", str(songs),
+            "--output", str(tmp_path / "out")]  # fmt: skip
+
+
+def assert_each_song_once(folder: Path, out: str) -> None:
+    said = sorted(line.split(" -> ")[0] for line in out.splitlines())
+    assert said == sorted(["device: cpu, as asked for", *(str(folder / "songs" / f"{i}.wav") for i in range(3))])
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [f"{i}_vocals.wav" for i in range(3)]
+    assert all(read(path)[0].any() for path in (folder / "out").iterdir())
+
+
+def test_each_process_takes_its_share_of_the_songs(tmp_path, command, monkeypatch, capsys):
+    """One after the other, in this process, each with what torchrun would tell it."""
+    monkeypatch.setattr("diffvocsep.training.backends.all_done", lambda: None)  # where they wait for each other
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        inference.run(command)
+    out, error = capsys.readouterr()
+    assert_each_song_once(tmp_path, out)
+    assert "3.wav" in error
+
+
+@pytest.mark.slow
+def test_songs_of_a_folder_are_shared(tmp_path, command):
+    program = [sys.executable, *TORCHRUN, str(ROOT / "inference.py"), *command]
+    done = subprocess.run(program, capture_output=True, text=True, encoding="utf-8", env=ENVIRONMENT, timeout=300)
     assert done.returncode == 1 and "3.wav" in done.stderr, "torchrun's code for a process that failed"
-    said = sorted(line.split(" -> ")[0] for line in done.stdout.splitlines())
-    assert said == sorted(["device: cpu, as asked for", *(str(songs / f"{i}.wav") for i in range(3))])
-    assert sorted(path.name for path in output.iterdir()) == [f"{i}_vocals.wav" for i in range(3)]
-    assert all(read(path)[0].any() for path in output.iterdir())
+    assert_each_song_once(tmp_path, done.stdout)

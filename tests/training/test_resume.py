@@ -74,26 +74,42 @@ def finished(folder: Path, *arguments: str, **environment: str) -> str:
     return out
 
 
+def killed_in_a_checkpoint(folder: Path, *arguments: str) -> None:
+    """Start train.py, which kills itself when half of its fourth checkpoint, that of step 3, is written."""
+    process = start(folder, *arguments, script=ROOT / "tests" / "killed.py", KILL_IN_SAVE="4")
+    _, error = process.communicate(timeout=600)
+    assert process.returncode == -signal.SIGKILL, error
+    (half,) = (folder / "ck").glob(f".*{PART}")
+    assert last(folder)["step"] == 2 and half.stat().st_size > 10000
+
+
+def assert_as_if_undisturbed(folder: Path, undisturbed: Trainer, out: str) -> None:
+    """What has been killed and has gone on, and what it said when it did."""
+    assert "resumed" in out and "changed" not in out
+    assert_same_state(last(folder), undisturbed.state())
+    assert_same_state(
+        checkpoint.load_checkpoint(folder / "ck/best.pt"), checkpoint.load_checkpoint(undisturbed.folder / "best.pt")
+    )
+    assert curves(folder) == curves(undisturbed.folder.parent)
+    assert_one_curve(folder, [2, 3, 4, 6])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
+def test_killed_in_a_checkpoint_it_ends_as_if_undisturbed(tmp_path, undisturbed, capsys):
+    killed_in_a_checkpoint(tmp_path)
+    run(tmp_path, resume="auto")
+    assert_as_if_undisturbed(tmp_path, undisturbed, capsys.readouterr().out)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
 @pytest.mark.parametrize("workers, method", [(0, "fork"), (2, "spawn")])
 def test_killed_in_a_checkpoint_and_at_random_it_ends_as_if_undisturbed(tmp_path, undisturbed, workers, method):
     """The loaders are forked before the kills and, with two of them, spawned after: that changes nothing, either."""
     argument = f"data.workers={workers}"
-    process = start(tmp_path, argument, script=ROOT / "tests" / "killed.py", KILL_IN_SAVE="4")
-    _, error = process.communicate(timeout=600)
-    assert process.returncode == -signal.SIGKILL, error
-    (half,) = (tmp_path / "ck").glob(f".*{PART}")
-    assert last(tmp_path)["step"] == 2 and half.stat().st_size > 10000
-
+    killed_in_a_checkpoint(tmp_path, argument)
     killed_at_random(tmp_path, np.random.default_rng(), 1, argument)
-    out = finished(tmp_path, argument, START_METHOD=method)
-    assert "resumed" in out and "changed" not in out
-    assert_same_state(last(tmp_path), undisturbed.state())
-    assert_same_state(
-        checkpoint.load_checkpoint(tmp_path / "ck/best.pt"), checkpoint.load_checkpoint(undisturbed.folder / "best.pt")
-    )
-    assert curves(tmp_path) == curves(undisturbed.folder.parent)
-    assert_one_curve(tmp_path, [2, 3, 4, 6])
+    assert_as_if_undisturbed(tmp_path, undisturbed, finished(tmp_path, argument, START_METHOD=method))
 
 
 @pytest.mark.slow
@@ -144,6 +160,16 @@ def test_a_run_that_ctrl_c_stopped_goes_on_as_if_nothing_had_happened(tmp_path, 
     assert curves(tmp_path) == curves(undisturbed.folder.parent)
 
 
+def test_going_on_with_own_guesses_and_twins_is_exact(tmp_path, monkeypatch):
+    options = ["train.refine_share=0.5", "train.consistency_share=0.5", "data.silent_accompaniment=0.2",
+               "diffusion.terminal_share=0", "train.max_steps=4"]  # fmt: skip
+    whole = run(tmp_path / "whole", *options)
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, lambda: signal.raise_signal(signal.SIGINT))
+        assert make(tmp_path / "parts", *options).run() == 130
+    assert_same_run(run(tmp_path / "parts", *options, resume="auto"), whole)
+
+
 def test_ctrl_c_ends_a_validation_and_it_is_made_up_for(tmp_path, monkeypatch, undisturbed, capsys):
     sdr, calls = trainer_module.validate.__globals__["sdr"], []
 
@@ -170,7 +196,7 @@ def test_a_validation_that_was_made_up_for_but_not_saved_is_seen_once(tmp_path, 
         at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
         assert make(tmp_path).run() == 130
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save", power_cut)
+        patch.setattr(Trainer, "save", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             make(tmp_path, resume="auto").run()
     assert [row[0] for row in curves(tmp_path)] == ["1", "2", "2", "3", "3"] and last(tmp_path)["validated"] == 2
@@ -350,7 +376,7 @@ def test_a_released_file_gives_its_weights_to_a_new_run(tmp_path, undisturbed, c
     for name, weight in undisturbed.ema.items():
         assert torch.equal(trainer.ema[name], weight) and torch.equal(trainer.model.state_dict()[name], weight)
     assert "so this is no exact resume" in capsys.readouterr().out
-    trainer._save("last.pt")  # as every run does before its first step
+    trainer.save("last.pt")  # as every run does before its first step
     again = make(tmp_path, "train.lr=0.1", resume="auto")
     assert again.progress.step == 0 and all(
         torch.equal(again.ema[name], weight) for name, weight in undisturbed.ema.items()

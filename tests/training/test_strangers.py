@@ -75,7 +75,7 @@ def said_of(trainer: Trainer, state: dict) -> str | None:
     torch.save({"format": FORMAT} | state, trainer.folder / "last.pt")
     said, began = None, time.monotonic()
     try:
-        trainer._go_on(trainer.folder / "last.pt", automatic=True)
+        trainer.go_on(trainer.folder / "last.pt", automatic=True)
         trainer.state()
     except UserError as error:
         said = str(error)
@@ -263,14 +263,14 @@ def check_bytes(folder: Path, state: dict, places: list) -> None:
             assert "\n" not in str(error)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @fuzz(1000)
 @given(place=st.sampled_from(PLACES), value=VALUES)
 def test_a_thousand_values_by_chance(trainer, state, place, value):
     said_of(trainer, mutated(state, place, value))
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @fuzz(1000)
 @given(places=FLIPS)
 def test_a_thousand_damaged_files(tmp_path, state, places):

@@ -63,7 +63,8 @@ def test_losses_and_gradients_are_those_of_the_cpu(tmp_path, monkeypatch):
     items made of guesses, for without any the network's mark of them has no gradient."""
     seen = []
     for make in (on_cpu, on_tpu):
-        trainer = make(tmp_path, "train.refine_share=1", "diffusion.terminal_share=0")
+        trainer = make(tmp_path, "train.refine_share=1", "diffusion.terminal_share=0",
+                       "train.consistency_share=0.5")  # fmt: skip
         weight = trainer.model.head[-1].weight
         with torch.no_grad():
             weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).to(weight.device)
@@ -78,7 +79,10 @@ def test_losses_and_gradients_are_those_of_the_cpu(tmp_path, monkeypatch):
     assert_close(*seen, 1e-4)
 
 
-@pytest.mark.parametrize("options", [["train.amp=none"], ["train.amp=bf16"], ["train.refine_share=0.5"]], ids=str)
+SHARES = ["train.refine_share=0.5", "train.consistency_share=0.5"]
+
+
+@pytest.mark.parametrize("options", [["train.amp=none"], ["train.amp=bf16"], SHARES], ids=str)
 def test_a_run_compiles_nothing_after_its_first_steps_and_says_so(tmp_path, options):
     trainer = on_tpu(tmp_path, *options)
     assert trainer.run() == 0
@@ -101,7 +105,7 @@ def test_checkpoints_go_from_the_cpu_to_the_tpu_and_back(tmp_path):
             trainer.optimize(batches)
             if trainer.progress.step == steps:
                 break
-        trainer._save("last.pt")
+        trainer.save("last.pt")
         state = checkpoint.load_checkpoint(tmp_path / "parts" / "ck" / "last.pt")
         assert state["step"] == steps and state["samples"] == 2 * steps
     ours, theirs = whole.state(), trainer.state()

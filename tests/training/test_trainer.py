@@ -18,15 +18,16 @@ from trainers import CPU, ROOT, assert_same_run, at_step, flat, make, run, start
 from diffvocsep import checkpoint
 from diffvocsep.config import load_config
 from diffvocsep.separator import Separator
+from diffvocsep.training.nonfinite import BAD_STEPS
 from diffvocsep.training.schedule import learning_rate
-from diffvocsep.training.trainer import BAD_STEPS, Trainer
+from diffvocsep.training.trainer import Trainer
 from diffvocsep.util.errors import UserError
 
 # ---- a real process ------------------------------------------------------------------------------------------------
 
 
 def test_train_py_trains_validates_logs_and_saves(tmp_path, undisturbed):
-    process = start(tmp_path)
+    process = start(tmp_path, "train.val_batches=1")  # one clip: a process draws its pictures, a second each
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     validated = re.findall(r"step (\d+): median SDR .* (-?\d+\.\d+) dB", out)
@@ -218,7 +219,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path, monkeypatch
         trainer.optimize(batches)
         after = flat(trainer.state())
         assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()) == (trainer.progress.step == 3)
-    assert (trainer.progress.step, trainer.bad_steps, trainer.progress.skipped) == (6, 0, 1)
+    assert (trainer.progress.step, trainer.non_finite.in_a_row, trainer.progress.skipped) == (6, 0, 1)
     assert trainer.state()["skipped"] == 1
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
 
@@ -313,7 +314,7 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path, part):
         with pytest.raises(
             UserError, match=rf"weights are not finite at step 2, so .*{name} was left as it was.*train\.lr"
         ):
-            trainer._save(name)
+            trainer.save(name)
     assert {path.name: path.read_bytes() for path in trainer.folder.iterdir()} == before
 
 
@@ -343,6 +344,20 @@ def test_the_log1p_preset_trains_and_separates(tmp_path):
     mixture = sum(trainer.clips[0])
     vocals, _ = separator.separate(mixture, 8000)
     assert vocals.isfinite().all() and 0 < vocals.square().mean() < mixture.square().mean()
+
+
+def test_the_log1p_preset_learns_to_refine(tmp_path):
+    own = [f"log.checkpoint_dir='{(tmp_path / 'ck').as_posix()}'", "train.max_steps=6", "train.refine_share=1"]
+    config = load_config(ROOT / "configs" / "log1p.yaml", [*own, "diffusion.terminal_share=0"], base=tiny(tmp_path))
+    trainer = Trainer(config, CPU, "none")
+    assert trainer.run() == 0 and trainer.ema["guess"].any()  # what tells a guess from the truth has been learnt
+    separator, mixture = Separator.from_checkpoint(tmp_path / "ck" / "best.pt", "cpu"), sum(trainer.clips[0])
+    refined = {steps: separator.separate(mixture, 8000, steps=steps)[0] for steps in (1, 4)}
+    with torch.no_grad():
+        separator.model.guess.zero_()
+    untold = {steps: separator.separate(mixture, 8000, steps=steps)[0] for steps in (1, 4)}
+    assert refined[4].isfinite().all() and not torch.equal(refined[1], refined[4])
+    assert torch.equal(refined[1], untold[1]) and not torch.equal(refined[4], untold[4])
 
 
 def test_songs_on_the_device_give_the_same_batches_and_going_on_is_exact(tmp_path, monkeypatch):

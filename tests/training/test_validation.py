@@ -13,6 +13,7 @@ import pytest
 import torch
 from trainers import make, run
 
+import diffvocsep.training.run as run_module
 import diffvocsep.training.trainer as trainer_module
 from diffvocsep.config import load_config
 from diffvocsep.data import dev_tracks, train_tracks
@@ -36,7 +37,7 @@ def test_best_is_replaced_by_better_only(tmp_path, monkeypatch):
         if path.name == "best.pt":
             steps.append((state["step"], state["best_sdr"]))
 
-    monkeypatch.setattr(trainer_module, "save_checkpoint", saved)
+    monkeypatch.setattr(run_module, "save_checkpoint", saved)
     run(tmp_path, "train.val_every_steps=1", "train.max_steps=8")
     assert steps == [(1, 1.0), (2, 4.0), (5, 4.5), (7, 4.6)]  # the median of the clips
     (path,) = tmp_path.glob("tb/*/history.csv")

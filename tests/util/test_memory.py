@@ -14,7 +14,7 @@ from diffvocsep.evaluation.parallel import parallel_map
 def faults(_=None):
     for round in range(2):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(20):
+        for _ in range(8):
             [torch.ones(5_000_000) for _ in range(4)]  # 20 MB each, freed together
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 

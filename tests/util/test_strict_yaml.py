@@ -148,7 +148,7 @@ def try_value(key: str, value: object) -> None:
         assert isinstance(config, Config)
 
 
-BOUNDED = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+BOUNDED = settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 LONG = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -165,14 +165,14 @@ def test_any_value_of_a_checkpoint_is_taken_or_refused_by_name(key, value):
     try_value(key, value)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @LONG
 @given(TEXTS)
 def test_1500_texts_are_read_or_refused(text):
     try_text(text)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @LONG
 @given(st.sampled_from(KEYS), VALUES)
 def test_1500_values_are_taken_or_refused_by_name(key, value):

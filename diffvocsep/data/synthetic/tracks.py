@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...config import Config
+from ..tracks import SIDES
 from .song import FAMILIES, VOICES, Song, known, make_song
 
 SPLITS = {"train": 0, "dev": 1, "test": 2}  # seeds: no song is in two of them
@@ -14,10 +15,10 @@ DECIDING_SONGS = 32  # songs of the dev and test splits
 
 
 class SyntheticTrack:
-    """Song `index` of a collection; see `Track` in mixing.py for the attributes."""
+    """Song `index` of a collection; for the attributes see `Track` in data/tracks.py."""
 
     group = "synthetic"
-    stems = ("vocals", "accompaniment")
+    stems = SIDES
 
     def __init__(
         self, seed: int, index: int, seconds: float, rate: int, voices: tuple, families: tuple, keep: bool

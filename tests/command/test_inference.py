@@ -23,7 +23,7 @@ from diffvocsep.checkpoint import load_checkpoint, release, save_checkpoint
 from diffvocsep.config import to_dict
 from diffvocsep.util import cli, released
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = [sys.executable, str(ROOT / "inference.py")]
 
 
@@ -316,7 +316,9 @@ def test_wrong_usage_exits_2(call, capsys):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process on Windows")
-@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])  # Ctrl-C; `timeout` and clusters
+@pytest.mark.parametrize(  # Ctrl-C; `timeout` and clusters
+    "how", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)]
+)
 def test_ctrl_c_leaves_nothing_behind(folder, model, how):
     write("long.wav", song(60.0), RATE)
     command = [*SCRIPT, "--input", "long.wav", "--output", "out/v.wav", "--instrumental", "out/a.wav"]

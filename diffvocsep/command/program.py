@@ -12,19 +12,19 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__
-from .audio.formats import SONGS
-from .audio.songs import find_songs, left_out_note
-from .audio.written import FORMATS, MPEG1, MPEG2, require_form
+from .. import __version__
+from ..audio.formats import SONGS
+from ..audio.songs import find_songs, left_out_note
+from ..audio.written import FORMATS, MPEG1, MPEG2, require_form
+from ..parts import SAMPLERS
+from ..util.cli import Parser, main, print_notes, say
+from ..util.errors import UserError
+from ..util.released import NAME, find_released
 from .jobs import Job, Output, plan, require_outputs, separate_all
-from .parts import SAMPLERS
-from .util.cli import Parser, main, print_notes, say
-from .util.errors import UserError
-from .util.released import NAME, find_released
 
 if TYPE_CHECKING:  # torch takes seconds: --help and a misspelt option do without
-    from .audio import AudioReader
-    from .config import Config
+    from ..audio import AudioReader
+    from ..config import Config
 
 DESCRIPTION = """Take the vocals out of songs.
 
@@ -83,7 +83,7 @@ def make_parser() -> Parser:
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
     parser.add_argument("--plot", type=path, metavar="PATH.png", help="picture of the middle 20 s of one song")
     parser.add_argument(
-        "--uncertainty", type=path, metavar="PATH.npz", help="how far the --samples lie apart, by time and frequency"
+        "--uncertainty", type=path, metavar="PATH.npz", help="how far the vocals may be wrong, by time and frequency"
     )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.add_argument("--version", action="version", version=f"diffvocsep {__version__}")
@@ -119,10 +119,10 @@ def run(argv: list[str] | None = None) -> int:
     jobs = plan(songs, args.output, args.instrumental, one, f".{args.format or 'wav'}", both=not args.input)
     check(args, jobs)
 
-    from .audio import AudioReader
+    from ..audio import AudioReader
+    from ..training.backends import all_done
+    from ..util.device import announce, place, resolve_device
     from .batch import require_fit
-    from .training.backends import all_done
-    from .util.device import announce, place, resolve_device
 
     rank, _, processes = place()
     with ExitStack() as stack:
@@ -172,7 +172,7 @@ def check(args: argparse.Namespace, jobs: list[Job]) -> None:
 def require_one(args: argparse.Namespace, songs: int) -> None:
     """Raise UserError where a picture or numbers are asked for that cannot be written, or are of several songs."""
     if args.plot:
-        from .plot import require_picture
+        from ..plot import require_picture
 
         require_picture(args.plot)
         if songs > 1:
@@ -204,10 +204,10 @@ def choose_model(asked: Path | None, quiet: bool = False) -> Path:
 
 def separation(args: argparse.Namespace, model: Path, device: str, rank: int) -> Callable[..., None]:
     """What separates one song as the options say. Settings that cannot be are said here, before any song is read."""
-    from .audio import AudioReader
-    from .batch import middle, separate_reader
-    from .separator import Separator
-    from .uncertainty import Spread, require_samples, save_spread, says_something
+    from ..audio import AudioReader
+    from ..separator import Separator
+    from ..uncertainty import save_uncertainty
+    from .batch import separate_reader
 
     released = Separator.from_checkpoint(model, device)
     separator = released.configured(args.config, args.overrides)
@@ -215,9 +215,8 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
     settings = separator.settings(**options)
     if rank == 0:
         print_notes(notes_on_settings(args, released.config, separator.config, settings))
-    if args.uncertainty:
-        require_samples(settings)
-    spread = Spread(settings.audio) if args.uncertainty or (args.plot and says_something(settings)) else None
+    wanted = args.uncertainty or (args.plot and separator.head)
+    uncertainty = separator.uncertainty() if wanted else None
     form = {"subtype": SUBTYPES[args.bits], "bitrate": args.bitrate, "rescale": args.rescale}
     form["progress"] = not args.no_progress and rank == 0
 
@@ -225,25 +224,33 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
         source, vocals, instrumental, _ = job
         require_outputs(source, vocals, instrumental)
         with nullcontext(reader) if reader else AudioReader(source) as song:
-            gain = separate_reader(separator, song, vocals, instrumental, spread=spread, **form, **options)
+            gain = separate_reader(separator, song, vocals, instrumental, uncertainty=uncertainty, **form, **options)
             say(f"{source} -> {', '.join(map(str, job.targets))}")
+            if uncertainty:
+                say_sdr(*uncertainty.sdr())
             if args.uncertainty:
-                save_spread(args.uncertainty, spread.values(), settings)
+                save_uncertainty(args.uncertainty, uncertainty.values())
             if args.plot:
-                from .plot import plot_separation
+                from ..plot import middle, plot_separation
 
                 (mixture, rate, start), (voice, _, _) = (middle(file, PICTURE_SECONDS) for file in (song, vocals))
-                apart = spread.values() if spread else None
-                plot_separation(args.plot, mixture, voice / gain, rate, start, uncertainty=apart)
+                numbers = uncertainty.values() if uncertainty else None
+                plot_separation(args.plot, mixture, voice / gain, rate, start, uncertainty=numbers)
 
     return separate
+
+
+def say_sdr(middle: float, low: float, high: float) -> None:
+    """How good the vocals probably are, where there are any."""
+    if middle == middle:
+        say(f"the vocals probably have an SDR of {middle:.1f} dB (in 8 songs of 10: {low:.1f} to {high:.1f})")
 
 
 def notes_on_settings(args: argparse.Namespace, came: Config, config: Config, settings: Config) -> Iterator[str]:
     """Settings without effect, and those of a config file that are not the model's: a whole config.yaml undoes what
     suits the model."""
-    from .config import differences, ignored_settings, is_used, key_of
-    from .util.strict_yaml import show
+    from ..config import differences, ignored_settings, is_used, key_of
+    from ..util.strict_yaml import show
 
     given = [OPTIONS[name] for name in OPTIONS if getattr(args, name) is not None] + [*map(key_of, args.overrides)]
     yield from ignored_settings(settings, given)

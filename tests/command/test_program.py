@@ -21,7 +21,7 @@ from diffvocsep.checkpoint import save_checkpoint
 from diffvocsep.config import to_dict
 from diffvocsep.util import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BOTH = ("vocals", "instrumental")
 
 
@@ -195,7 +195,7 @@ def test_what_can_be_known_without_torch_is_said_without_it(folder):
 import json, sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from diffvocsep import program
+from diffvocsep.command import program
 from diffvocsep.util import cli
 said = []
 for words in json.loads(sys.argv[1]):

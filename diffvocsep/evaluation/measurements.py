@@ -1,4 +1,4 @@
-"""From the arguments of `evaluate.py` to what it prints and writes: one function per kind of measurement."""
+"""What `evaluate.py` can measure: a function for each kind, from the arguments to the tables and files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..util.device import choose_device
 from ..util.errors import UserError
 from . import museval_scores, systems
 from .clips import Excerpt, find_excerpts
+from .metrics import BEYOND_SDR
 from .parallel import processes
 from .report import draw_rows, draw_summary, quartiles, spread, table, write_csv
 
@@ -64,6 +65,10 @@ def scores(args: Namespace) -> None:
             cells = {system: values[:2] for system, values in cells.items()}
         print(table(f"{target}, dB, {count} clips", METRICS if frames else METRICS[:2], _dashes(cells)))
         print()
+    for target, by_system in columns.items():
+        cells = {system: [f"{quartiles(values[m])[0]:.2f}" for m in BEYOND_SDR] for system, values in by_system.items()}
+        print(table(f"{target} beyond SDR", BEYOND_SDR, _dashes(cells)))
+        print()
     missing = sum(one.silent_frames for one in own)
     seconds = sum(one.frames for one in own)
     if silent:
@@ -73,7 +78,11 @@ def scores(args: Namespace) -> None:
     if args.output:
         write_csv(args.output / "results.csv", lines(found))
         ceilings = [name for name in (systems.MIXTURE, *systems.CEILINGS) if name in rows]
-        draw_summary(args.output / "summary.png", columns, [systems.MIXTURE, model.name], ceilings)
+        in_db = {
+            target: {system: {m: values[m] for m in METRICS} for system, values in by_system.items()}
+            for target, by_system in columns.items()
+        }
+        draw_summary(args.output / "summary.png", in_db, [systems.MIXTURE, model.name], ceilings)
 
 
 def oracle(args: Namespace) -> None:
@@ -92,42 +101,48 @@ def oracle(args: Namespace) -> None:
 
 def sweep(args: Namespace) -> None:
     """Quality and time of every way to sample."""
-    from .sweep import DEFAULT_GRIDS, Setting, draw_frontier, frontier
+    from .sweep import DEFAULT_GRIDS, SCORES, Setting, draw_frontier, frontier
     from .sweep import sweep as measure
 
     _refuse(args, ["diffusion.use_ddim", *map(key_of, Setting().overrides())], "--grid")
     measured = list(measure(_excerpts(args), _model(args), args.grid or DEFAULT_GRIDS))
     best = frontier(measured)
-    columns = ["evaluations", "global SDR", "SI-SDR", "log-spectral distance", "s per s of song", "frontier"]
-    names = ["sdr", "si_sdr", "distance"]
+    columns = ["evaluations", *SCORES, "s per s of song", "frontier"]
     rows = {
-        str(one.setting): [str(one.setting.evaluations), *(f"{quartiles(getattr(one, n))[0]:.2f}" for n in names),
+        str(one.setting): [str(one.setting.evaluations), *(f"{quartiles(one.scores[name])[0]:.2f}" for name in SCORES),
                            f"{one.real_time:.4f}", "*" if one in best else ""]
         for one in measured
     }  # fmt: skip
-    print(table(f"vocals, dB, median of {len(measured[0].sdr)} clips", columns, rows))
+    print(table(f"vocals, median of {len(measured[0].sdr)} clips", columns, rows))
     if args.output:
         write_csv(args.output / "sweep.csv", [["setting", *columns], *([name, *row] for name, row in rows.items())])
         draw_frontier(args.output / "sweep.png", measured)
 
 
 def uncertainty(args: Namespace) -> None:
-    """Whether the spread of K counterfactuals tells the truth about their error."""
-    from .calibration import FEWEST_SAMPLES, calibration, draw_calibration
+    """Whether the model knows how far it may be wrong."""
+    from . import calibration
 
-    _refuse(args, ["diffusion.samples"], "--samples")
     excerpts, model = _excerpts(args), _model(args)
-    found = calibration(excerpts, model, args.samples, processes(args.jobs, len(excerpts), args.device))
-    if not found:
+    clips = calibration.measure(excerpts, model, processes(args.jobs, len(excerpts), args.device))
+    if not clips:
         raise UserError("nobody sings in these songs: there is no error to compare with")
-    rows = {name: [one.numbers.get(name, np.nan) for one in found] for name in found[0].numbers}
-    print(table(f"K = {args.samples}, {len(found)} clips", ["median (quartiles)"],
-                {name: [spread(values)] for name, values in rows.items()}))  # fmt: skip
-    if args.samples < FEWEST_SAMPLES:
-        print(f"\nhow often the truth lies among the samples can be told from --samples {FEWEST_SAMPLES} on")
+    songs = dict.fromkeys(clip.song for clip in clips)
+    if args.leave_one_out and len(songs) < 3:
+        raise UserError("--leave_one_out fits to all songs but one; give it at least three")
+    own = calibration.Calibration.of(model.separator().head)
+    used = {song: calibration.left_out(clips, song) if args.leave_one_out else own for song in songs}
+    coverage = calibration.coverage_table(clips, used)
+    numbers = calibration.numbers(clips, used, args.samples)
+    title = f"covered, %, {len(clips)} clips of {len(songs)} songs"
+    columns = [f"{100 * c:.0f} % interval" for c in calibration.COVERAGE] + ["% of bins"]
+    print(table(title, columns, {name: [f"{100 * value:.1f}" for value in row] for name, row in coverage.items()}))
+    print()
+    print(table("", ["value"], {name: [f"{value:.2f}"] for name, value in numbers.items()}))
     if args.output:
-        write_csv(args.output / "uncertainty.csv", [list(rows), *zip(*rows.values(), strict=True)])
-        draw_calibration(args.output / "uncertainty.png", found)
+        lines = [[clip.song, clip.sdr, *calibration.predicted(clip, used[clip.song])] for clip in clips]
+        write_csv(args.output / "uncertainty.csv", [["song", "SDR", "predicted", "lower", "upper"], *lines])
+        calibration.draw_calibration(args.output / "uncertainty.png", coverage, clips, used)
 
 
 def counterfactual(args: Namespace) -> None:
@@ -150,7 +165,7 @@ def counterfactual(args: Namespace) -> None:
 
 def instruments(args: Namespace) -> None:
     """SDR per instrument family, and the gap between those seen in training and those held out."""
-    from .families import folder_parts, held_out_of, report, synthetic_parts
+    from .families import folder_parts, held_out_of, show_scores, synthetic_parts
     from .families import instruments as measure
 
     if args.dataset not in ("synthetic", "stems"):
@@ -166,7 +181,7 @@ def instruments(args: Namespace) -> None:
     if unknown and args.held_out:
         raise UserError(f"--held_out {unknown[0]} is none of the families {', '.join(families)}")
     measured = measure(parts, model, processes(args.jobs, len(parts), args.device))
-    report(measured, model, held_out, len({part.index for part in parts}), args.output)
+    show_scores(measured, model, held_out, len({part.index for part in parts}), args.output)
 
 
 def _dashes(rows: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Songs to score: the test or validation songs of a dataset, as they are, and any folder of stems."""
+"""Songs to score, as they lie on disk: a function for each name in `parts.TEST_SETS`."""
 
 from __future__ import annotations
 
@@ -11,38 +11,51 @@ import torch
 from torch import Tensor
 
 from ..config import Config
+from ..parts import TEST_SETS, load
 from ..util.errors import UserError
-from .mixing import Track
 from .musdb import damaged, open_musdb
 from .musdbhq import musdbhq_tracks
 from .stems import find_tracks
 from .synthetic.tracks import synthetic_tracks
+from .tracks import Track, has_both_sides
 
 _musdb = lru_cache(maxsize=2)(open_musdb)  # each half of MUSDB18 is opened once in every process
 
 
-def find_songs(dataset: str, root: Path | None, split: str = "test") -> Sequence[Track]:
-    """Tracks with both vocals and accompaniment.
-
-    `split` is `test` or `valid`: of MUSDB18 its test half or the 14 songs that the `musdb` package names for
-    validation, of the synthesizer other seeds. A folder of stems is taken whole.
+def songs_to_score(dataset: str, root: Path | None, split: str = "test") -> Sequence[Track]:
+    """Tracks with both vocals and accompaniment: the songs of `split`, `test` or `valid`, of a dataset that lies in
+    `root`.
 
     Raises:
         UserError: no such folder, nothing usable in it, or a package or program that is missing.
     """
-    if dataset == "synthetic":
-        return synthetic_tracks(Config(), "test" if split == "test" else "dev")
-    if root is None:
+    if root is None and dataset != "synthetic":
         raise UserError(f"--dataset {dataset} needs --root DIR, a folder of tracks")
-    if dataset == "musdb":
-        subset, part = ("test", None) if split == "test" else ("train", "valid")
-        if not any((root / subset).glob("*.stem.mp4")):
-            raise UserError(f"there is no {subset}/*.stem.mp4 in '{root}'; give the folder of MUSDB18")
-        tracks = enumerate(_musdb(root, subset, part).tracks)
-        return [MusdbTrack(root, subset, part, index, track) for index, track in tracks]
-    if dataset == "musdbhq":
-        return musdbhq_tracks(root, "dev" if split == "valid" else split, None)
-    both = [track for track in find_tracks(root, None) if {"vocals", "accompaniment"} <= set(track.stems)]
+    return load(TEST_SETS[dataset])(root, split)
+
+
+def synthetic_songs(root: None, split: str) -> Sequence[Track]:
+    """Songs of the synthesizer from other seeds than those it trains on."""
+    return synthetic_tracks(Config(), "test" if split == "test" else "dev")
+
+
+def musdb_songs(root: Path, split: str) -> Sequence[Track]:
+    """The test half of MUSDB18, or the 14 songs that the `musdb` package names for validation, as it decodes them."""
+    subset, part = ("test", None) if split == "test" else ("train", "valid")
+    if not any((root / subset).glob("*.stem.mp4")):
+        raise UserError(f"there is no {subset}/*.stem.mp4 in '{root}'; give the folder of MUSDB18")
+    tracks = enumerate(_musdb(root, subset, part).tracks)
+    return [MusdbTrack(root, subset, part, index, track) for index, track in tracks]
+
+
+def musdbhq_songs(root: Path, split: str) -> Sequence[Track]:
+    """The same songs from the folder of MUSDB18-HQ."""
+    return musdbhq_tracks(root, "dev" if split == "valid" else split, None)
+
+
+def stem_songs(root: Path, split: str) -> Sequence[Track]:
+    """All songs of a folder of stems, whatever the split."""
+    both = list(filter(has_both_sides, find_tracks(root, None)))
     if not both:
         raise UserError(f"no track in '{root}' has both vocals and accompaniment")
     return both

@@ -7,19 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from .audio import AudioReader, AudioWriter
-from .audio.common import no_room
-from .audio.songs import STEMS
-from .audio.turns import AT_ONCE, Part, join, split
-from .audio.written import require_form
+from ..audio import AudioReader, AudioWriter
+from ..audio.common import no_room
+from ..audio.songs import STEMS
+from ..audio.turns import AT_ONCE, Part, join, split
+from ..audio.written import require_form
+from ..separator import BLOCK_SECONDS, Separator
+from ..util.atomic import own_folder
+from ..util.cli import print_notes
+from ..util.errors import UserError
 from .jobs import require_outputs
-from .separator import BLOCK_SECONDS, Separator
-from .util.atomic import own_folder
-from .util.cli import print_notes
-from .util.errors import UserError
 
 
 def separate_file(
@@ -107,7 +106,7 @@ def _pairs(separator: Separator, reader: AudioReader, **options) -> Iterator[tup
     if reader.channels <= AT_ONCE:
         yield from separator.separate_stream(lambda: reader.blocks(size), reader.sample_rate, reader.frames, **options)
         return
-    if options.get("spread") is not None:
+    if options.get("uncertainty") is not None:
         raise UserError(f"--uncertainty measures songs of up to {AT_ONCE} channels; this one has {reader.channels}")
     short = max(1, size * AT_ONCE // reader.channels)  # as much memory as 8 channels take
     with own_folder() as name:
@@ -125,14 +124,3 @@ def _pairs(separator: Separator, reader: AudioReader, **options) -> Iterator[tup
             raise no_room(reader.path, folder, error) from error
         for vocals, block in zip(join(voices, short), reader.blocks(short), strict=True):
             yield vocals, block - vocals
-
-
-def middle(song: Path | AudioReader, seconds: float) -> tuple[torch.Tensor, int, float]:
-    """The middle of a file, open or not: waveform `(C, n)`, sample rate, and where it begins in s."""
-    if not isinstance(song, AudioReader):
-        with AudioReader(song) as reader:
-            return middle(reader, seconds)
-    length = round(seconds * song.sample_rate)
-    first = max(0, (song.frames - length) // 2)
-    parts = list(song.blocks(round(BLOCK_SECONDS * song.sample_rate), first, first + length))
-    return torch.cat(parts, dim=-1), song.sample_rate, first / song.sample_rate

@@ -1,0 +1,177 @@
+"""What a run consists of, what it leaves on disk, and how it goes on from there."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from ..checkpoint import is_finite, release, save_checkpoint
+from ..config import Config, to_dict
+from ..unet import make_network
+from ..util.atomic import remove_leftovers, require_folder
+from ..util.device import amp_dtype, channels_last
+from ..util.errors import UserError
+from .backends import Backend
+from .progress import Course, Progress
+from .resume import find_checkpoint, is_same_run, keep_aside, load_state, restore
+from .run_folder import make_run_folder, record_start
+
+SEEDING = threading.Lock()  # all threads share torch's random stream, and on some TPUs each device is a thread
+
+
+class Run:
+    """A network, the average of its weights, its optimizer, and how far they have come.
+
+    Args:
+        resume: `auto` goes on from `last.pt` of `log.checkpoint_dir` if there is one, `none` starts anew, anything else
+            is the path of a checkpoint.
+
+    Raises:
+        UserError: a checkpoint that does not fit the config, or a folder that cannot be written.
+
+    Attributes:
+        model, ema, optimizer, scaler: the network, the average of its weights, and what changes them.
+        progress, course: how far the run has come, and how far it goes.
+        folder, curves: of its checkpoints, and of what TensorBoard shows.
+        is_new: whether it begins, rather than goes on with a run of this folder.
+        changes: a line for each setting that a resumed run has changed.
+    """
+
+    def __init__(self, config: Config, backend: Backend, resume: str) -> None:
+        self.config, self.backend, self.device = config, backend, backend.device
+        train = config.train
+        with SEEDING:
+            torch.manual_seed(train.seed)
+            self.model = make_network(config).to(self.device)
+        self.dtype = amp_dtype(train.amp, self.device)
+        if channels_last(train.channels_last, self.device, self.dtype):
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.optimizer = backend.optimizer(train.optimizer, self.model.parameters(), train.lr, train.weight_decay)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.progress, self.course = Progress(run_id=time.strftime("%Y%m%d-%H%M%S")), Course(train)
+        self.folder, self.is_new, self.changes = Path(config.log.checkpoint_dir), True, list[str]()
+        self.command = f"the same command{', without --resume,' if resume != 'auto' else ''}"  # that goes on
+        self.saved = self.released = time.monotonic()  # when a checkpoint and released weights were last written
+        if path := find_checkpoint(resume, self.folder / "last.pt"):
+            self.go_on(path, automatic=resume == "auto")
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done."""
+        return self.course.ended(self.progress)
+
+    @property
+    def due(self) -> bool:
+        """Whether a validation is."""
+        return self.course.due(self.progress)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are done, and the validation after the last one too."""
+        return self.ended and self.progress.validated == self.progress.step
+
+    @property
+    def curves(self) -> Path:
+        return Path(self.config.log.tb_log_dir) / self.progress.run_id
+
+    def require_folders(self) -> None:
+        """Make the folders of checkpoints and curves; raises UserError where nothing can be written."""
+        require_folder(self.folder)
+        require_folder(self.curves.parent)
+
+    def state(self) -> dict:
+        """Everything that `go_on` needs, as tensors and plain values."""
+        return {
+            "config": to_dict(self.config),
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            **self.progress.saved(),
+        }
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint, unless there is something in it that is not finite.
+
+        Raises:
+            UserError: there is; the file stays what it was.
+        """
+        if not self.backend.main:
+            return
+        state = self.backend.to_host(self.state())
+        if not is_finite(state):
+            raise UserError(
+                f"the weights are not finite at step {self.progress.step}, so {self.folder / name} was left as it was; "
+                "lower train.lr or set train.amp to none, and the same command goes on from last.pt"
+            )
+        save_checkpoint(self.folder / name, state)
+        self.saved = time.monotonic()
+
+    def release(self, name: str) -> None:
+        """Write the averaged weights in half precision, if `log.release_minutes` asks for them: small enough to be
+        fetched from a rented computer, and ready for `inference.py`."""
+        if self.config.log.release_minutes and self.backend.main:
+            state = {"ema": self.backend.to_host(self.ema), "config": to_dict(self.config), "step": self.progress.step}
+            release(state, self.folder / f"{name}.safetensors", torch.float16)
+            self.released = time.monotonic()
+
+    def keep_aside(self, path: Path) -> None:
+        """Let no checkpoint of this run replace one of another; see `resume.keep_aside`."""
+        if self.backend.main:
+            keep_aside(path, self.say)
+
+    def go_on(self, path: Path, automatic: bool) -> None:
+        """Take the state of a checkpoint; raises UserError as `load_state` does."""
+        state = load_state(path, self.config, automatic, self.say)
+        progress, curves = state.progress, self.curves.with_name(state.progress.run_id)
+        self.is_new = not is_same_run(path, self.folder / "last.pt", progress, curves, self.say)
+        if self.is_new:
+            progress = replace(progress, run_id=self.progress.run_id, best_sdr=-math.inf, dev_songs=[])
+        self.progress, self.changes = progress, state.changes
+        restore(state, self.model, self.ema, self.optimizer, self.scaler)
+
+    def validate_on(self, songs: list[str]) -> None:
+        """Take note of the songs that validate from now on: with scores of other songs, theirs cannot be compared."""
+        if self.backend.main and self.progress.dev_songs not in ([], songs):
+            self.progress.best_sdr = -math.inf
+            self.say("the dev songs are others than before: the best SDR so far is forgotten")
+        self.progress.dev_songs = songs
+
+    def begin(self, data: str) -> str:
+        """Describe the run in the terminal and, as text that is returned too, in its folder, which is made if it is
+        new. Only the first process does.
+
+        Args:
+            data: how much there is to learn from, in words.
+        """
+        remove_leftovers(self.folder)
+        if self.is_new:
+            self.progress.run_id = make_run_folder(self.curves).name
+        about = record_start(self.curves, self.config, self.progress.step, str(self.backend), self.changes)
+        parameters = sum(p.numel() for p in self.model.parameters())
+        length = f"{self.config.train.max_minutes:g} minutes" if self.course.timed else f"{self.course.steps} steps"
+        self.say(
+            f"training on {self.backend}: {parameters / 1e6:.2f} M parameters, {data}, {length}; "
+            f"config, versions and history in {self.curves}"
+        )
+        return about
+
+    def say_how_to_use_it(self) -> None:
+        """Where the weights are, how good they are, and the command that uses them."""
+        best = self.folder / "best.pt"
+        if best.exists():
+            command = f"python inference.py --input song.mp3 --output vocals.wav --model_path {shlex.quote(str(best))}"
+            self.say(f"the best weights are in {best}, {self.progress.best_sdr:.2f} dB on the dev songs: {command}")
+
+    def say(self, text: str) -> None:
+        """A line above the progress bars, from the first process only."""
+        if self.backend.main:
+            tqdm.write(text)

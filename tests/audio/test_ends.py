@@ -1,0 +1,99 @@
+"""Where songs end: rare formats cut in half, streams of frames that end within one, files joined byte by byte."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from diffvocsep.audio import AudioReader
+from diffvocsep.util.errors import UserError
+
+RATE = 16000
+X = (0.1 * np.random.default_rng(0).standard_normal((2 * RATE, 1))).astype(np.float32)
+needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffprobe") and not os.environ.get("CI"), reason="needs ffmpeg")
+
+
+def heard(path: Path) -> tuple[np.ndarray, list[str]]:
+    """What is read of a file, (N,), and the notes about it."""
+    with AudioReader(path) as reader:
+        return np.concatenate([block[0].numpy() for block in reader.blocks(1 << 14)]), reader.notes
+
+
+def refusal(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        heard(path)
+    assert "\n" not in str(caught.value) and path.name in str(caught.value)
+    return str(caught.value)
+
+
+def written(path: Path, format: str, subtype: str = "PCM_16", rate: int = RATE) -> bytes:
+    soundfile.write(path, X, rate, subtype, format=format)
+    return path.read_bytes()
+
+
+def encoded(folder: Path, name: str, *options: str) -> bytes:
+    soundfile.write(folder / "song.wav", X, RATE, "PCM_16")
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-i", str(folder / "song.wav"), *options, str(folder / name)]
+    subprocess.run(command, check=True)
+    return (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("format", ["VOC", "SVX", "NIST", "MAT4", "MAT5", "AVR", "MPC2K", "WVE"])
+def test_a_rare_format_cut_off_says_how_much_there_is(tmp_path, format):
+    subtype, rate = ("ALAW", 8000) if format == "WVE" else ("PCM_16", RATE)
+    content = written(tmp_path / "a.x", format, subtype, rate)
+    assert len(heard(tmp_path / "a.x")[0]) == len(X)
+    for share in (0.5, 0.9):
+        said = refusal(tmp_path / "a.x", content[: int(share * len(content))])
+        assert "damaged or cut off" in said and f"of the {len(X) / rate:.2f} s" in said
+
+
+@needs_ffmpeg
+def test_a_voc_of_many_blocks(tmp_path):
+    content = encoded(tmp_path, "a.voc")
+    assert len(heard(tmp_path / "a.voc")[0]) == len(X)
+    assert "more may be missing" in refusal(tmp_path / "a.voc", content[: len(content) // 2])
+
+
+def test_what_stands_behind_the_blocks_of_a_voc_is_no_sound(tmp_path):
+    (tmp_path / "a.voc").write_bytes(written(tmp_path / "a.voc", "VOC") + bytes(3000))
+    assert len(heard(tmp_path / "a.voc")[0]) == len(X)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    "kind, options",
+    [("ac3", []), ("eac3", []), ("aac", []), ("mp2", []), ("dts", ["-strict", "-2"]), ("mp3", ["-write_xing", "0"])],
+)
+def test_a_stream_that_ends_within_a_frame_is_read_and_that_is_said(tmp_path, kind, options):
+    content, path = encoded(tmp_path, f"a.{kind}", "-ar", "48000", *options), tmp_path / f"a.{kind}"
+    assert heard(path)[1] == []
+    path.write_bytes(content[: len(content) // 2 + 37])
+    sound, notes = heard(path)
+    assert 0.8 * 48000 < len(sound) < 1.2 * 48000 and "within a frame" in notes[-1]
+
+
+def test_joined_flacs_are_read_to_the_end(tmp_path):
+    content, path = written(tmp_path / "a.flac", "FLAC"), tmp_path / "a.flac"
+    one = heard(path)[0]
+    path.write_bytes(3 * content)
+    assert np.array_equal(heard(path)[0], np.tile(one, 3))
+    assert "of the 2.00 s" in refusal(path, content + content[: len(content) // 2])
+    other = written(tmp_path / "b.flac", "FLAC", rate=2 * RATE)
+    assert "different sample rates" in refusal(path, content + other)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("kind", ["aiff", "au", "w64", "caf", "voc", "tta", "wv", "wma", "m4a", "flv", "avi", "mov"])
+def test_joined_files_of_which_players_play_the_first_are_refused(tmp_path, kind):
+    content = encoded(tmp_path, f"a.{kind}", "-ar", "44100")
+    assert heard(tmp_path / f"a.{kind}")[0].size
+    said = refusal(tmp_path / f"a.{kind}", 2 * content)
+    assert "joined of several" in said and f"byte {len(content)}" in said
