@@ -8,7 +8,6 @@ What is added adds zero until training changes that (Net2DeeperNet: Chen et al. 
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
@@ -17,12 +16,12 @@ import torch
 from diffvocsep.checkpoint import config_in, load_any, release
 from diffvocsep.config import load_config, to_dict
 from diffvocsep.unet import UNet
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Give a network more parts that do nothing yet.")
+    parser = Parser(description="Give a network more parts that do nothing yet.")
     parser.add_argument("model", type=Path, help="last.pt, best.pt or a .safetensors; its averaged weights")
     parser.add_argument("grown", type=Path, help="the .safetensors to write")
     parser.add_argument("overrides", nargs="*", metavar="model.key=value", help="more blocks, or scales with attention")

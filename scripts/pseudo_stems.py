@@ -11,7 +11,6 @@ accompaniment}.flac`, which add up to the song. Two separators may be wrong in t
 
 from __future__ import annotations
 
-import argparse
 from itertools import groupby
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from benchmarks.one_system import spleeter
 from diffvocsep import Separator
 from diffvocsep.audio import AudioWriter, read, resample
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 
 RATE = 44100  # Hz, what Spleeter works at
@@ -53,7 +52,7 @@ def write(path: Path, waveform: Tensor) -> None:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Stems of songs without stems, where two separators agree.")
+    parser = Parser(description="Stems of songs without stems, where two separators agree.")
     parser.add_argument("songs", type=Path, help="a folder; every mixture.* below it is a song")
     parser.add_argument("out", type=Path, help="where the folders of stems go")
     parser.add_argument("--model", type=Path, default=Path("checkpoints/pretrained.safetensors"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
+from ..util.cli import Parser
 
 
-def training_arguments(description: str) -> argparse.ArgumentParser:
+def training_arguments(description: str) -> Parser:
     """What every trainer understands."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description)
     parser.add_argument("--config", default="config.yaml", help="YAML file (default: config.yaml)")
     parser.add_argument("--resume", default="auto", help="auto | none | path of a checkpoint (default: auto)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
