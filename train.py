@@ -15,7 +15,7 @@ import signal
 if __name__ == "__main__":  # until `main` listens, Ctrl-C ends this as it ends other programs, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from diffvocsep.training.arguments import training_arguments
+from diffvocsep.training.arguments import ask_before_download, note_without_gpu, training_arguments
 from diffvocsep.util.cli import main, print_notes
 from diffvocsep.util.interrupt import nothing_begun
 
@@ -34,7 +34,8 @@ def run(argv: list[str] | None = None) -> int:
     config = load_config(args.config, args.overrides)
     backend = find_backend(args.device)
     if backend.main:
-        print_notes(ignored_settings(config))
+        print_notes([*ignored_settings(config), *note_without_gpu(config, backend.device.type)])
+        ask_before_download(config, args.yes)
     with told(config, backend.device):
         code = Trainer(config, backend, args.resume).run()
     backend.close()

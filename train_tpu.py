@@ -14,7 +14,7 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 
 from diffvocsep.config import Config, ignored_settings, load_config
-from diffvocsep.training.arguments import training_arguments
+from diffvocsep.training.arguments import ask_before_download, training_arguments
 from diffvocsep.util.cli import main, print_notes
 from diffvocsep.util.errors import UserError
 from diffvocsep.util.interrupt import listen
@@ -57,6 +57,7 @@ def run(argv: list[str] | None = None) -> int:
         raise UserError(
             "no TPU was found; use train.py here, or set PJRT_DEVICE=CPU to run this on the CPU all the same"
         )
+    ask_before_download(config, args.yes)
     try:
         torch_xla.launch(process, args=(config, args.resume))
     except BrokenProcessPool:
