@@ -18,7 +18,7 @@ from diffvocsep.util import cli
 COMMANDS = [
     "train", "train_tpu", "inference", "evaluate", "app",
     *("diffvocsep." + name for name in ("plot", "checkpoint", "data.check", "data.pack")),
-    *("benchmarks." + name for name in ("ablation", "data", "gpu", "in_turns", "inference", "train_step")),
+    *("benchmarks." + name for name in ("ablation", "data", "gpu", "in_turns", "inference", "train_step", "waiting")),
     *("scripts." + name for name in ("fit_uncertainty", "grow", "held_out_family", "previews", "pseudo_stems")),
     "scripts.render_soundfont",
 ]  # fmt: skip
