@@ -79,7 +79,8 @@ def run(argv: list[str] | None = None) -> int:
             length = len(list(members)) * size
             cut, position = slice(position, position + length), position + length
             kept[what] += length / RATE / 60
-            folder = args.out / f"{path.parent.name} {cut.start // RATE}"
+            song = path.parent.relative_to(args.songs)
+            folder = args.out / song.with_name(f"{song.name} {cut.start // RATE}")
             scale = PEAK / max(PEAK, float(mixture[:, cut].abs().max()) * 2)  # stems may pass the song's peak
             if what == "voice":
                 voice = (ours + theirs)[:, cut] / 2
@@ -88,6 +89,8 @@ def run(argv: list[str] | None = None) -> int:
             elif what == "music":
                 write(folder / "accompaniment.flac", mixture[:, cut] * scale)
     total = sum(kept.values())
+    if not total:
+        raise UserError(f"no song below '{args.songs}' has {args.seconds:g} s, the length of a segment")
     print(", ".join(f"{what}: {minutes:.1f} min ({minutes / total:.0%})" for what, minutes in kept.items()))
     return 0
 
