@@ -168,7 +168,8 @@ def test_a_table_that_someone_looks_at_gets_its_rows_later(tmp_path, monkeypatch
 
 def test_curves_are_there_at_their_steps(log):
     scalars = set(log.Tags()["scalars"])
-    elsewhere = {CURVES["gpu_memory_gib"], CURVES["compilations"]}  # on GPUs, on TPUs
+    # On GPUs, on TPUs, with train.consistency_share.
+    elsewhere = {CURVES["gpu_memory_gib"], CURVES["compilations"], CURVES["consistency"]}
     assert set(CURVES.values()) - scalars <= elsewhere | {f"loss_by_noise/quarter_{k}" for k in "1234"}
     for tag in scalars - {"loss_by_noise/pure_noise"}:
         steps = [event.step for event in log.Scalars(tag)]
