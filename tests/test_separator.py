@@ -10,6 +10,7 @@ import torch
 from tiny import (
     RATE,
     Stub,
+    audible,
     db,
     nobody_plays,
     nobody_sings,
@@ -42,13 +43,6 @@ def separator() -> Separator:
 def sine(seconds: float, channels: int, sample_rate: int = RATE):
     t = torch.arange(round(seconds * sample_rate)).double() / sample_rate  # in float32, the phase itself is noisy
     return torch.stack([0.5 * torch.sin(2 * torch.pi * (331.7 + 100 * c) * t + c) for c in range(channels)]).float()
-
-
-def audible(waveform: torch.Tensor, sample_rate: int) -> torch.Tensor:
-    """Without what lies below 30 Hz."""
-    spectrum = torch.fft.rfft(waveform.double())
-    spectrum[:, : 30 * waveform.shape[-1] // sample_rate] = 0
-    return torch.fft.irfft(spectrum, waveform.shape[-1]).float()
 
 
 # --- reconstruction across every joint ---------------------------------------------------------------------------

@@ -78,3 +78,10 @@ def db(error: Tensor, reference: Tensor) -> float:
 def worst_db(error: Tensor, reference: Tensor) -> float:
     """The largest sample of `error` relative to that of `reference`, dB: a click at one joint is not averaged away."""
     return float(20 * torch.log10(error.double().abs().max() / reference.double().abs().max() + 1e-20))
+
+
+def audible(waveform: torch.Tensor, sample_rate: int) -> torch.Tensor:
+    """Without what lies below 30 Hz."""
+    spectrum = torch.fft.rfft(waveform.double())
+    spectrum[:, : 30 * waveform.shape[-1] // sample_rate] = 0
+    return torch.fft.irfft(spectrum, waveform.shape[-1]).float()

@@ -16,7 +16,7 @@ from random import Random
 import pytest
 import soundfile
 import torch
-from tiny import RATE, nobody_plays, random_separator, random_unet, song, stubbed, tiny_config, worst_db
+from tiny import RATE, audible, nobody_plays, random_separator, random_unet, song, stubbed, tiny_config, worst_db
 
 from diffvocsep import checkpoint
 from diffvocsep.audio import read, write
@@ -50,7 +50,7 @@ def test_a_file_becomes_two_that_add_up_to_it(tmp_path, channels, sample_rate):
 
 def test_a_long_file_is_what_its_whole_waveform_gives(tmp_path):
     """Longer than two blocks of reading."""
-    mixture = song(9.3, 1)
+    mixture = audible(song(9.3, 1), RATE)
     write(tmp_path / "in.wav", mixture, RATE)
     separate_file(stubbed(nobody_plays), tmp_path / "in.wav", tmp_path / "v.wav", subtype="pcm24")
     assert worst_db(read(tmp_path / "v.wav")[0] - mixture, mixture) < -100

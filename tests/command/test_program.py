@@ -15,9 +15,10 @@ import soundfile
 import torch
 from tiny import RATE, random_unet, song, tiny_config, worst_db
 
-from diffvocsep import __version__, program
+from diffvocsep import __version__
 from diffvocsep.audio import read, write
 from diffvocsep.checkpoint import save_checkpoint
+from diffvocsep.command import program
 from diffvocsep.config import to_dict
 from diffvocsep.util import cli
 

@@ -276,7 +276,10 @@ def test_long_names_and_the_title_stay_inside_the_picture(tmp_path, drawn):
 
 def test_the_sweep_has_plain_ticks_and_names_each_heap_of_steps_once(tmp_path, drawn):
     settings = [sweep.Setting(sampler=sampler, steps=steps) for sampler in ("ddim", "dpmpp") for steps in (1, 16)]
-    measured = [sweep.Measured(s, np.ones(1) * s.steps, np.zeros(1), np.ones(1), 0.04 * s.steps) for s in settings]
+    measured = [
+        sweep.Measured(s, {"global SDR": np.ones(1) * s.steps, "log-spectral distance": np.ones(1)}, 0.04 * s.steps)
+        for s in settings
+    ]
     sweep.draw_frontier(tmp_path / "a.png", measured)
     left, right = drawn[0].axes
     for axis in (left, right):
