@@ -346,8 +346,8 @@ def run(argv: list[str] | None = None) -> int:
     require_same_network(trained, config, f"'{args.checkpoint[-1]}'")
     changed = ScaleHead(trained).unfitted(config) if state.get("head") else []
     if changed:
-        print_notes([f"the uncertainty is left out: it was not fitted under this {', '.join(changed)}; fit it anew with "
-                     "python -m scripts.fit_uncertainty"])  # fmt: skip
+        names, program = ", ".join(changed), "python -m scripts.fit_uncertainty"
+        print_notes([f"the uncertainty is left out: it was not fitted under this {names}; fit it anew with {program}"])
         state["head"] = {}
     state |= {"config": to_dict(config)}
     release(state, args.released, torch.float16 if args.half else torch.float32)

@@ -41,8 +41,8 @@ FEWEST = 0.0015  # share of a song's bins that makes a class of it count
 class Errors:
     """Of a clip, or of the clips of a song: by octave, level and size of the error in scales, how many parts (real and
     imaginary) there are, `counts`, and their scales added up, `scales`, `(octaves, levels, sizes)`; by octave and level
-    the energy of the scales, `power`; that of the vocals that were found, `signal`; and the energies of the waveforms of
-    the true vocals and of their error, `energies`."""
+    the energy of the scales, `power`; that of the vocals that were found, `signal`; and the energies of the true vocals
+    and of their error, as waveforms, `energies`."""
 
     song: str
     counts: np.ndarray
