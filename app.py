@@ -8,17 +8,16 @@ Songs stay on this computer, and only until their tab is closed. Its libraries: 
 
 from __future__ import annotations
 
-import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 from diffvocsep.util.released import released_weights
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: only this computer's own)")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 takes one that is free")
     parser.add_argument("--model_path", type=Path, help="checkpoint (default: the released weights)")

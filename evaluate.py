@@ -20,7 +20,7 @@ from pathlib import Path
 
 from diffvocsep.parts import TEST_SETS
 from diffvocsep.util.atomic import require_folder
-from diffvocsep.util.cli import finite, main
+from diffvocsep.util.cli import Parser, finite, main
 from diffvocsep.util.errors import UserError
 
 OPTIONS_OF = {  # what each measurement takes besides --dataset, --root and --output
@@ -34,7 +34,7 @@ OPTIONS_OF = {  # what each measurement takes besides --dataset, --root and --ou
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model_path", type=Path, default=Path("checkpoints/best.pt"), help="checkpoint to score")
     parser.add_argument("--dataset", choices=list(TEST_SETS), default="synthetic")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the songs (not synthetic)")
@@ -84,7 +84,7 @@ def run(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _ignored(args: argparse.Namespace, parser: argparse.ArgumentParser, mode: str) -> list[str]:
+def _ignored(args: argparse.Namespace, parser: Parser, mode: str) -> list[str]:
     """The options that were given and have no effect on this measurement."""
     known = dict.fromkeys(" ".join(OPTIONS_OF.values()).split())
     places = {

@@ -1,9 +1,9 @@
 """Train the separator.
 
-    python train.py --config config.yaml                          six to nine minutes on synthetic songs, two CPU cores
-    python train.py --config configs/stems.yaml data.root=DIR     your own songs
-    python train.py --config config.yaml train.lr=0.0005          any key can be set on the command line
-    torchrun --nproc_per_node=N train.py --config config.yaml     N GPUs, each with train.batch_size items
+    python train.py --config config.yaml                        six to nine minutes on synthetic songs, two CPU cores
+    python train.py --config configs/stems.yaml data.root=TRAIN data.dev_root=DEV       your own songs
+    python train.py --config config.yaml train.lr=0.0005        any key can be set on the command line
+    torchrun --nproc_per_node=2 train.py --config config.yaml   two GPUs, each with train.batch_size items
 
 The same command goes on after an interruption (`--resume auto`); `--resume none` starts anew.
 """
@@ -15,7 +15,7 @@ import signal
 if __name__ == "__main__":  # until `main` listens, Ctrl-C ends this as it ends other programs, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from diffvocsep.training.arguments import training_arguments
+from diffvocsep.training.arguments import ask_before_download, note_without_gpu, training_arguments
 from diffvocsep.util.cli import main, print_notes
 from diffvocsep.util.interrupt import nothing_begun
 
@@ -34,7 +34,8 @@ def run(argv: list[str] | None = None) -> int:
     config = load_config(args.config, args.overrides)
     backend = find_backend(args.device)
     if backend.main:
-        print_notes(ignored_settings(config))
+        print_notes([*ignored_settings(config), *note_without_gpu(config, backend.device.type)])
+        ask_before_download(config, args.yes)
     with told(config, backend.device):
         code = Trainer(config, backend, args.resume).run()
     backend.close()

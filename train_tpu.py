@@ -10,14 +10,19 @@ Checkpoints are those of train.py: either goes on with what the other saved.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+
+if __name__ == "__main__":  # until `main` listens, Ctrl-C ends this as it ends other programs, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from concurrent.futures.process import BrokenProcessPool
 
 from diffvocsep.config import Config, ignored_settings, load_config
-from diffvocsep.training.arguments import training_arguments
+from diffvocsep.training.arguments import ask_before_download, training_arguments
 from diffvocsep.util.cli import main, print_notes
 from diffvocsep.util.errors import UserError
-from diffvocsep.util.interrupt import listen
+from diffvocsep.util.interrupt import listen, nothing_begun
 
 if __name__ == "__mp_main__":  # torch_xla runs `process` in a thread of a child, whose main thread alone hears Ctrl-C
     listen()
@@ -46,8 +51,9 @@ def run(argv: list[str] | None = None) -> int:
     print_notes(ignored_settings(config))
     chosen = "PJRT_DEVICE" in os.environ
     try:
-        import torch_xla
-        import torch_xla.runtime as runtime
+        with nothing_begun():
+            import torch_xla
+            import torch_xla.runtime as runtime
     except ImportError:
         raise UserError(
             "torch_xla is not installed; make an environment of its own: pip install -r requirements-tpu.txt"
@@ -57,6 +63,7 @@ def run(argv: list[str] | None = None) -> int:
         raise UserError(
             "no TPU was found; use train.py here, or set PJRT_DEVICE=CPU to run this on the CPU all the same"
         )
+    ask_before_download(config, args.yes)
     try:
         torch_xla.launch(process, args=(config, args.resume))
     except BrokenProcessPool:

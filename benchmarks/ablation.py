@@ -14,7 +14,6 @@ comparison goes on where it stopped. Another network is a line in
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -31,7 +30,7 @@ from diffvocsep.evaluation.report import table
 from diffvocsep.separator import Separator
 from diffvocsep.training.trainer import Trainer
 from diffvocsep.util.atomic import write_atomic
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 
 from .dev_scores import cells, dev_clips, heads, references, score
@@ -82,7 +81,7 @@ def compare(results: dict[str, dict], untrained: dict[str, dict[str, float]]) ->
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--root", required=True, help="training songs")
     parser.add_argument("--dev_root", required=True, type=Path, help="songs that decide")
     parser.add_argument("--seconds", type=float, default=120.0, help="training time of every variant")

@@ -8,7 +8,6 @@ and as folders of stems. Needs `musdb` and ffmpeg. Prints Markdown.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shutil
@@ -28,7 +27,7 @@ from diffvocsep.config import Config, load_config
 from diffvocsep.data import Segments, train_tracks
 from diffvocsep.data.loader import load_segments, with_noise
 from diffvocsep.training.trainer import Trainer
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.device import resolve_device
 
 SONGS = ("A - One", "B - Two", "Leaf - Summerghost")  # the last one is of the validation set
@@ -148,8 +147,7 @@ def compare(root: Path, seconds: float, clock: Callable[[], float]) -> tuple[flo
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(prog="python -m benchmarks.data", description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of a rate (default: 5)")
     parser.add_argument("--steps", type=int, default=8, help="of each measurement of training (default: 8, 0: none)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes, where there are any (default: 2)")

@@ -53,9 +53,11 @@ def exact(device: torch.device):
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.set_float32_matmul_precision(before[0])
-    torch.backends.cudnn.allow_tf32 = before[1]
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def parity(model: Path, device: torch.device) -> dict[str, float]:
@@ -72,7 +74,7 @@ def parity(model: Path, device: torch.device) -> dict[str, float]:
 
 
 def separation(model: Path, device: torch.device, song_seconds: float) -> dict[str, float]:
-    """s that a song takes, the median of three, by number format; once in float32 as training and `inference.py` do."""
+    """s that a song takes, the median of three, by number format; once in float32 with TF32, as in training."""
     song, rate = read(DEMO)
     length = round(song_seconds * rate)
     song = song.repeat(1, -(-length // song.shape[-1]))[:, :length]

@@ -11,7 +11,6 @@ rounds.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from statistics import median
 from tqdm.auto import tqdm
 
 from diffvocsep.evaluation.report import table
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 
 SHIPPED = Path("checkpoints") / "pretrained.safetensors"
@@ -69,7 +68,7 @@ def once(process: subprocess.Popen) -> float:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("versions", nargs="+", metavar="CHECKOUT[+keep]")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=30.0, help="of song")

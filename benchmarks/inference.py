@@ -14,7 +14,6 @@ picture of the global SDR against the time, `inference.png`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -31,7 +30,7 @@ from diffvocsep.evaluation.clips import find_excerpts
 from diffvocsep.evaluation.metrics import BEYOND_SDR
 from diffvocsep.evaluation.report import new_figure, save, table
 from diffvocsep.util.atomic import write_atomic
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 
 STEPS = (1, 2, 4, 8, 20)
@@ -89,7 +88,7 @@ def draw(path: Path, rows: dict[str, dict]) -> None:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model_path", type=Path, default=Path("checkpoints/pretrained.safetensors"))
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of an environment with the peers")
     parser.add_argument("--only", choices=PEERS, help="this peer alone")

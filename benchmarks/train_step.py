@@ -11,7 +11,6 @@ Prints Markdown.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import tempfile
@@ -30,7 +29,7 @@ from diffvocsep.config import Config, load_config
 from diffvocsep.evaluation.report import spread, table
 from diffvocsep.training.backends import Backend
 from diffvocsep.training.trainer import Trainer
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.device import autocast, device_name, fast_bf16, resolve_device
 
 from .diffusers_unet import DiffusersUNet
@@ -238,10 +237,9 @@ def settings(path: str | None, overrides: Sequence[str], folder: str) -> Config:
                               *overrides, "train.accumulate=1", *paths])  # fmt: skip
 
 
-def make_parser(prog: str, description: str | None, rounds: int) -> argparse.ArgumentParser:
+def make_parser(prog: str, description: str | None, rounds: int) -> Parser:
     """The options that all measurements of a training step have."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{prog}", description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(prog=f"python -m benchmarks.{prog}", description=description)
     parser.add_argument("--config", default=None, help="YAML file (default: the built-in defaults)")
     parser.add_argument("--rounds", type=int, default=rounds, help=f"that count (default: {rounds})")
     parser.add_argument("--device", default="auto")

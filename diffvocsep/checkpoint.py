@@ -6,7 +6,6 @@ python -m diffvocsep.checkpoint early.pt late.pt released.safetensors      # the
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
@@ -25,7 +24,7 @@ from .config import Config, from_dict, load_config, require_same_network, to_dic
 from .uncertainty import ScaleHead
 from .unet import make_network
 from .util.atomic import write_atomic
-from .util.cli import main, print_notes
+from .util.cli import Parser, main, print_notes
 from .util.errors import UserError
 from .util.strict_yaml import blame, show
 
@@ -332,7 +331,7 @@ def load_head(path: Path) -> ScaleHead | None:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Make a small file for others from a training checkpoint.")
+    parser = Parser(description="Make a small file for others from a training checkpoint.")
     parser.add_argument("checkpoint", type=Path, nargs="+", help="last.pt or best.pt of a run; the mean of several")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="a setting to ship")
     parser.add_argument("--half", action="store_true", help="store the weights in float16: half the size")

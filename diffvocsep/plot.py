@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from .separator import BLOCK_SECONDS
 from .spectrogram import STFT
 from .uncertainty import load_uncertainty
 from .util.atomic import write_atomic
-from .util.cli import finite, main
+from .util.cli import Parser, finite, main
 from .util.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def scale_db(values: Mapping[str, np.ndarray], start: float, stop: float) -> tup
 
 def run(argv: list[str] | None = None) -> int:
     """`python -m diffvocsep.plot mixture.wav vocals.wav [--truth vocals.wav] [--uncertainty PATH.npz]`"""
-    parser = argparse.ArgumentParser(prog="python -m diffvocsep.plot", description="Draw a separation.")
+    parser = Parser(prog="python -m diffvocsep.plot", description="Draw a separation.")
     parser.add_argument("mixture", type=Path)
     parser.add_argument("vocals", type=Path, help="separated from the mixture")
     parser.add_argument("--truth", type=Path, metavar="VOCALS", help="the true vocals, where they are known")

@@ -2,7 +2,7 @@
 
 `Separator.separate_stream` is that path: the song is opened three times, once to measure its loudness, once to separate
 it chunk by chunk (`chunks.py`), and once to take the vocals from it. Everything is a stream: memory does not grow with
-the song.
+the song. If it has an offset or much below 20 Hz, it is measured again without, and what is separated has none.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .audio import resample_blocks
+from .audio.rumble import Rumble
 from .checkpoint import load_head, load_model
 from .chunks import Chunk, Grid, batches, cut, line_up, stitch, to_groups
 from .config import Config, from_dict, is_fixed, is_used, key_of, load_config, require_same_network, to_dict
@@ -160,7 +161,7 @@ class Separator:
         """Yield pairs of vocals and accompaniment `(C, n)`, in order, as soon as they are known.
 
         Args:
-            blocks: opens the song anew: an iterable of waveform blocks `(C, n)`. It is called three times.
+            blocks: opens the song anew: an iterable of waveform blocks `(C, n)`. It is called three or four times.
             length: samples of the song, for the progress bar only.
             options: those of `separate`.
 
@@ -169,18 +170,21 @@ class Separator:
         """
         config = self.settings(**options)
         audio = self.config.audio
+        rumble = Rumble(audio.sample_rate)
 
-        def song() -> Iterator[Tensor]:  # as the network hears it
+        def song(how: Callable[[Iterable[Tensor]], Iterable[Tensor]]) -> Iterator[Tensor]:  # as the network hears it
             resampled = resample_blocks((block.float() for block in blocks()), sample_rate, audio.sample_rate)
-            return (to_groups(block, audio.channels) for block in resampled)
+            return (to_groups(block, audio.channels) for block in how(resampled))
 
-        statistics = self._measure(song())
+        statistics = self._measure(song(rumble.measure))
         if statistics is None:  # no samples
             return
+        if any(rumble.much()):
+            statistics = self._measure(song(rumble.remove))
         total = None if length is None else self.grid.chunks(length * audio.sample_rate / sample_rate)
         title, hidden = f"Separating on {self.device}", None if progress else True  # None: unless there is a terminal
         with tqdm(total=total, desc=title, unit="chunk", disable=hidden) as bar:
-            chunks = cut(song(), self.grid)
+            chunks = cut(song(rumble.remove), self.grid)
             spectra = self._vocals(chunks, statistics, self._trusted_bins(sample_rate), config, bar, uncertainty)
             vocals = resample_blocks(stitch(spectra, self.frontend.stft), audio.sample_rate, sample_rate)
             yield from line_up(vocals, blocks())

@@ -9,7 +9,6 @@ how the predicted SDR relates to the true one. `evaluate.py --uncertainty` tells
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from diffvocsep.spectrogram import TRUSTED
 from diffvocsep.uncertainty import ScaleHead, listening
 from diffvocsep.uncertainty.head import QUIET_DB
 from diffvocsep.util.atomic import require_folder
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 from diffvocsep.util.rng import generator, normal
 
@@ -119,7 +118,7 @@ def calibrate(separator: Separator, excerpts: Sequence[Excerpt]) -> None:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Teach a model how far it may be wrong.")
+    parser = Parser(description="Teach a model how far it may be wrong.")
     parser.add_argument("model", type=Path, help="last.pt, best.pt or a .safetensors; its averaged weights")
     parser.add_argument("new_model", type=Path, help="the .safetensors to write")
     parser.add_argument("songs", type=Path, help="a folder of stems that did not train, to calibrate with")

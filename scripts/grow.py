@@ -8,27 +8,30 @@ What is added adds zero until training changes that (Net2DeeperNet: Chen et al. 
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
 import torch
 
 from diffvocsep.checkpoint import config_in, load_any, release
-from diffvocsep.config import load_config, to_dict
+from diffvocsep.config import key_of, load_config, to_dict
 from diffvocsep.unet import UNet
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
+
+GROW = ("model.blocks", "model.attention", "model.attention_heads")
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Give a network more parts that do nothing yet.")
+    parser = Parser(description="Give a network more parts that do nothing yet.")
     parser.add_argument("model", type=Path, help="last.pt, best.pt or a .safetensors; its averaged weights")
     parser.add_argument("grown", type=Path, help="the .safetensors to write")
     parser.add_argument("overrides", nargs="*", metavar="model.key=value", help="more blocks, or scales with attention")
     args = parser.parse_args(argv)
     state = load_any(args.model)
     before = config_in(args.model, state["config"])
+    if others := [name for name in map(key_of, args.overrides) if name not in GROW]:
+        raise UserError(f"{others[0]} makes another network, not a larger one; {', '.join(GROW)} grow it")
     after = load_config(None, args.overrides, base=before)
     torch.manual_seed(after.train.seed)
     weights = UNet(after).state_dict()

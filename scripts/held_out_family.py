@@ -26,7 +26,7 @@ from diffvocsep.evaluation.parallel import processes
 from diffvocsep.evaluation.report import interval, table, write_csv
 from diffvocsep.evaluation.systems import Model
 from diffvocsep.util.atomic import write_atomic
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +75,7 @@ def choose_steps(args: argparse.Namespace) -> int:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--family", choices=FAMILIES, default="bowed", help="held out")
     parser.add_argument("--minutes", type=float, default=30.0, help="for everything")
     parser.add_argument("--steps", type=int, help="optimizer steps of each training, instead of --minutes")

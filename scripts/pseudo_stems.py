@@ -11,7 +11,6 @@ accompaniment}.flac`, which add up to the song. Two separators may be wrong in t
 
 from __future__ import annotations
 
-import argparse
 from itertools import groupby
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from benchmarks.one_system import spleeter
 from diffvocsep import Separator
 from diffvocsep.audio import AudioWriter, read, resample
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 
 RATE = 44100  # Hz, what Spleeter works at
@@ -53,7 +52,7 @@ def write(path: Path, waveform: Tensor) -> None:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Stems of songs without stems, where two separators agree.")
+    parser = Parser(description="Stems of songs without stems, where two separators agree.")
     parser.add_argument("songs", type=Path, help="a folder; every mixture.* below it is a song")
     parser.add_argument("out", type=Path, help="where the folders of stems go")
     parser.add_argument("--model", type=Path, default=Path("checkpoints/pretrained.safetensors"))
@@ -80,7 +79,8 @@ def run(argv: list[str] | None = None) -> int:
             length = len(list(members)) * size
             cut, position = slice(position, position + length), position + length
             kept[what] += length / RATE / 60
-            folder = args.out / f"{path.parent.name} {cut.start // RATE}"
+            song = path.parent.relative_to(args.songs)
+            folder = args.out / song.with_name(f"{song.name} {cut.start // RATE}")
             scale = PEAK / max(PEAK, float(mixture[:, cut].abs().max()) * 2)  # stems may pass the song's peak
             if what == "voice":
                 voice = (ours + theirs)[:, cut] / 2
@@ -89,6 +89,8 @@ def run(argv: list[str] | None = None) -> int:
             elif what == "music":
                 write(folder / "accompaniment.flac", mixture[:, cut] * scale)
     total = sum(kept.values())
+    if not total:
+        raise UserError(f"no song below '{args.songs}' has {args.seconds:g} s, the length of a segment")
     print(", ".join(f"{what}: {minutes:.1f} min ({minutes / total:.0%})" for what, minutes in kept.items()))
     return 0
 

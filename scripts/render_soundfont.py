@@ -10,7 +10,6 @@ its voice fits.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import struct
 import subprocess
@@ -25,7 +24,7 @@ from diffvocsep.data.synthetic.score import Score, melody, random_score, voicing
 from diffvocsep.data.synthetic.tracks import SPLITS
 from diffvocsep.evaluation.families import RATE, SONG_SECONDS
 from diffvocsep.util.atomic import write_atomic
-from diffvocsep.util.cli import main
+from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 
 # General MIDI programs of each family; drums are a channel, not a program.
@@ -121,7 +120,7 @@ def render(score: bytes, soundfont: Path, target: Path) -> None:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("output", type=Path, metavar="DIR")
     parser.add_argument("--soundfont", type=Path, help="a .sf2 file (default: the one that Debian installs)")
     parser.add_argument("--songs", type=int, default=30, help="songs of each family")

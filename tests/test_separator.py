@@ -44,6 +44,13 @@ def sine(seconds: float, channels: int, sample_rate: int = RATE):
     return torch.stack([0.5 * torch.sin(2 * torch.pi * (331.7 + 100 * c) * t + c) for c in range(channels)]).float()
 
 
+def audible(waveform: torch.Tensor, sample_rate: int) -> torch.Tensor:
+    """Without what lies below 30 Hz."""
+    spectrum = torch.fft.rfft(waveform.double())
+    spectrum[:, : 30 * waveform.shape[-1] // sample_rate] = 0
+    return torch.fft.irfft(spectrum, waveform.shape[-1]).float()
+
+
 # --- reconstruction across every joint ---------------------------------------------------------------------------
 
 
@@ -158,7 +165,7 @@ def test_what_a_chunk_keeps_hardly_knows_where_it_ended(seconds, below):
 
 def test_a_late_start_changes_nothing_but_the_noise():
     """Silence before the song, by whole strides of the network: the grid shifts, and so does the noise of a frame."""
-    mixture, shift = song(2.0), 5 * 8 * 16  # strides * frames * samples
+    mixture, shift = audible(song(2.0), RATE), 5 * 8 * 16  # strides * frames * samples
     late = torch.cat([torch.zeros(2, shift), mixture], dim=-1)
 
     deaf = tiny_config()
@@ -196,6 +203,23 @@ def test_12_db_more_in_is_12_db_more_out(representation, gain):
     vocals, _ = separator.separate(mixture, RATE)
     scaled, _ = separator.separate(gain * mixture, RATE)
     assert db(scaled - gain * vocals, gain * vocals) < -80
+
+
+def test_what_nobody_hears_changes_no_vocals():
+    """An offset and a rumble louder than the music: the song is separated as without, and they are in the rest."""
+    root = Path(__file__).parents[1]
+    mixture, sample_rate = read(root / "data" / "demo" / "song.ogg")
+    mixture = audible(mixture[:, : 6 * sample_rate], sample_rate)
+    shipped = Separator.from_checkpoint(root / "checkpoints" / "pretrained.safetensors", "cpu")
+    shipped = shipped.configured(None, ["train.amp=none"])
+    vocals, _ = shipped.separate(mixture, sample_rate)
+    t = torch.arange(mixture.shape[-1]) / sample_rate
+    rumble = 0.4 * torch.cos(2 * torch.pi * 5 * t + 1)
+    assert db(rumble.expand_as(mixture), mixture) > 6
+    for added in (torch.tensor(0.5), torch.tensor([[-0.01], [0.0]]), rumble, 0.2 - rumble):
+        found, rest = shipped.separate(mixture + added, sample_rate)
+        assert db(found - vocals, vocals) < -40
+        torch.testing.assert_close(found + rest, mixture + added, atol=2e-7, rtol=2e-7)
 
 
 @pytest.mark.parametrize("sample_rate", [RATE, 11025])

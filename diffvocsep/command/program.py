@@ -136,10 +136,10 @@ def run(argv: list[str] | None = None) -> int:
             print_notes(left_out_note(left_out))
         announce(args.device, device)
         failed = 0
-        if song is not None:
-            separate(jobs[0], song)
-        else:
+        if song is None:
             failed = separate_all(jobs[rank::processes], separate, total=processes == 1)
+        elif rank == 0:
+            separate(jobs[0], song)
     all_done()  # torchrun ends all processes when one of them ends badly
     return 2 if failed else 0
 

@@ -9,7 +9,6 @@ others, only the vocals are read, for that last line. Nothing is downloaded.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..audio import AudioReader
 from ..config import Config, load_config
-from ..util.cli import main
+from ..util.cli import Parser, main
 from ..util.errors import UserError
 from . import dev_tracks, train_tracks
 from .testsets import songs_to_score
@@ -140,11 +139,7 @@ def splits(config: Config) -> Iterable[tuple[str, Sequence[Track]]]:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m diffvocsep.data.check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m diffvocsep.data.check", description=__doc__)
     parser.add_argument("--config", default="config.yaml", help="YAML file (default: config.yaml)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file")
     args = parser.parse_args(argv)

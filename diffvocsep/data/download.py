@@ -80,6 +80,17 @@ def provide(data: DataConfig) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def must_fetch(data: DataConfig) -> bool:
+    """Whether `provide` would fetch the archive: it may, and neither the dataset nor all of the archive is there."""
+    root = Path(data.musdbhq_root)
+    whole = (root / WORK / UNPACKED).is_dir() or (root / WORK / WHOLE).is_file()
+    return data.download and _is_missing(root) and not whole
+
+
+def source_of(data: DataConfig) -> Source:
+    return GDRIVE if data.download_source == "gdrive" else ZENODO
+
+
 def _is_missing(root: Path) -> bool:
     """Whether there is nothing to see in `root`, or not all of it has been moved there."""
     if not root.is_dir() or (root / WORK / UNPACKED).is_dir():
@@ -92,7 +103,7 @@ def _fetch(data: DataConfig, work: Path) -> None:
     whole = work / WHOLE
     if whole.is_file():
         return
-    source = GDRIVE if data.download_source == "gdrive" else ZENODO
+    source = source_of(data)
     name = "-".join(filter(None, (data.download_source, data.download_id)))  # what came of another id is another file
     partial = work / f"{name}.part"
     done = sum(f.stat().st_size for f in work.glob(f"{partial.name}*"))

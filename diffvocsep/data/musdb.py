@@ -7,6 +7,7 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,19 +64,30 @@ def _is_current(folder: Path, source: Path) -> bool:
         return False
 
 
+def import_musdb() -> ModuleType:
+    """The package, for which what it needs may be missing.
+
+    Raises:
+        UserError: it is not installed, or ffmpeg is not.
+    """
+    try:
+        import musdb
+    except ImportError:
+        raise UserError("MUSDB18's stem files need the package musdb; install it with: pip install musdb") from None
+    except RuntimeError:  # from stempeg
+        raise UserError("MUSDB18's stem files need the programs ffmpeg and ffprobe; install ffmpeg") from None
+    return musdb
+
+
 def open_musdb(root: Path, subset: str, split: str | None = None) -> DB:
     """The package's view of a half of MUSDB18: it looks into each file.
 
     Raises:
         UserError: the package or a program is missing, or a file is damaged.
     """
-    try:
-        import ffmpeg
-        import musdb
-    except ImportError:
-        raise UserError("MUSDB18's stem files need the package musdb; install it with: pip install musdb") from None
-    except RuntimeError:  # from stempeg
-        raise UserError("MUSDB18's stem files need the programs ffmpeg and ffprobe; install ffmpeg") from None
+    musdb = import_musdb()
+    import ffmpeg  # comes with it
+
     try:
         return musdb.DB(root=str(root), subsets=subset, split=split)
     except (ffmpeg.Error, Warning) as error:

@@ -9,7 +9,6 @@ What stands in OUT already is kept, so that an interrupted packing goes on.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import soundfile
 
 from ..audio import read, resample
 from ..util.atomic import write_atomic
-from ..util.cli import main
+from ..util.cli import Parser, main
 from ..util.errors import UserError
 from ..util.threads import in_threads
 from .stems import EXTENSIONS
@@ -64,9 +63,7 @@ def places(root: Path, out: Path) -> dict[Path, Path]:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m diffvocsep.data.pack", description="The same songs, small (Ogg Vorbis)."
-    )
+    parser = Parser(prog="python -m diffvocsep.data.pack", description="The same songs, small (Ogg Vorbis).")
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of songs")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the packed songs, in the same layout")
     parser.add_argument("--rate", type=int, default=22050, help="sample rate in Hz (default: 22050)")

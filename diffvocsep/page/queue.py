@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import sys
@@ -137,7 +138,7 @@ class Queue:
             except Cancelled:
                 pass
             except UserError as error:
-                song.error = str(error).replace(str(song.source), song.name)
+                song.error = str(error).replace(str(song.source), song.name).replace(f"{song.folder}{os.sep}", "")
             except Exception as error:  # the next song is not to suffer from it
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 song.error = f"'{song.name}' could not be separated ({reason}); try another song or other settings"

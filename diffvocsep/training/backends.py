@@ -41,7 +41,7 @@ class Backend:
         self.device = self.host = device
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-            torch.backends.cudnn.benchmark = True  # shapes stay the same but for the last chunk of a song
+            torch.backends.cudnn.benchmark = True  # most shapes come again at every step
 
     @property
     def main(self) -> bool:

@@ -117,10 +117,11 @@ class Objective:
         return x_t.index_copy(0, rows, torch.where(chosen, again, x_t[rows]))
 
     def _trusted_bins(self, source_rate: Tensor) -> Tensor:
-        """`(B, 1, F, 1)`: 1 where the item's source holds content, 0 above."""
+        """`(B, 1, F, 1)`: 1 in the bins in which a song of that source rate is separated, 0 above."""
         audio = self.config.audio
         hertz = torch.arange(self.frontend.bins, device=source_rate.device) * (audio.sample_rate / audio.n_fft)
-        return (hertz <= TRUSTED * source_rate[:, None]).float()[:, None, :, None]
+        whole = source_rate >= audio.sample_rate
+        return (whole[:, None] | (hertz <= TRUSTED * source_rate[:, None])).float()[:, None, :, None]
 
     def _vocal_loss(self, estimate: Tensor, vocals: Tensor, mixture: Tensor) -> Tensor:
         """L1 distance of waveforms and of their magnitudes at two resolutions; all inputs complex `(B, C, F, T)`."""

@@ -131,7 +131,7 @@ class Run:
     def go_on(self, path: Path, automatic: bool) -> None:
         """Take the state of a checkpoint; raises UserError as `load_state` does."""
         state = load_state(path, self.config, automatic, self.say)
-        progress, curves = state.progress, self.curves.with_name(state.progress.run_id)
+        progress, curves = state.progress, self.curves.parent / state.progress.run_id
         self.is_new = not is_same_run(path, self.folder / "last.pt", progress, curves, self.say)
         if self.is_new:
             progress = replace(progress, run_id=self.progress.run_id, best_sdr=-math.inf, dev_songs=[])

@@ -187,7 +187,7 @@ class Trainer(Run):
             group["lr"] = self.course.rate(self.progress)
         terms, stop, seconds = self._gradients(batches)
         scalars = torch.stack([stop, seconds, *(value for value in terms.values() if value.ndim == 0)])
-        values = scalars.tolist()  # the one wait for the GPU in a step
+        values = scalars.tolist()  # waits for the GPU
         self.progress.step += 1
         self.progress.samples += self.per_step
         self.agreed_to_stop = values[0] > 0

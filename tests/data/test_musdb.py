@@ -17,6 +17,8 @@ from diffvocsep.config import Config, load_config
 from diffvocsep.data import check, dev_tracks, musdb, train_tracks
 from diffvocsep.data.musdb_songs import DEV_SONGS, TEST_SONGS
 from diffvocsep.data.musdbhq import musdbhq_tracks
+from diffvocsep.data.testsets import songs_to_score
+from scripts import previews
 
 RATE = 8000
 STEMS = ("vocals", "drums", "bass", "other")
@@ -321,3 +323,51 @@ def test_without_ffmpeg_one_sentence_says_so(tmp_path, preview):
                           capture_output=True, cwd=Path(__file__).parents[2], encoding="utf-8")  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.strip() == "error: MUSDB18's stem files need the programs ffmpeg and ffprobe; install ffmpeg"
+
+
+# ---- its previews --------------------------------------------------------------------------------------------------
+
+
+def test_the_previews_of_the_validation_songs_become_folders_of_stems(tmp_path, preview, monkeypatch, capsys):
+    """The package's own download is a copy here."""
+    import musdb as package
+    import stempeg
+
+    root, out, wanted = tmp_path / "musdb18", tmp_path / "valid", ("Leaf - Summerghost", "Meaxic - Take A Step")
+    fetched = []
+
+    def fetch(db) -> None:
+        fetched.append(db.root)
+        put(root, "A - B", *wanted, source=preview)
+        put(root, "Zeno - Signs", source=preview, half="test")
+
+    monkeypatch.setattr(package.DB, "download", fetch)
+    for _ in range(2):
+        assert previews.run([str(out), "--root", str(root)]) == 0
+    assert fetched == [str(root)]
+    assert capsys.readouterr().out.splitlines() == 2 * [f"2 songs in '{out}'"]
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert files == [f"{song}/{side}.wav" for song in wanted for side in ("accompaniment", "mixture", "vocals")]
+    streams, rate = stempeg.read_stems(str(preview), ffmpeg_format="s16le")  # mixture, drums, bass, other, vocals
+    expected = {"mixture": streams[0], "vocals": streams[4], "accompaniment": streams[1:4].sum(0)}
+    for side, samples in expected.items():
+        got, got_rate = soundfile.read(out / wanted[1] / f"{side}.wav", always_2d=True)
+        assert got_rate == rate and np.abs(got - samples).max() < 1e-6
+    assert names(songs_to_score("stems", out)) == list(wanted)
+
+
+def test_previews_that_do_not_come_are_one_sentence(tmp_path, stem_file, monkeypatch):
+    import musdb as package
+
+    def fail(db) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(package.DB, "download", fail)
+    text = message(previews.run, [str(tmp_path / "valid"), "--root", str(tmp_path / "musdb18")])
+    assert "do not come (no route to host)" in text and "--root" in text
+
+
+def test_songs_that_are_none_of_the_validation_songs_are_no_previews(tmp_path, preview):
+    put(tmp_path, "A - B", source=preview)
+    text = message(previews.run, [str(tmp_path / "valid"), "--root", str(tmp_path)])
+    assert "none of MUSDB18's validation songs" in text and str(tmp_path) in text

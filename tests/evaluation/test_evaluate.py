@@ -26,7 +26,7 @@ from printed import tables
 import evaluate
 from diffvocsep.checkpoint import save_checkpoint
 from diffvocsep.config import load_config, to_dict
-from diffvocsep.data import songs as songs_module
+from diffvocsep.data import testsets
 from diffvocsep.data.synthetic import tracks as synthetic_tracks
 from diffvocsep.data.synthetic.song import make_song
 from diffvocsep.evaluation import measurements, museval_scores, parallel, scores, systems
@@ -380,7 +380,7 @@ def test_a_damaged_stem_file_is_one_sentence_and_each_process_looks_once(tmp_pat
     with pytest.raises(UserError, match=r"A - B, cannot be decoded \(.*replace it"):
         excerpts[0].read()
     damaged.write_bytes(b"no music")
-    songs_module._musdb.cache_clear()
+    testsets._musdb.cache_clear()
     with pytest.raises(UserError, match=r"cannot be decoded \(.*replace it"):
         find_excerpts("musdb", tmp_path)
 

@@ -29,10 +29,12 @@ import inference
 from diffvocsep.checkpoint import load_checkpoint, release, save_checkpoint
 from diffvocsep.config import to_dict
 from diffvocsep.util import cli
+from diffvocsep.util.errors import UserError
 
 pytest.importorskip("starlette", reason="the page needs requirements-app.txt")
 pytest.importorskip("uvicorn", reason="the page needs requirements-app.txt")
 from diffvocsep.page.guard import is_own_name
+from diffvocsep.page.queue import Queue, Song
 from diffvocsep.page.separation import WatchedSeparator, separate_song
 from diffvocsep.uncertainty import ScaleHead
 
@@ -89,9 +91,9 @@ class Visitor:
         self.stream = self.connection.getresponse()
         self.news = self.hear(lambda news: True)
 
-    def hear(self, enough: Callable[[dict], bool]) -> dict:
+    def hear(self, enough: Callable[[dict], bool], patience: float = PATIENCE) -> dict:
         """The first news that are `enough`."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             line = self.stream.readline()
             assert line, "the stream has ended"
@@ -112,9 +114,10 @@ class Visitor:
         self.sent.append(path)
         return path
 
-    def finished(self) -> dict:
+    def finished(self, patience: float = PATIENCE) -> dict:
         """Of the last song, when it has come to an end."""
-        return self.hear(lambda news: news["songs"] and news["songs"][-1]["state"] in ("done", "failed"))["songs"][-1]
+        ended = self.hear(lambda news: news["songs"] and news["songs"][-1]["state"] in ("done", "failed"), patience)
+        return ended["songs"][-1]
 
     def leave(self) -> None:
         self.stream.close()
@@ -216,6 +219,34 @@ def test_who_comes_second_is_told_and_a_closed_tab_makes_room(app, visit):
     assert eventually(lambda: len(app.files()) == 3)  # of the second
     second.leave()
     assert eventually(lambda: not app.files())
+
+
+@pytest.mark.parametrize("leaves", ["while it sends", "while it waits"])
+def test_a_tab_that_is_closed_before_its_turn_leaves_nothing(app, visit, leaves):
+    """Who came before notices nothing."""
+    first, second, data = visit(), visit(), sound(60.0)
+    first.send("long.wav", data, steps=100, samples=4)
+    first.hear(lambda news: news["songs"] and news["songs"][0]["progress"] > 0)
+
+    def folders() -> int:  # one for each song
+        return len({path.parent for path in app.files()})
+
+    if leaves == "while it waits":
+        second.send("waiting.wav", data)
+        assert folders() == 2
+    else:
+        path = f"{second.home}/songs/{json.loads(second.announce('half.wav', len(data))[1])['id']}"
+        connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=PATIENCE)
+        connection.putrequest("PUT", path)
+        connection.putheader("Content-Length", str(len(data)))
+        connection.endheaders(data[: len(data) // 2])
+        assert eventually(lambda: folders() == 2)
+        connection.close()
+    second.leave()
+    assert eventually(lambda: folders() == 1)
+    running = Visitor(app, first.home.rsplit("/", 1)[1])
+    assert running.news["songs"][0]["state"] == "running" and app.process.poll() is None
+    running.leave()
 
 
 def test_a_song_that_nobody_wants_any_more_is_not_worked_on(app, visit):
@@ -320,6 +351,50 @@ def test_a_wrong_start_is_one_sentence(model, tmp_path, monkeypatch, capsys):
             assert caught.value.code == 2 and not out
             assert said.count("\n") == 1 and said.startswith("error: "), said
             assert all(word in said for word in words)
+
+
+def test_a_sentence_about_a_song_names_no_folder_of_this_machine(tmp_path):
+    """Such as that of a disk which is too small for the stems of an hour."""
+
+    def work(song: Song) -> dict[str, int]:
+        raise UserError(f"'{song.folder / 'vocals.wav'}' cannot be written beside '{song.source}': no space is left")
+
+    queue = Queue(work, tmp_path)
+    queue.ready(queue.add("visitor", "내 노래.wav", 1, 1, 1))
+    assert eventually(lambda: queue.report("visitor")[0]["state"] == "failed")
+    (told,) = queue.report("visitor")
+    assert told["error"] == "'vocals.wav' cannot be written beside '내 노래.wav': no space is left"
+    queue.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
+def test_an_hour_comes_back_whole_in_the_memory_of_five_minutes(tmp_path):
+    config, path, folder = tiny_config("separation.chunk_seconds=10"), tmp_path / "model.pt", tmp_path / "temporary"
+    save_checkpoint(path, {"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 1})
+    folder.mkdir()
+    app, peaks, shares = App(folder, "--model_path", str(path)), [], []
+    try:
+        visitor = Visitor(app, "0" * 32)
+        for minutes in (5, 60):
+            samples = (3000 * np.random.default_rng(minutes).standard_normal(60 * minutes * RATE)).astype(np.int16)
+            soundfile.write(tmp_path / "song.wav", samples, RATE, "PCM_16")
+            song = visitor.send("song.wav", (tmp_path / "song.wav").read_bytes())
+            shares.clear()
+            visitor.hear(lambda news: shares.append(news["songs"][-1]["progress"]) or len(shares) > 3)
+            told = visitor.finished(patience=900)
+            assert (told["state"], told["frames"]) == ("done", len(samples)), told["error"]
+            assert shares == sorted(shares) and shares[-1] < 1
+            status, last = app.ask("GET", f"{song}/samples?start={len(samples) - RATE}&count={RATE}")
+            both = np.frombuffer(last, "<f4").reshape(2, RATE)
+            assert status == 200 and np.abs(both.sum(0) - samples[-RATE:] / 2**15).max() < 1e-5
+            status = Path(f"/proc/{app.process.pid}/status").read_text(encoding="utf-8")
+            peaks.append(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)
+        assert peaks[1] < 1.1 * peaks[0], peaks
+        visitor.leave()
+        assert eventually(lambda: not app.files())
+    finally:
+        app.process.kill()
 
 
 # --- installed -----------------------------------------------------------------------------------------------------

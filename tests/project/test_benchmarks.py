@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
 import yaml
+from printed import tables
 from tiny import random_unet, tiny_config
 
-from benchmarks import ablation, in_turns, inference
+from benchmarks import ablation, in_turns, inference, waiting
 from benchmarks.diffusers_unet import DiffusersUNet
 from diffvocsep import checkpoint
 from diffvocsep.checkpoint import release
@@ -180,3 +185,65 @@ def test_versions_take_turns(capsys, tmp_path):
     assert all(0 < least <= middle < 60 for middle, least in times.values())
     with pytest.raises(UserError, match="is no checkout"):
         in_turns.run([str(tmp_path)])
+
+
+# --- how threads wait ---------------------------------------------------------------------------------------------
+
+
+def test_policies_are_compared_with_the_first_in_every_row(capsys, monkeypatch):
+    """Passive takes 2 s on a quiet machine and 3 s beside others; the others take as much longer as they do here."""
+    factors = {"passive": 1.0, "active": 2.5, "unset": 1.25, "one thread": 0.5}
+    named, beside = {id(policy): name for name, policy in waiting.POLICIES.items()}, [0]
+
+    @contextmanager
+    def load(processes: int):
+        beside[0] = processes
+        yield
+
+    monkeypatch.setattr(waiting, "load", load)
+    monkeypatch.setattr(waiting, "seconds", lambda _, policy: (3 if beside[0] else 2) * factors[named[id(policy)]])
+    assert waiting.run(["--rounds", "3", "--busy", "4", "--steps", "7"]) == 0
+    (rows,) = tables(capsys.readouterr().out)
+    assert rows.pop(f"s (times passive), {os.cpu_count()} cores, 3 rounds") == list(factors)
+    assert list(rows) == ["the demo song, quiet", "7 steps, quiet", "the demo song, 4 busy", "7 steps, 4 busy"]
+    assert list(rows["7 steps, quiet"]) == ["2.0 (1.00)", "5.0 (2.50)", "2.5 (1.25)", "1.0 (0.50)"]
+    assert list(rows["the demo song, 4 busy"]) == ["3.0 (1.00)", "7.5 (2.50)", "3.8 (1.25)", "1.5 (0.50)"]
+
+
+def test_the_load_computes_and_ends(monkeypatch):
+    with waiting.load(2) as busy:
+        deadline = time.monotonic() + 60
+        used = [0.0, 0.0]
+        while min(used) < 0.2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            used = [psutil.Process(process.pid).cpu_times() for process in busy]
+            used = [times.user + times.system for times in used]
+        assert min(used) >= 0.2 and all(process.poll() is None for process in busy)
+    assert all(process.poll() is not None for process in busy)
+
+
+def test_a_policy_reaches_the_program_alone(monkeypatch, tmp_path):
+    """What is set outside does not."""
+    said = tmp_path / "said.json"
+    (tmp_path / "show.py").write_text(
+        "import json, os, sys; json.dump({k: v for k, v in os.environ.items() if k[:4] in ('OMP_', 'GOMP')}, "
+        "open(sys.argv[1], 'w'))", encoding="utf-8",
+    )  # fmt: skip
+    monkeypatch.setattr(waiting, "ROOT", tmp_path)
+    for name in waiting.OTHERS:
+        monkeypatch.setenv(name, "2")
+    for policy in waiting.POLICIES.values():
+        assert waiting.seconds(["show.py", str(said)], policy) > 0
+        assert json.loads(said.read_text(encoding="utf-8")) == policy
+    with pytest.raises(UserError, match=r"none\.py ended with exit code 2"):
+        waiting.seconds(["none.py"], {})
+
+
+@pytest.mark.slow
+def test_waiting_measures_the_commands(capsys, monkeypatch):
+    monkeypatch.setattr(waiting, "POLICIES", {"one thread": waiting.POLICIES["one thread"]})
+    assert waiting.run(["--rounds", "1", "--busy", "1", "--steps", "1"]) == 0
+    (rows,) = tables(capsys.readouterr().out)
+    header, *cells = (cell for (cell,) in rows.values())
+    assert header == "one thread" and len(cells) == 4
+    assert all(cell.endswith(" (1.00)") and float(cell.split()[0]) > 1 for cell in cells)

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import soundfile
 from trainers import ROOT, TINY
 
 NOTEBOOK = ROOT / "notebooks" / "diffvocsep_colab.ipynb"
@@ -28,7 +32,7 @@ def execute(cell: str, names: dict) -> None:
     """As Jupyter does: `!` starts a command, `{NAME}` in it is a variable, and the rest is Python."""
     lines = cell.splitlines()
     for line in (line for line in lines if line.startswith("!")):
-        words = line[1:].format(**names).split()
+        words = shlex.split(line[1:].format(**names))
         words[0] = sys.executable if words[0] == "python" else words[0]
         done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=900)
         assert done.returncode == 0, done.stderr
@@ -36,6 +40,31 @@ def execute(cell: str, names: dict) -> None:
 
 
 @pytest.mark.slow
+def colab(monkeypatch, folder: Path) -> list[str]:
+    """What Colab and Jupyter bring, in few lines: two seconds of the demo song are uploaded, as `my song.ogg`. Returns
+    the files that are shown or downloaded, as they come."""
+
+    def upload() -> dict[str, bytes]:
+        samples, rate = soundfile.read(ROOT / "data" / "demo" / "song.ogg", 2 * 44100)
+        soundfile.write(folder / "my song.ogg", samples, rate)
+        return {"my song.ogg": b""}
+
+    came: list[str] = []
+    files = SimpleNamespace(upload=upload, download=came.append)
+    show = SimpleNamespace(Audio=str, Image=str, display=came.append)
+    modules = {"google": SimpleNamespace(), "google.colab": SimpleNamespace(files=files)}
+    for name, module in (modules | {"IPython": SimpleNamespace(), "IPython.display": show}).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return came
+
+
+def test_it_has_two_sections():
+    book = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    texts = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "markdown"]
+    headings = [line for text in texts for line in re.findall(r"^#+ .*", text, re.M)]
+    assert headings == ["# Diff-VocSep on Colab", "## Separate a song", "## Train"]
+
+
 def test_its_cells_run(tmp_path, monkeypatch):
     with_xla = importlib.util.find_spec("torch_xla") is not None
     for path in ROOT.iterdir():
@@ -49,9 +78,7 @@ def test_its_cells_run(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-    played = []
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(Audio=played.append))
+    shown = colab(monkeypatch, tmp_path)
     names: dict = {}
     for tag, cell in cells():
         if tag == "install":
@@ -61,8 +88,10 @@ def test_its_cells_run(tmp_path, monkeypatch):
             if tag == "tpu":
                 names["SETTINGS"] += " train.max_steps=3"  # it goes on with what the GPU's cell has left
             execute(cell, names)
-    assert played == ["vocals.wav"] and (tmp_path / "vocals.wav").stat().st_size > 1000
-    assert {tag for tag, _ in cells()} == {"setup", "install", "train", "tpu", "listen"}
+    stems = ["vocals.mp3", "instrumental.mp3"]
+    assert names["SONG"] == "my song.ogg" and shown == [*stems, "picture.png", *stems, "mine.mp3"]
+    assert {soundfile.info(tmp_path / name).frames for name in (*stems, "mine.mp3")} == {2 * 44100}
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert all((tmp_path / "checkpoints" / name).is_file() for name in ("last.pt", "best.pt"))
 
 

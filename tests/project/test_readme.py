@@ -121,7 +121,7 @@ def parser_of(script: str) -> argparse.ArgumentParser:
 
 def options_of(script: str) -> set[str]:
     """The options at the beginning of a line of `--help`; its description names some too, true or not."""
-    return set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", parser_of(script).format_help(), re.M))
+    return set(re.findall(r"^ +(?:-\w(?: [A-Z]+)?, )?(--[\w-]+)", parser_of(script).format_help(), re.M))
 
 
 def options_in(words: list[str]) -> set[str]:

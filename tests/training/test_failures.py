@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing import active_children
+from pathlib import Path
 
 import pytest
 import torch
-from trainers import CPU, make, tiny
+from trainers import CPU, ROOT, assert_same_run, at_step, make, run, tiny
 
+from diffvocsep.checkpoint import load_checkpoint
+from diffvocsep.config import save_config
 from diffvocsep.data import train_tracks
 from diffvocsep.data.loader import STUCK, load_segments
 from diffvocsep.data.mixing import Segments
+from diffvocsep.util import cli
 from diffvocsep.util.errors import UserError, WorkFailed
 
 # ---- loaders -------------------------------------------------------------------------------------------------------
@@ -117,3 +123,102 @@ def test_a_trainer_leaves_no_loader_behind_whatever_ends_it(tmp_path, monkeypatc
     with pytest.raises(RuntimeError, match="power cut"):
         trainer.run()
     assert time.monotonic() - began < 10 and not active_children()
+
+
+# ---- the disk, the memory ------------------------------------------------------------------------------------------
+
+
+def train_py(folder: Path, capsys: pytest.CaptureFixture) -> tuple[int, list[str]]:
+    """train.py in this process: its exit code, and what stands on stderr without the bars."""
+    import train
+
+    save_config(tiny(folder), folder / "tiny.yaml")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(lambda: train.run(["--config", str(folder / "tiny.yaml"), "--device", "cpu"]))
+    written = capsys.readouterr().err
+    assert "Traceback" not in written and "Exception in thread" not in written
+    return ended.value.code, [line for line in written.splitlines() if "error: " in line]
+
+
+@pytest.fixture
+def full_disk():
+    """Fill the disk: no file of this process grows beyond so many bytes."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(("size", "where"), [(20_000, "pt"), (200, "")])
+def test_a_full_disk_ends_a_run_in_one_sentence_with_a_whole_checkpoint(
+    tmp_path, monkeypatch, capsys, full_disk, undisturbed, size, where
+):
+    """Whether a checkpoint or a curve is the first that does not fit."""
+    limits = []
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: limits.append(full_disk(size)))
+        code, said = train_py(tmp_path, capsys)
+    full_disk(-1)
+    assert limits and code == 1 and len(said) == 1 and "the disk is full" in said[0] and "make room" in said[0]
+    assert where in said[0] and load_checkpoint(tmp_path / "ck" / "last.pt")["step"] in (2, 3)
+    assert not list((tmp_path / "ck").glob(".*.part*"))
+    assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+
+
+def test_too_little_memory_ends_a_run_in_one_sentence(tmp_path, monkeypatch, capsys, undisturbed):
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: torch.empty(1 << 55))
+        code, said = train_py(tmp_path, capsys)
+    assert code == 1 and len(said) == 1 and "the memory of the computer is full" in said[0]
+    assert "train.batch_size" in said[0] and load_checkpoint(tmp_path / "ck" / "last.pt")["step"] == 3
+    assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+
+
+# ---- signals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_polite_kill_and_a_closed_terminal_save_what_there_is(tmp_path, monkeypatch, undisturbed, name):
+    if not hasattr(signal, name):
+        pytest.skip("POSIX signals")
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: signal.raise_signal(getattr(signal, name)))
+        assert make(tmp_path).run() == 130
+    assert load_checkpoint(tmp_path / "ck" / "last.pt")["step"] == 4
+    assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "forkpty"), reason="POSIX terminals")
+def test_a_terminal_that_is_closed_saves_what_there_is(tmp_path):
+    save_config(tiny(tmp_path, "train.max_steps=100000", "train.val_every_steps=100000"), tmp_path / "tiny.yaml")
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "tiny.yaml"), "--device", "cpu"]
+    process, terminal = os.forkpty()
+    if process == 0:
+        os.execvpe(command[0], command, os.environ | {"OMP_NUM_THREADS": "1"})
+    written = b""
+    while b"step 3: median SDR" not in written:
+        written += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert load_checkpoint(tmp_path / "ck" / "last.pt")["step"] >= 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(("script", "imported"), [("train.py", "tensorboard"), ("train_tpu.py", "torch_xla")])
+def test_a_signal_during_the_start_is_no_traceback(tmp_path, script, imported, name):
+    """In the middle of an import, which might take a KeyboardInterrupt for an error of its own."""
+    (tmp_path / imported).mkdir()
+    (tmp_path / imported / "__init__.py").write_text(
+        f"import os, signal\ntry:\n    os.kill(os.getpid(), signal.{name})\nexcept BaseException:\n    pass\n",
+        encoding="utf-8",
+    )
+    save_config(tiny(tmp_path), tmp_path / "tiny.yaml")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), "--config", "tiny.yaml"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PJRT_DEVICE": "CPU"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 130 and "Traceback" not in done.stderr and done.stderr.endswith("interrupted\n")
+    assert not (tmp_path / "ck").exists()

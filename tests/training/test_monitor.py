@@ -143,6 +143,29 @@ def test_history_that_was_cut_or_went_too_far_goes_on_from_the_step(tmp_path):
     ]  # fmt: skip
 
 
+SPREADSHEETS = {"BOM": (",", ".", "utf-8-sig"), "semicolons": (";", ",", "utf-8-sig"), "UTF-16": ("\t", ",", "utf-16"),
+                "other language": (";", ",", "cp1252")}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SPREADSHEETS)
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_table_that_a_spreadsheet_has_saved_is_not_cut(tmp_path, kind, meanwhile):
+    """Before a run goes on, and while it runs."""
+    delimiter, point, encoding = SPREADSHEETS[kind]
+    path = tmp_path / "history.csv"
+    history = History(path, ("loss", "sdr"), 0)
+    for step in (1, 2, 3):
+        history.add(step, {"loss": step / 3, "sdr": -step / 7})
+    before = rows(tmp_path)
+    table = [list(before[0]), *([value.replace(".", point) for value in row.values()] for row in before)]
+    path.write_bytes("".join(delimiter.join(line) + "\r\n" for line in table).encode(encoding))
+    if not meanwhile:
+        history = History(path, ("loss", "sdr"), 3)
+    history.add(4, {"loss": 4.5})
+    assert rows(tmp_path)[:3] == before and rows(tmp_path)[3]["loss"] == "4.5" and len(rows(tmp_path)) == 4
+    assert [found.name for found in tmp_path.iterdir()] == ["history.csv"]
+
+
 def test_a_table_that_someone_looks_at_gets_its_rows_later(tmp_path, monkeypatch, capsys):
     """On Windows a program that shows a file, like Excel, keeps others from writing to it: no reason to end a run."""
     monitor = Monitor(tmp_path, tiny(tmp_path), CPU, 0, 6, -math.inf, "")
@@ -168,7 +191,8 @@ def test_a_table_that_someone_looks_at_gets_its_rows_later(tmp_path, monkeypatch
 
 def test_curves_are_there_at_their_steps(log):
     scalars = set(log.Tags()["scalars"])
-    elsewhere = {CURVES["gpu_memory_gib"], CURVES["compilations"]}  # on GPUs, on TPUs
+    # On GPUs, on TPUs, with train.consistency_share.
+    elsewhere = {CURVES["gpu_memory_gib"], CURVES["compilations"], CURVES["consistency"]}
     assert set(CURVES.values()) - scalars <= elsewhere | {f"loss_by_noise/quarter_{k}" for k in "1234"}
     for tag in scalars - {"loss_by_noise/pure_noise"}:
         steps = [event.step for event in log.Scalars(tag)]

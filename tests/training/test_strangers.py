@@ -23,7 +23,7 @@ from diffvocsep.checkpoint import FORMAT, load_checkpoint, load_model, release, 
 from diffvocsep.training.trainer import Trainer
 from diffvocsep.util.errors import UserError
 
-SECONDS = 5.0  # a second and more on a quiet machine
+SECONDS = 5.0  # of the processor's time; a second of it is usual
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +73,14 @@ def said_of(trainer: Trainer, state: dict) -> str | None:
     folder = trainer.folder.parent
     trainer.folder.mkdir(exist_ok=True)
     torch.save({"format": FORMAT} | state, trainer.folder / "last.pt")
-    said, began = None, time.monotonic()
+    said, began = None, time.process_time()
     try:
         trainer.go_on(trainer.folder / "last.pt", automatic=True)
         trainer.state()
     except UserError as error:
         said = str(error)
         assert "\n" not in said and "last.pt" in said and len(said) < 600
-    assert time.monotonic() - began < SECONDS
+    assert time.process_time() - began < SECONDS
     assert {path.name for path in folder.iterdir()} <= {"ck", "tb"}, "nothing is written elsewhere"
     return said
 
@@ -137,12 +137,12 @@ def test_a_network_too_large_for_any_memory_is_refused_in_a_moment(tmp_path, sta
         save_checkpoint(tmp_path / "large.pt", other)
         release(other, tmp_path / "large.safetensors")
         for name in ("large.pt", "large.safetensors"):
-            began = time.monotonic()
+            began = time.process_time()
             if key == "attention":
                 other["config"]["model"]["attention_heads"] = 1
             with pytest.raises(UserError, match=name):
                 load_model(tmp_path / name)
-            assert time.monotonic() - began < SECONDS, key
+            assert time.process_time() - began < SECONDS, key
 
 
 def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path, state):
@@ -175,10 +175,10 @@ def safetensors(path: Path, metadata: Any) -> Path:
     ],
 )  # fmt: skip
 def test_metadata_of_any_kind_is_a_sentence_in_a_second(tmp_path, metadata):
-    path, began = safetensors(tmp_path / "odd.safetensors", metadata), time.monotonic()
+    path, began = safetensors(tmp_path / "odd.safetensors", metadata), time.process_time()
     with pytest.raises(UserError, match="odd.safetensors") as error:
         load_model(path)
-    assert time.monotonic() - began < SECONDS and "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert time.process_time() - began < SECONDS and "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 def test_metadata_nested_deeply_is_a_sentence(tmp_path):

@@ -1,0 +1,99 @@
+"""What lies below 20 Hz: nobody hears it, but a DC offset or a rumble can be louder than the music above it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .resampling import rechunk
+
+_CUTOFF, _TRANSITION = 20.0, 10.0  # Hz
+_STOPBAND = 80.0  # dB
+_SILENCE = 0.005  # seconds to each side without a sample that is not zero: digital silence
+MUCH_OFFSET, MUCH = 1e-4, 0.01  # shares of a channel's energy from which on they are taken away
+
+
+class Rumble:
+    """Takes an offset and what lies below 20 Hz from streams of one sample rate (Hz), after it has measured them.
+
+    A song that has hardly any is left as it is, to the bit: the network knows what little songs have down there.
+
+    The offset is the mean; a linear-phase low-pass filter finds the rest (a sinc under a window of Kaiser, 1974, as in
+    `resampling.py`). Before its beginning and after its end, a stream is continued as its own mirror image, so that it
+    has no edge there.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        self.sample_rate = sample_rate
+        self.count, self.total, self.energy, self.low = (torch.zeros(1, dtype=torch.float64) for _ in range(4))
+
+    def measure(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Pass the blocks `(C, n)` on, in other sizes, and measure them."""
+        for block, low, sounding in self._split(blocks):
+            self.count, self.total = self.count + sounding.sum(), self.total + block.double().sum(-1)
+            self.energy = self.energy + block.double().square().sum(-1)
+            self.low = self.low + low.double().square().sum(-1)
+            yield block
+
+    def much(self) -> tuple[bool, bool]:
+        """Whether any channel has an offset, and beside it something below 20 Hz, worth taking away."""
+        if self.count * _CUTOFF < self.sample_rate:  # shorter than one period
+            return False, False
+        offset = self.total.square() / self.count
+        beside = (self.low - offset) > MUCH * (self.energy - offset)
+        return bool((offset > MUCH_OFFSET * self.energy).any()), bool(beside.any())
+
+    def remove(self, blocks: Iterable[Tensor]) -> Iterable[Tensor]:
+        """The blocks `(C, n)`, perhaps in other sizes, without what is worth taking away; silence stays silent."""
+        offset, below = self.much()
+        if not (offset or below):
+            return blocks
+        mean = (self.total / self.count).float()[:, None]
+        return (block - (low if below else mean * sounding) for block, low, sounding in self._split(blocks))
+
+    def _split(self, blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Blocks, what lies below 20 Hz in them, both `(C, n)`, and where they are no digital silence, `(n,)`."""
+        kernel = _low_pass(self.sample_rate)
+        reach, window = len(kernel) // 2, None  # (C, n): what the filter sees before a sample, and what is not yet done
+        for block in rechunk(blocks, 4 * reach):
+            window = _mirrored(block, reach) if window is None else torch.cat([window, block], dim=-1)
+            if (ready := window.shape[-1] - 2 * reach) > 0:
+                yield self._filtered(window, kernel)
+                window = window[:, ready:]
+        if window is not None:
+            yield self._filtered(_mirrored(window.flip(-1), reach).flip(-1), kernel)
+
+    def _filtered(self, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `_split` says of the samples of a window that the filter sees all of."""
+        reach, near = len(kernel) // 2, round(_SILENCE * self.sample_rate)
+        loudest = window.abs().amax(0, keepdim=True)[:, reach - near : window.shape[-1] - reach + near]
+        sounding = F.max_pool1d(loudest, 2 * near + 1, stride=1)[0] > 0
+        return window[:, reach : window.shape[-1] - reach], _convolve(window, kernel) * sounding, sounding
+
+
+@lru_cache(maxsize=8)
+def _low_pass(sample_rate: int) -> Tensor:
+    """An odd number of taps, `(n,)`, whose sum is 1."""
+    reach = math.ceil((_STOPBAND - 7.95) / (2.285 * 2 * math.pi * _TRANSITION / sample_rate) / 2)
+    window = torch.kaiser_window(2 * reach + 1, periodic=False, beta=0.1102 * (_STOPBAND - 8.7), dtype=torch.float64)
+    kernel = window * torch.sinc(torch.arange(-reach, reach + 1).double() * 2 * _CUTOFF / sample_rate)
+    return (kernel / kernel.sum()).float()
+
+
+def _mirrored(block: Tensor, reach: int) -> Tensor:
+    """The block with its mirror image before it, `(C, reach + n)`; where it is shorter, its farthest sample goes on."""
+    part = min(reach, block.shape[-1] - 1)
+    before = block[:, 1 : 1 + part].flip(-1)
+    return F.pad(torch.cat([before, block], dim=-1), (reach - part, 0), mode="replicate")
+
+
+def _convolve(window: Tensor, kernel: Tensor) -> Tensor:
+    """What a filter makes of the samples that it sees all of, `(C, n - taps + 1)`."""
+    size = 1 << (window.shape[-1] - 1).bit_length()  # what goes round falls on the samples that are cut off
+    product = torch.fft.rfft(window, size) * torch.fft.rfft(kernel, size)
+    return torch.fft.irfft(product, size)[:, len(kernel) - 1 : window.shape[-1]]
