@@ -71,8 +71,9 @@ class ScaleHead(nn.Module):
         """
         batch, channels, bins, frames = mixture.shape
         level = level.clamp_min(1e-20)
-        spectra = (torch.view_as_real(x.mT / level) for x in (mixture, vocals, mixture - vocals))
-        power = torch.stack([x.square().sum(-1) for x in spectra], dim=2)  # quicker than magnitudes
+        song, voice = mixture.mT / level, vocals.mT / level
+        parts = ((x.real, x.imag) for x in (song, voice, song - voice))
+        power = torch.stack([real * real + imag * imag for real, imag in parts], dim=2)  # quicker than magnitudes
         seen = (power + FLOOR**2).log().flatten(0, 1) / 2  # (B * C, 3, T, F)
         context = self.patches.unfold(self.context(features))[..., :frames, :bins]  # the same for all channels
         hidden = self.seen(seen).unflatten(0, (batch, channels)) + context[:, None]
