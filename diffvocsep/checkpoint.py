@@ -24,7 +24,7 @@ from .config import Config, from_dict, load_config, require_same_network, to_dic
 from .uncertainty import ScaleHead
 from .unet import make_network
 from .util.atomic import write_atomic
-from .util.cli import Parser, main
+from .util.cli import Parser, main, print_notes
 from .util.errors import UserError
 from .util.strict_yaml import blame, show
 
@@ -343,6 +343,11 @@ def run(argv: list[str] | None = None) -> int:
     trained = config_in(args.checkpoint[-1], state["config"])
     config = load_config(None, args.set, base=trained)
     require_same_network(trained, config, f"'{args.checkpoint[-1]}'")
+    changed = ScaleHead(trained).unfitted(config) if state.get("head") else []
+    if changed:
+        names, program = ", ".join(changed), "python -m scripts.fit_uncertainty"
+        print_notes([f"the uncertainty is left out: it was not fitted under this {names}; fit it anew with {program}"])
+        state["head"] = {}
     state |= {"config": to_dict(config)}
     release(state, args.released, torch.float16 if args.half else torch.float32)
     print(f"{args.released}: step {state['step']}, {args.released.stat().st_size / 2**20:.1f} MiB")

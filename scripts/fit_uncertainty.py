@@ -99,7 +99,7 @@ def choose(excerpts: Sequence[Excerpt], most: int) -> list[Excerpt]:
     songs: dict[str, list[Excerpt]] = {}
     for excerpt in excerpts:
         songs.setdefault(excerpt.track.name, []).append(excerpt)
-    return [clip for clips in songs.values() for clip in clips[:: max(1, len(clips) // most)][:most]]
+    return [clips[i * len(clips) // n] for clips in songs.values() for n in [min(most, len(clips))] for i in range(n)]
 
 
 def calibrate(separator: Separator, excerpts: Sequence[Excerpt]) -> None:

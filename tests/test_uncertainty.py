@@ -13,7 +13,8 @@ from test_inference import model as model
 from tiny import RATE, db, random_unet, song, tiny_config
 
 from diffvocsep import checkpoint
-from diffvocsep.audio import read
+from diffvocsep.audio import read, write
+from diffvocsep.audio.turns import AT_ONCE
 from diffvocsep.config import Config, to_dict
 from diffvocsep.separator import Separator
 from diffvocsep.uncertainty import ScaleHead, load_uncertainty
@@ -81,6 +82,22 @@ def test_a_louder_song_has_larger_errors_and_the_same_sdr(found):
     _, louder = measured(one, 4 * mixture)
     assert torch.allclose(louder.scale.float(), 4 * uncertainty.scale.float(), rtol=0.02, atol=1e-5)
     assert louder.sdr() == pytest.approx(uncertainty.sdr(), abs=0.02)
+
+
+def test_a_song_as_quiet_as_80_db_down_has_the_same_doubt(found):
+    one, mixture, _, uncertainty = found
+    _, quiet = measured(one, 1e-4 * mixture)
+    assert quiet.scale.count_nonzero() == uncertainty.scale.count_nonzero()
+    assert torch.allclose(quiet.scale, 1e-4 * uncertainty.scale, rtol=0.02)
+    assert quiet.sdr() == pytest.approx(uncertainty.sdr(), abs=0.02)
+
+
+def test_settings_that_change_the_errors_are_told_from_those_that_do_not():
+    one = separator()
+    assert one.head.unfitted(one.settings(steps=2, samples=3)) == ["diffusion.ddim_steps", "diffusion.samples"]
+    masked = one.configured(None, ["separation.subtract=mask", "separation.chunk_seconds=2", "train.seed=7"])
+    assert masked.head.unfitted(masked.settings()) == ["separation.subtract"]
+    assert one.head.unfitted(one.settings()) == []
 
 
 def test_silence_is_certain():
@@ -151,6 +168,16 @@ def test_a_model_that_was_changed_loses_its_head(knowing, tmp_path):
     assert Separator.from_checkpoint(mean, "cpu").head is None and Separator.from_checkpoint(alone, "cpu").head
 
 
+def test_a_head_does_not_go_with_settings_it_was_not_fitted_to(knowing, tmp_path, capsys):
+    same, other = tmp_path / "same.safetensors", tmp_path / "other.safetensors"
+    assert checkpoint.run([str(knowing), "--set", "separation.batch_chunks=2", str(same)]) == 0
+    assert Separator.from_checkpoint(same, "cpu").head and not capsys.readouterr().err
+    assert checkpoint.run([str(knowing), "--set", "diffusion.ddim_steps=4", str(other)]) == 0
+    assert Separator.from_checkpoint(other, "cpu").head is None
+    err = capsys.readouterr().err
+    assert "diffusion.ddim_steps" in err and "scripts.fit_uncertainty" in err and err.count("\n") == 1
+
+
 def test_a_head_of_another_model_is_refused(tmp_path):
     config, path = tiny_config(), tmp_path / "mixed.safetensors"
     head = ScaleHead(tiny_config("model.base_channels=4")).state_dict()
@@ -184,6 +211,22 @@ def test_a_model_without_a_head_says_how_to_get_one(call, folder):
     assert_one_sentence(call(*arguments, "--uncertainty", "u.npz"), "python -m scripts.fit_uncertainty")
     assert names(folder) == ["song.wav"]
     assert call(*arguments, "--plot", "p.png")[0] == 0  # the picture does without
+
+
+def test_under_other_settings_the_numbers_come_with_a_note(call, folder, knowing):
+    arguments = ["--input", "song.wav", "--output", "v.wav", "--steps", "2"]
+    code, _, err = call(*arguments, "--uncertainty", "u.npz", use=knowing)
+    assert code == 0 and err.count("\n") == 1 and "note: the uncertainty was fitted under another diffusion.dd" in err
+    code, out, err = call(*arguments, "--plot", "p.png", use=knowing)  # a picture for which nobody asked does without
+    assert (code, err) == (0, "") and "SDR" not in out
+
+
+def test_a_picture_of_more_channels_than_go_at_once(call, folder, knowing):
+    write("many.wav", 0.05 * song(0.5)[:1].repeat(AT_ONCE + 1, 1), RATE)
+    arguments = ["--input", "many.wav", "--output", "v.wav"]
+    assert call(*arguments, "--plot", "p.png", use=knowing)[0] == 0 and "p.png" in names(folder)
+    code, _, err = call(*arguments, "--uncertainty", "u.npz", use=knowing)
+    assert code == 2 and err.count("\n") == 1 and "channels" in err
 
 
 def test_other_bad_requests(call, folder):

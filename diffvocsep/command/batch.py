@@ -15,6 +15,7 @@ from ..audio.songs import STEMS
 from ..audio.turns import AT_ONCE, Part, join, split
 from ..audio.written import require_form
 from ..separator import BLOCK_SECONDS, Separator
+from ..uncertainty import Uncertainty
 from ..util.atomic import own_folder
 from ..util.cli import print_notes
 from ..util.errors import UserError
@@ -73,6 +74,15 @@ def separate_reader(
         down = f"{20 * math.log10(peak):.2f} dB"
         print_notes([f"{' and '.join(map(str, targets))} lie {down} below the song, so that the highest peak fits"])
     return 1 / peak
+
+
+def uncertainty_for_picture(separator: Separator, channels: int, **options) -> Uncertainty | None:
+    """An empty one for a song that is separated with these options of `Separator.separate`; None where nothing can be
+    told: of a model without a head, under settings that it was not fitted to, in more channels than go at once."""
+    head = separator.head
+    if head is None or channels > AT_ONCE or head.unfitted(separator.settings(**options)):
+        return None
+    return separator.uncertainty()
 
 
 def require_fit(reader: AudioReader, targets: list[Path], subtype: str | None, bitrate: int | None) -> None:

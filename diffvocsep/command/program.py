@@ -207,7 +207,7 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
     from ..audio import AudioReader
     from ..separator import Separator
     from ..uncertainty import save_uncertainty
-    from .batch import separate_reader
+    from .batch import separate_reader, uncertainty_for_picture
 
     released = Separator.from_checkpoint(model, device)
     separator = released.configured(args.config, args.overrides)
@@ -215,8 +215,10 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
     settings = separator.settings(**options)
     if rank == 0:
         print_notes(notes_on_settings(args, released.config, separator.config, settings))
-    wanted = args.uncertainty or (args.plot and separator.head)
-    uncertainty = separator.uncertainty() if wanted else None
+    uncertainty = separator.uncertainty() if args.uncertainty else None
+    if uncertainty and rank == 0:
+        print_notes(f"the uncertainty was fitted under another {key} and may mislead; leave that setting as it came"
+                    for key in separator.head.unfitted(settings))  # fmt: skip
     form = {"subtype": SUBTYPES[args.bits], "bitrate": args.bitrate, "rescale": args.rescale}
     form["progress"] = not args.no_progress and rank == 0
 
@@ -224,17 +226,20 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
         source, vocals, instrumental, _ = job
         require_outputs(source, vocals, instrumental)
         with nullcontext(reader) if reader else AudioReader(source) as song:
-            gain = separate_reader(separator, song, vocals, instrumental, uncertainty=uncertainty, **form, **options)
+            found = uncertainty
+            if args.plot and not found:
+                found = uncertainty_for_picture(separator, song.channels, **options)
+            gain = separate_reader(separator, song, vocals, instrumental, uncertainty=found, **form, **options)
             say(f"{source} -> {', '.join(map(str, job.targets))}")
-            if uncertainty:
-                say_sdr(*uncertainty.sdr())
+            if found:
+                say_sdr(*found.sdr())
             if args.uncertainty:
-                save_uncertainty(args.uncertainty, uncertainty.values())
+                save_uncertainty(args.uncertainty, found.values())
             if args.plot:
                 from ..plot import middle, plot_separation
 
                 (mixture, rate, start), (voice, _, _) = (middle(file, PICTURE_SECONDS) for file in (song, vocals))
-                numbers = uncertainty.values() if uncertainty else None
+                numbers = found.values() if found else None
                 plot_separation(args.plot, mixture, voice / gain, rate, start, uncertainty=numbers)
 
     return separate

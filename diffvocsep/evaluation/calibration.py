@@ -8,7 +8,7 @@ from them, and factors can be fitted anew to any choice of songs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from ..separator import Separator
 from ..uncertainty.head import LEVELS_DB, LOWEST_HZ, OCTAVES, QUIET_DB, ScaleHead, levels, octaves
 from ..uncertainty.song import COVERAGE, predict_sdr
 from .clips import Excerpt
-from .metrics import sdr
 from .parallel import parallel_map
 from .report import new_figure, save
 from .systems import Model
@@ -35,21 +34,28 @@ MIDDLES = np.exp((EDGES[1:] + EDGES[:-1]) / 2)
 CLASSES = (OCTAVES, len(LEVELS_DB) + 1)
 FREEDOMS = np.geomspace(1.4, 20, 40)  # of Student's t, from which the best is chosen; near 1, draws have no mean
 CENTRAL = 0.8  # coverage of the interval of an SDR
-FEWEST = 0.01  # share of a song's bins that makes a class of it count
+FEWEST = 0.0015  # share of a song's bins that makes a class of it count
 
 
 @dataclass(frozen=True)
 class Errors:
     """Of a clip, or of the clips of a song: by octave, level and size of the error in scales, how many parts (real and
     imaginary) there are, `counts`, and their scales added up, `scales`, `(octaves, levels, sizes)`; by octave and level
-    the energy of the scales, `power`; that of the vocals that were found, `signal`; and the true SDR in dB."""
+    the energy of the scales, `power`; that of the vocals that were found, `signal`; and the energies of the true vocals
+    and of their error, as waveforms, `energies`."""
 
     song: str
     counts: np.ndarray
     scales: np.ndarray
     power: np.ndarray
     signal: float
-    sdr: float
+    energies: tuple[float, float]
+
+    @property
+    def sdr(self) -> float:
+        """The true one, in dB."""
+        true, error = self.energies
+        return float(10 * np.log10(true / max(error, 1e-12 * true)))
 
     def implied_sdr(self, log_factor: np.ndarray) -> float:
         """The SDR in dB if the scales were the errors."""
@@ -66,7 +72,7 @@ class Calibration:
 
     @classmethod
     def of(cls, head: ScaleHead) -> Calibration:
-        return cls(head.log_factor.double().numpy(), float(head.freedom), tuple(head.sdr.tolist()))
+        return cls(head.log_factor.cpu().double().numpy(), float(head.freedom), tuple(head.sdr.tolist()))
 
 
 def measure(excerpts: Sequence[Excerpt], model: Model, jobs: int) -> list[Errors]:
@@ -104,15 +110,24 @@ def errors(separator: Separator, song: str, mixture: Tensor, truth: Tensor, samp
     spectra = [x[:, :, :bins, :frames] for x in spectra]
     group = octaves(bins, audio)[:, None] * CLASSES[1] + levels(spectra[0], level)
     scale = scale.unflatten(0, spectra[0].shape[:2])[..., :frames]
+    energies = tuple(float(x.double().square().sum()) for x in (truth, vocals - truth))
     raw = scale * torch.exp(-separator.head.log_factor.cpu().flatten()[group])
-    return compare(song, *spectra, raw, group, level, sdr(truth, vocals))
+    return compare(song, *spectra, raw, group, level, energies)
 
 
 def compare(
-    song: str, mixture: Tensor, found: Tensor, true: Tensor, raw: Tensor, group: Tensor, level: Tensor, sdr: float
+    song: str,
+    mixture: Tensor,
+    found: Tensor,
+    true: Tensor,
+    raw: Tensor,
+    group: Tensor,
+    level: Tensor,
+    energies: tuple[float, float],
 ) -> Errors:
     """`mixture`, vocals that were `found` and `true` ones, complex `(B, C, F, T)`; `raw`, the scales without factors,
-    and `group`, the number of their class, likewise; the `level` of the song `(B, 1, 1, 1)`."""
+    and `group`, the number of their class, likewise; the `level` of the song `(B, 1, 1, 1)`;
+    `energies` as in `Errors`."""
     heard = (mixture.abs() > level * 10 ** (QUIET_DB / 20)) & (raw > 0)
     size = torch.view_as_real(true - found).abs()[heard] / raw[heard][:, None]
     place = torch.bucketize(size.log(), torch.from_numpy(EDGES[1:-1]).float()) + group[heard][:, None] * len(MIDDLES)
@@ -128,7 +143,7 @@ def compare(
         add_up(place, raw[heard].double()[:, None].expand(-1, 2).flatten(), shape),
         add_up(group, raw.double().square().flatten(), CLASSES),
         float(found.abs().square().double().sum()),
-        sdr,
+        energies,
     )
 
 
@@ -138,14 +153,27 @@ def fit(clips: Sequence[Errors]) -> Calibration:
     found = {freedom: _factors(counts, freedom) for freedom in FREEDOMS}
     freedom = min(found, key=lambda f: _misses(counts, Calibration(found[f], f, (0, 1, 0, 0))))
     log_factor = found[freedom]
-    implied, true = (np.array(x) for x in zip(*((c.implied_sdr(log_factor), c.sdr) for c in clips), strict=True))
+    songs = merge(clips)
+    implied, true = (np.array(x) for x in zip(*((s.implied_sdr(log_factor), s.sdr) for s in songs), strict=True))
     return Calibration(log_factor, float(freedom), _line(implied, true))
+
+
+def merge(clips: Sequence[Errors]) -> list[Errors]:
+    """One for each song: its clips added up."""
+    songs: dict[str, Errors] = {}
+    for clip in clips:
+        old = songs.get(clip.song)
+        songs[clip.song] = clip if old is None else replace(
+            old,
+            **{name: getattr(old, name) + getattr(clip, name) for name in ("counts", "scales", "power", "signal")},
+            energies=tuple(a + b for a, b in zip(old.energies, clip.energies, strict=True)),
+        )  # fmt: skip
+    return list(songs.values())
 
 
 def by_song(clips: Sequence[Errors]) -> np.ndarray:
     """The counts of each song as shares of its own, `(songs, octaves, levels, sizes)`."""
-    songs = dict.fromkeys(clip.song for clip in clips)
-    counts = np.stack([sum(clip.counts for clip in clips if clip.song == song) for song in songs])
+    counts = np.stack([song.counts for song in merge(clips)])
     return counts / counts.sum((1, 2, 3), keepdims=True)
 
 
@@ -153,7 +181,7 @@ def _factors(counts: np.ndarray, freedom: float) -> np.ndarray:
     """The log of what the scales must be multiplied by, `(octaves, levels)`: the intervals of `COVERAGE` shall cover
     what they say, in the mean over the songs that have bins of that class. A class that none has gets that of all."""
     share = counts.sum(-1, keepdims=True)
-    equal = np.where(share > FEWEST / counts.shape[1], counts / np.maximum(share, 1e-30), 0).sum(0)
+    equal = np.where(share > FEWEST, counts / np.maximum(share, 1e-30), 0).sum(0)
     whole = counts.sum((0, 1, 2))
     wanted = np.log(students_t.ppf((1 + np.array(COVERAGE)) / 2, freedom))
 
@@ -177,7 +205,8 @@ def covered(counts: np.ndarray, calibration: Calibration, coverage: float) -> fl
 
 def _line(implied: np.ndarray, true: np.ndarray) -> tuple[float, float, float, float]:
     """Offset and slope from the implied to the true SDR by least squares, and how far the true one lies below and above
-    the line: the ends of the middle 80 % of what each clip misses the line of the others by."""
+    the line: the ends of the middle 80 % of what each song misses the line of the others by, with the rank of n + 1
+    songs, since the next one is not among them (conformal prediction: Vovk et al. 2005)."""
     if len(true) < 3:
         return float((true - implied).mean()), 1.0, 0.0, 0.0
     design = np.stack([np.ones_like(implied), implied], 1)
@@ -185,9 +214,9 @@ def _line(implied: np.ndarray, true: np.ndarray) -> tuple[float, float, float, f
     offset, slope = inverse @ true
     leverage = np.einsum("ij,ji->i", design, inverse)
     missed = (true - design @ (offset, slope)) / np.maximum(1 - leverage, 1e-3)  # left out one by one
-    outside = (1 - CENTRAL) / 2
-    low, high = (np.quantile(missed, q, method=how) for q, how in ((outside, "lower"), (1 - outside, "higher")))
-    return float(offset), float(slope), float(low), float(high)
+    below = max(1, int((len(true) + 1) * (1 - CENTRAL) / 2))  # songs that lie as low as the lower end, or lower
+    missed.sort()
+    return float(offset), float(slope), float(missed[below - 1]), float(missed[-below])
 
 
 def left_out(clips: Sequence[Errors], song: str) -> Calibration:
@@ -267,7 +296,7 @@ def numbers(clips: Sequence[Errors], used: Mapping[str, Calibration], samples: i
         * float(ranks[1:-1].sum()),
         "rank correlation of predicted and true SDR": rank_correlation(middle, true),
         "predicted SDR is off by, dB (median)": float(np.median(np.abs(middle - true))),
-        f"true SDR within its {100 * CENTRAL:.0f} % interval, % of clips": 100
+        f"true SDR within its {100 * CENTRAL:.0f} % interval, % of songs": 100
         * float(((low <= true) & (true <= high)).mean()),
     }
 

@@ -127,22 +127,22 @@ def uncertainty(args: Namespace) -> None:
     clips = calibration.measure(excerpts, model, processes(args.jobs, len(excerpts), args.device))
     if not clips:
         raise UserError("nobody sings in these songs: there is no error to compare with")
-    songs = dict.fromkeys(clip.song for clip in clips)
+    songs = calibration.merge(clips)
     if args.leave_one_out and len(songs) < 3:
         raise UserError("--leave_one_out fits to all songs but one; give it at least three")
     own = calibration.Calibration.of(model.separator().head)
-    used = {song: calibration.left_out(clips, song) if args.leave_one_out else own for song in songs}
-    coverage = calibration.coverage_table(clips, used)
-    numbers = calibration.numbers(clips, used, args.samples)
+    used = {one.song: calibration.left_out(songs, one.song) if args.leave_one_out else own for one in songs}
+    coverage = calibration.coverage_table(songs, used)
+    numbers = calibration.numbers(songs, used, args.samples)
     title = f"covered, %, {len(clips)} clips of {len(songs)} songs"
     columns = [f"{100 * c:.0f} % interval" for c in calibration.COVERAGE] + ["% of bins"]
     print(table(title, columns, {name: [f"{100 * value:.1f}" for value in row] for name, row in coverage.items()}))
     print()
     print(table("", ["value"], {name: [f"{value:.2f}"] for name, value in numbers.items()}))
     if args.output:
-        lines = [[clip.song, clip.sdr, *calibration.predicted(clip, used[clip.song])] for clip in clips]
+        lines = [[one.song, one.sdr, *calibration.predicted(one, used[one.song])] for one in songs]
         write_csv(args.output / "uncertainty.csv", [["song", "SDR", "predicted", "lower", "upper"], *lines])
-        calibration.draw_calibration(args.output / "uncertainty.png", coverage, clips, used)
+        calibration.draw_calibration(args.output / "uncertainty.png", coverage, songs, used)
 
 
 def counterfactual(args: Namespace) -> None:

@@ -10,7 +10,8 @@ import soundfile
 import torch
 from torch import Tensor
 
-from ..command.batch import separate_file
+from ..audio import AudioReader
+from ..command.batch import separate_reader, uncertainty_for_picture
 from ..plot import plot_separation
 from ..separator import Separator
 
@@ -61,11 +62,12 @@ def separate_song(
         UserError: a song that cannot be read, a disk that is full.
     """
     options = {"steps": steps, "samples": samples, **({"sampler": "ddpm"} if samples > 1 else {})}
-    uncertainty = separator.uncertainty() if separator.head else None
     vocals, instrumental = (folder / f"{stem}.wav" for stem in STEMS)
     separator.watch = watch
     try:
-        separate_file(separator, source, vocals, instrumental, progress=False, uncertainty=uncertainty, **options)
+        with AudioReader(source) as song:
+            uncertainty = uncertainty_for_picture(separator, song.channels, **options)
+            separate_reader(separator, song, vocals, instrumental, progress=False, uncertainty=uncertainty, **options)
     finally:
         separator.watch = None
     facts = soundfile.info(str(vocals))

@@ -2,7 +2,7 @@
 
 The real and the imaginary part of the error of a bin are each taken for `scale` times a draw of Student's t. The head
 learns the scale; a factor for each octave and level, fitted to songs that did not train, makes the intervals cover what
-they say (split conformal prediction by groups: Vovk 2012, "Mondrian"). `scripts/fit_uncertainty.py` fits both.
+they say in the mean over these songs; of one more song nothing is guaranteed. `scripts/fit_uncertainty.py` fits both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import AudioConfig, Config
+from ..config import AudioConfig, Config, differences
 from ..unet import Patches
 
 HIDDEN = 8  # width of the hidden layer
@@ -40,6 +40,8 @@ def levels(mixture: Tensor, level: Tensor) -> Tensor:
 class ScaleHead(nn.Module):
     """`head(features, mixture, vocals, level)` -> the log of the scale of each bin, `(B, C, F, T)`.
 
+    It is fitted to separations under `config`; under other settings the errors are others: see `unfitted`.
+
     Attributes:
         log_factor: `(octaves, levels)`, added to what was learnt.
         freedom: degrees of freedom of Student's t.
@@ -49,6 +51,7 @@ class ScaleHead(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.config = config
         model, self.audio = config.model, config.audio
         self.patches = Patches(model.patch, 1, 1)
         width = model.base_channels * model.channels_mult[0]
@@ -68,14 +71,21 @@ class ScaleHead(nn.Module):
         """
         batch, channels, bins, frames = mixture.shape
         level = level.clamp_min(1e-20)
-        spectra = (torch.view_as_real(x.mT / level) for x in (mixture, vocals, mixture - vocals))
-        power = torch.stack([x.square().sum(-1) for x in spectra], dim=2)  # quicker than magnitudes
+        song, voice = mixture.mT / level, vocals.mT / level
+        parts = ((x.real, x.imag) for x in (song, voice, song - voice))
+        power = torch.stack([real * real + imag * imag for real, imag in parts], dim=2)  # quicker than magnitudes
         seen = (power + FLOOR**2).log().flatten(0, 1) / 2  # (B * C, 3, T, F)
         context = self.patches.unfold(self.context(features))[..., :frames, :bins]  # the same for all channels
         hidden = self.seen(seen).unflatten(0, (batch, channels)) + context[:, None]
         found = self.out(F.silu(hidden).flatten(0, 1)).unflatten(0, (batch, channels)).squeeze(2).mT
         factor = self.log_factor[octaves(bins, self.audio).to(found.device)[:, None], levels(mixture, level)]
         return found + factor + level.log()
+
+    def unfitted(self, config: Config) -> list[str]:
+        """The settings, `section.key`, that change the errors and in which `config` is not what the head was fitted
+        under: the config of its file."""
+        changed = differences(self.config, config)
+        return [key for key in changed if key.startswith("diffusion.") or key == "separation.subtract"]
 
 
 @contextmanager

@@ -36,12 +36,12 @@ class Uncertainty:
         """The next frames of the song: STFT of the vocals, complex `(C, F, T)`, and the scale of their error."""
         self._signal += float(torch.linalg.vector_norm(torch.view_as_real(vocals))) ** 2  # makes no copy of the squares
         self._error += float(torch.linalg.vector_norm(scale)) ** 2
-        self._parts.append(scale.half())
+        self._parts.append(scale)
 
     @property
     def scale(self) -> Tensor:
-        """The scale of the error of each bin, an amplitude, `(C, F, T)`, in half precision."""
-        return torch.cat(self._parts, dim=-1) if self._parts else torch.zeros(1, 1, 1, dtype=torch.half)
+        """The scale of the error of each bin, an amplitude, `(C, F, T)`."""
+        return torch.cat(self._parts, dim=-1) if self._parts else torch.zeros(1, 1, 1)
 
     def half_width(self, coverage: float) -> float:
         """How many scales to each side of what was found the real part of the truth lies with that probability, and the

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +42,7 @@ def dice(seed: int, wrong: float = 1.0, frames: int = 400) -> calibration.Errors
     spectra = (torch.from_numpy(x).to(torch.complex64) for x in (10 + 0 * found, found, found + error))
     level = torch.ones(1, 1, 1, 1)
     tensors = torch.from_numpy(raw).float(), torch.from_numpy(group.copy()), level
-    return compare(f"song {seed}", *spectra, *tensors, (implied - 3) / 2 + 0.1 * rng.normal())
+    return compare(f"song {seed}", *spectra, *tensors, (10 ** ((implied - 3) / 20 + 0.01 * rng.normal()), 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +82,33 @@ def test_scales_that_are_too_small_are_found_out():
 
 def test_a_song_counts_once_however_many_clips_it_has():
     short, long = dice(0), dice(1, wrong=2.0, frames=800)
-    parts = [calibration.Errors("song 1", part, part, long.power, 1.0, 1.0) for part in (long.counts / 2,) * 2]
+    parts = [calibration.Errors("song 1", part, part, long.power, 1.0, (1.0, 1.0)) for part in (long.counts / 2,) * 2]
     assert np.allclose(calibration.by_song([short, long]), calibration.by_song([short, *parts]))
+
+
+def test_the_sdr_is_that_of_songs_not_of_their_clips(dozen):
+    """A song in pieces, whose SDR each differ, is to the fit what it is whole."""
+
+    def piece(clip: calibration.Errors, share: float, reference: float) -> calibration.Errors:
+        true, error = clip.energies
+        parts = {name: share * getattr(clip, name) for name in ("counts", "scales", "power", "signal")}
+        return replace(clip, **parts, energies=(reference * true, share * error))
+
+    pieces = [piece(clip, *shares) for clip in dozen for shares in ((0.25, 0.6), (0.75, 0.4))]
+    assert fit(pieces).line == pytest.approx(fit(dozen).line, rel=1e-6)
+    assert [song.sdr for song in calibration.merge(pieces)] == pytest.approx([clip.sdr for clip in dozen])
+
+
+@pytest.mark.parametrize("songs", [9, 14, 40])
+def test_the_next_song_lies_in_its_interval_four_times_of_five(songs):
+    """Or more often: of n songs, the ends have the ranks of n + 1."""
+    rng, inside = np.random.default_rng(0), []
+    for _ in range(2000):
+        implied = rng.normal(8, 4, songs + 1)
+        true = 1 + 0.8 * implied + rng.normal(size=songs + 1)
+        offset, slope, low, high = calibration._line(implied[:-1], true[:-1])
+        inside.append(low <= true[-1] - offset - slope * implied[-1] <= high)
+    assert 0.78 <= np.mean(inside) <= 0.80 + 2 / (songs + 1)
 
 
 def test_the_ranks_are_those_of_draws():
@@ -168,6 +196,13 @@ def test_its_coverage_is_printed_and_drawn(songs, fitted, tmp_path, capsys):
 def test_a_model_that_knows_nothing_is_refused(songs, model):
     with pytest.raises(UserError, match=r"scripts\.fit_uncertainty"):
         evaluate.run([*arguments(songs, model), "--uncertainty"])
+
+
+def test_the_clips_that_calibrate_are_spread_over_their_song(tmp_path):
+    clips = [SimpleNamespace(track=SimpleNamespace(name=name), place=i) for name, n in (("a", 6), ("b", 2))
+             for i in range(n)]  # fmt: skip
+    chosen = [(clip.track.name, clip.place) for clip in fit_uncertainty.choose(clips, 4)]
+    assert chosen == [("a", 0), ("a", 1), ("a", 3), ("a", 4), ("b", 0), ("b", 1)]
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path, model):
