@@ -30,8 +30,6 @@ def run(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     state = load_any(args.model)
     before = config_in(args.model, state["config"])
-    if others := [name for name in map(key_of, args.overrides) if name not in GROW]:
-        raise UserError(f"{others[0]} makes another network, not a larger one; {', '.join(GROW)} grow it")
     after = load_config(None, args.overrides, base=before)
     torch.manual_seed(after.train.seed)
     weights = UNet(after).state_dict()
@@ -42,6 +40,8 @@ def run(argv: list[str] | None = None) -> int:
     for name, weight in state["ema"].items():
         if name not in weights or weights[name].shape != weight.shape:
             raise UserError(f"these settings change or drop '{name}' of '{args.model}'; grow blocks or attention only")
+    if others := [name for name in map(key_of, args.overrides) if name not in GROW]:
+        raise UserError(f"{others[0]} makes another network, not a larger one; {', '.join(GROW)} grow it")
     weights |= state["ema"]
     release({"ema": weights, "config": to_dict(after), "step": state["step"]}, args.grown)
     print(f"{args.grown}: {sum(weight.numel() for weight in weights.values()) / 1e6:.2f} M parameters")

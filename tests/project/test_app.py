@@ -65,7 +65,8 @@ class App:
         self.port = int(self.address.rsplit(":", 1)[1])
 
     def files(self) -> list[Path]:
-        return [path for path in self.folder.rglob("*") if path.is_file()]
+        """Of the page, also while it removes some: `os.walk` goes past a folder that is gone."""
+        return [Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names]
 
     def ask(self, method: str, path: str, body: bytes | str = b"", **headers: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
