@@ -219,6 +219,7 @@ class Frontend:
     """
 
     def __init__(self, audio: AudioConfig) -> None:
+        self.audio = audio
         self.stft = STFT(audio.n_fft, audio.hop_length, audio.win_length)
         self.representation = make_representation(audio)
         self.bins = modelled_bins(audio)
@@ -227,6 +228,13 @@ class Frontend:
     def modelled(self, waveform: Tensor, center: bool = True) -> Tensor:
         """Waveform `(B, C, N)` -> STFT of the modelled bins, complex `(B, C, F, T)`; `center` as for `STFT`."""
         return self.stft(waveform, center)[:, :, : self.bins]
+
+    def trusted(self, source_rate: Tensor) -> Tensor:
+        """Which modelled bins hold something of recordings of these sample rates (Hz), `(B,)`: bool `(B, F)`. Of those
+        that have the model's own rate or more, all do."""
+        hertz = torch.arange(self.bins, device=source_rate.device) * (self.audio.sample_rate / self.audio.n_fft)
+        rates = source_rate[:, None]
+        return (rates >= self.audio.sample_rate) | (hertz <= TRUSTED * rates)
 
     def shape(self, samples: int) -> tuple[int, int, int]:
         """`(C, F, T)` in the represented space of a waveform of so many samples."""

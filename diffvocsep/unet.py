@@ -186,7 +186,7 @@ class Patches:
 
 
 class UNet(nn.Module):
-    """`forward(x_t, mixture, t)`: `(B, C, F, T)`, `(B, C, F, T)`, `(B,)` -> `(B, C, F, T)`.
+    """`forward(x_t, mixture, t, guessed)`: `(B, C, F, T)`, `(B, C, F, T)`, `(B,)`, `(B,)` -> `(B, C, F, T)`.
 
     The stem folds patches of frequency x time bins into channels, which makes everything after it cheap. Where channels
     are real and imaginary parts it sees magnitudes too, which convolutions could only approximate. The head gives three

@@ -24,7 +24,6 @@ from diffvocsep.counterfactual import generate, subtract
 from diffvocsep.data import Segments, train_tracks
 from diffvocsep.evaluation.calibration import errors, fit
 from diffvocsep.evaluation.clips import Excerpt, find_excerpts
-from diffvocsep.spectrogram import TRUSTED
 from diffvocsep.uncertainty import ScaleHead, listening
 from diffvocsep.uncertainty.head import QUIET_DB
 from diffvocsep.util.atomic import require_folder
@@ -43,7 +42,7 @@ def observe(separator: Separator, item: dict[str, Tensor], index: int) -> dict[s
     """Separate a training segment: what the head hears of some of its columns (all with a batch of 1), the true error
     of the vocals, complex `(1, C, F, T)`, and which bins count."""
     frontend, config = separator.frontend, separator.config
-    representation, audio = frontend.representation, config.audio
+    representation = frontend.representation
     mixture, vocals = (frontend.modelled(x[None]) for x in (item["vocals"] + item["accompaniment"], item["vocals"]))
     statistics = representation.statistics(mixture)
     statistics[:, 0] *= 10 ** (float(item["level_db"]) / 10 * representation.exponent)
@@ -58,8 +57,7 @@ def observe(separator: Separator, item: dict[str, Tensor], index: int) -> dict[s
     length = item["vocals"].shape[-1]
     heard_again = frontend.modelled(frontend.stft.inverse(found, length))  # as whoever listens to the vocals has them
     level = representation.level(statistics)
-    hertz = torch.arange(frontend.bins) * (audio.sample_rate / audio.n_fft)
-    counts = (mixture.abs() > 10 ** (QUIET_DB / 20) * level) & (hertz <= TRUSTED * item["source_rate"])[:, None]
+    counts = (mixture.abs() > 10 ** (QUIET_DB / 20) * level) & frontend.trusted(item["source_rate"][None])[..., None]
 
     stride = config.model.patch[1]
     columns = generator(seed, "columns", index).permutation(mixture.shape[-1] // stride)

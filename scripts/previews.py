@@ -4,7 +4,7 @@
     python -m scripts.previews VALID
     python evaluate.py --model_path checkpoints/pretrained.safetensors --dataset stems --root VALID
 
-The package `musdb` fetches the previews of all songs (140 MB) to `data/musdb18` (or `--root`), unless stem files are
+The package `musdb` fetches the previews of all songs to `data/musdb18` (or `--root`), unless stem files are
 there, and decodes them, with ffmpeg. `VALID/<song>/{mixture,vocals,accompaniment}.wav` hold that as 32-bit float, since
 the accompaniment is a sum of stems and may pass full scale. Its terms: https://zenodo.org/records/1117372
 """
@@ -20,11 +20,12 @@ from diffvocsep.audio import AudioWriter
 from diffvocsep.config import Config
 from diffvocsep.data.musdb import SUFFIX, import_musdb
 from diffvocsep.data.testsets import songs_to_score
+from diffvocsep.data.tracks import SIDES
 from diffvocsep.util.atomic import require_folder
 from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 
-SIDES = ("mixture", "vocals", "accompaniment")
+FILES = ("mixture", *SIDES)
 
 
 def fetch(root: Path) -> None:
@@ -55,7 +56,7 @@ def run(argv: list[str] | None = None) -> int:
         raise UserError(f"none of MUSDB18's validation songs is in '{args.root}'; name another folder with --root")
     for song in tqdm(songs, "Decoding", unit="song"):
         (args.output / song.name).mkdir(exist_ok=True)
-        for side in SIDES:
+        for side in FILES:
             waveform = song.read(side, 0, song.seconds, song.source_rate)
             with AudioWriter(args.output / song.name / f"{side}.wav", song.source_rate, len(waveform)) as writer:
                 writer.write(waveform)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +50,32 @@ def undisturbed(tmp_path_factory) -> Trainer:
     from trainers import run
 
     return run(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A checkpoint of a tiny network with random weights."""
+    from tiny import random_unet, tiny_config
+
+    from diffvocsep.checkpoint import save_checkpoint
+    from diffvocsep.config import to_dict
+
+    config = tiny_config()
+    path = tmp_path_factory.mktemp("model") / "tiny.pt"
+    save_checkpoint(path, {"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 1})
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty working directory with one song, `song.wav`."""
+    from tiny import RATE, song
+
+    from diffvocsep.audio import write
+
+    monkeypatch.chdir(tmp_path)
+    write("song.wav", 0.3 * song(0.6), RATE)
+    return tmp_path
 
 
 @pytest.fixture

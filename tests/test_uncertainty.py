@@ -7,9 +7,7 @@ import pytest
 import torch
 from scipy.stats import t as students_t
 from test_inference import assert_one_sentence, names
-from test_inference import call as call  # fixtures
-from test_inference import folder as folder
-from test_inference import model as model
+from test_inference import call as call  # a fixture
 from tiny import RATE, db, random_unet, song, tiny_config
 
 from diffvocsep import checkpoint

@@ -64,11 +64,12 @@ def separate_reader(
     if not rescale or {require_form(path, subtype) for path in targets} == {"float"}:
         _write(targets, reader, parts, subtype, bitrate)
         return 1.0
-    with own_folder() as folder:
+    with own_folder() as folder, ExitStack() as stack:
         drafts = [Path(folder, f"{stem}.wav") for stem in STEMS[: len(targets)]]
         peak = max(1.0, _write(drafts, reader, parts))
         size = round(BLOCK_SECONDS * reader.sample_rate)
-        blocks = zip(*(AudioReader(draft).blocks(size) for draft in drafts), strict=True)
+        readers = [stack.enter_context(AudioReader(draft)) for draft in drafts]
+        blocks = zip(*(draft.blocks(size) for draft in readers), strict=True)
         _write(targets, reader, ([block / peak for block in some] for some in blocks), subtype, bitrate)
     if peak > 1:
         down = f"{20 * math.log10(peak):.2f} dB"

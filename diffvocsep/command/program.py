@@ -16,6 +16,7 @@ from .. import __version__
 from ..audio.formats import SONGS
 from ..audio.songs import find_songs, left_out_note
 from ..audio.written import FORMATS, MPEG1, MPEG2, require_form
+from ..config import KEYS
 from ..parts import SAMPLERS
 from ..util.cli import Parser, main, print_notes, say
 from ..util.errors import UserError
@@ -159,14 +160,10 @@ def check(args: argparse.Namespace, jobs: list[Job]) -> None:
     if len(jobs) == 1:
         require_outputs(*jobs[0][:3])
     require_one(args, len(jobs))
-    for name, possible, must_be in (
-        ("steps", args.steps is None or args.steps >= 1, "at least 1"),
-        ("samples", args.samples is None or args.samples >= 1, "at least 1"),
-        ("seed", args.seed is None or args.seed >= 0, "at least 0"),
-        ("eta", args.eta is None or 0 <= args.eta <= 1, "from 0 to 1"),
-    ):
-        if not possible:
-            raise UserError(f"{OPTIONS[name]} is {getattr(args, name)} but must be {must_be}")
+    for name, key in OPTIONS.items():
+        value, limit = getattr(args, name), KEYS[key].metadata["limit"]
+        if value is not None and limit and not limit.allows(value):
+            raise UserError(f"{key} is {value} but must be {limit.must_be}")
 
 
 def require_one(args: argparse.Namespace, songs: int) -> None:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..util.device import move
 from ..util.errors import UserError
 from .augment import source_length
-from .mixing import Cut, Draw, Segments, limit, render, scalars
+from .mixing import Cut, Draw, Segments, assemble, render, scalars
 from .stems import FULL_SCALE
 from .tracks import SIDES, to_channels
 
@@ -67,23 +67,7 @@ class DeviceCache:
         """The segments of `draws`, as `Segments` and a loader would make them; `index` stays on the CPU."""
         batch = {name: move(values, self.device) if name != "index" else values
                  for name, values in scalars(draws).items()}  # fmt: skip
-        for side in SIDES:
-            batch[side] = self._render(side, [getattr(draw, side) for draw in draws])
-        batch["vocals"] = self._join(batch["vocals"], [draw.second for draw in draws])
-        batch = limit(batch, [draw.limiter for draw in draws])
-        if self.segments.config.train.consistency_share:
-            gains = move(torch.tensor([draw.twin.gain for draw in draws]), self.device)
-            twins = gains[:, None, None] * batch["vocals"]
-            batch["twin_vocals"] = self._join(twins, [draw.twin.guest for draw in draws])
-        return batch
-
-    def _join(self, vocals: Tensor, others: list[Cut | None]) -> Tensor:
-        """`vocals` `(B, C, N)` with other voices added, where there are any."""
-        rows = [i for i, cut in enumerate(others) if cut]
-        if not rows:
-            return vocals
-        added = self._render("vocals", [others[i] for i in rows])
-        return vocals.index_add(0, move(torch.tensor(rows), self.device), added)
+        return batch | assemble(draws, self._render, self.segments.config)
 
     def _render(self, side: str, cuts: list[Cut]) -> Tensor:
         return render(self._crops(side, cuts), cuts, self.segments.length, self.segments.config)

@@ -7,7 +7,7 @@ process as for a batch on a GPU (device_cache.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,11 +72,6 @@ class Draw:
     limiter: Limiter | None = None
     twin: Twin = Twin()
 
-    def cuts(self) -> list[tuple[str, Cut]]:
-        """What the segment is added up of, each with its side."""
-        second = [("vocals", self.second)] if self.second else []
-        return [("vocals", self.vocals), ("accompaniment", self.accompaniment), *second]
-
 
 def render(crops: Tensor, cuts: Sequence[Cut], length: int, config: Config) -> Tensor:
     """The sides `(B, C, length)` of segments from what was cut out for them, `(B, C, N)`, N at least their samples."""
@@ -105,6 +100,33 @@ def limit(batch: dict[str, Tensor], limiters: Sequence[Limiter | None]) -> dict[
     sides = {side: batch[side][rows] for side in SIDES}
     gains = Limiter.gains([limiters[i] for i in limited], sides["vocals"] + sides["accompaniment"])
     return batch | {side: batch[side].index_copy(0, rows, part * gains) for side, part in sides.items()}
+
+
+def assemble(
+    draws: Sequence[Draw], rendered: Callable[[str, Sequence[Cut]], Tensor], config: Config
+) -> dict[str, Tensor]:
+    """Both sides of segments, and with `train.consistency_share` their `twin_vocals`, `(B, C, N)` each.
+
+    Args:
+        rendered: what cuts of a side become, `(B, C, N)`, as `render` makes them; from the disk, or on a device.
+    """
+    batch = {side: rendered(side, [getattr(draw, side) for draw in draws]) for side in SIDES}
+    batch["vocals"] = _joined(batch["vocals"], [draw.second for draw in draws], rendered)
+    batch = limit(batch, [draw.limiter for draw in draws])
+    if config.train.consistency_share:
+        gains = move(torch.tensor([draw.twin.gain for draw in draws]), batch["vocals"].device)
+        twins = gains[:, None, None] * batch["vocals"]
+        batch["twin_vocals"] = _joined(twins, [draw.twin.guest for draw in draws], rendered)
+    return batch
+
+
+def _joined(vocals: Tensor, others: Sequence[Cut | None], rendered: Callable[[str, Sequence[Cut]], Tensor]) -> Tensor:
+    """`vocals` `(B, C, N)` with other voices added, where there are any."""
+    rows = [i for i, cut in enumerate(others) if cut]
+    if not rows:
+        return vocals
+    added = rendered("vocals", [others[i] for i in rows])
+    return vocals.index_add(0, move(torch.tensor(rows), vocals.device), added)
 
 
 def scalars(draws: Sequence[Draw]) -> dict[str, Tensor]:
@@ -241,21 +263,13 @@ class Segments(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         draw = self.draw(index)
-        batch = scalars([draw])
-        for side, cut in draw.cuts():
-            part = self._render(side, cut)
-            batch[side] = batch[side] + part if side in batch else part
-        batch = limit(batch, [draw.limiter])
-        if self.config.train.consistency_share:
-            batch["twin_vocals"] = draw.twin.gain * batch["vocals"]
-            if draw.twin.guest:
-                batch["twin_vocals"] += self._render("vocals", draw.twin.guest)
+        batch = scalars([draw]) | assemble([draw], self._render, self.config)
         return {name: values[0] for name, values in batch.items()}
 
-    def _render(self, side: str, cut: Cut) -> Tensor:
-        audio = self.config.audio
+    def _render(self, side: str, cuts: Sequence[Cut]) -> Tensor:
+        (cut,), audio = cuts, self.config.audio
         crop = self.tracks[cut.track].read(side, cut.start, cut.samples / audio.sample_rate, audio.sample_rate)
-        return render(to_channels(crop, audio.channels)[None], [cut], self.length, self.config)
+        return render(to_channels(crop, audio.channels)[None], cuts, self.length, self.config)
 
 
 def _weights(tracks: Sequence[Track], side: str, factors: Mapping[str, float]) -> np.ndarray:

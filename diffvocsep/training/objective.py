@@ -9,7 +9,7 @@ from ..config import AudioConfig, Config
 from ..counterfactual import subtract
 from ..denoiser import Denoiser
 from ..diffusion import Diffusion
-from ..spectrogram import STFT, TRUSTED, Frontend
+from ..spectrogram import STFT, Frontend
 
 RESOLUTIONS = (256, 1024)  # n_fft of the auxiliary STFT loss: one that sees onsets, one that sees harmonics
 
@@ -18,13 +18,12 @@ class Objective:
     """The loss of one batch.
 
     The main loss is the squared plus the absolute error of the network's output (`prediction_type`), without the bins
-    above 0.45 x the item's source rate, where old recordings hold nothing: a model must not learn that voices have no
-    treble.
+    of which the item's source holds nothing (`Frontend.trusted`): a model must not learn that voices have no treble.
     The auxiliary loss (`train.loss_voc_weight`) compares the vocals that the separation would output, as waveforms and
     as multi-resolution magnitudes, in units of the mixture's level.
     With `train.consistency_share` some items have a twin, the same music under another voice, which the network hears
-    with the same noise and at the same t. A twin counts like an item, and so does the distance of the two x_0, for the
-    music is the same.
+    with the same noise and at the same t. In the diffusion loss a twin counts like an item, and so does the distance of
+    the two x_0, for the music is the same.
     """
 
     def __init__(self, config: Config) -> None:
@@ -72,7 +71,7 @@ class Objective:
         output = denoiser.output(x_t, x_mixture, t, guessed)
         x_0 = denoiser.x_0(output, x_t, x_mixture, t)
 
-        mask = self._trusted_bins(batch["source_rate"])
+        mask = self.frontend.trusted(batch["source_rate"]).float()[:, None, :, None]
         per_item = _distance(output, self.diffusion.target(x_start, noise, t, x_mixture), mask)
         diffusion = per_item[:items].mean()
         terms = {"loss": diffusion, "diffusion": diffusion, "per_item": per_item[:items].detach(), "t": t[:items]}
@@ -115,13 +114,6 @@ class Objective:
         again = self.diffusion.q_sample(x_0, t, noise)
         chosen = guessed[rows, None, None, None] > 0
         return x_t.index_copy(0, rows, torch.where(chosen, again, x_t[rows]))
-
-    def _trusted_bins(self, source_rate: Tensor) -> Tensor:
-        """`(B, 1, F, 1)`: 1 in the bins in which a song of that source rate is separated, 0 above."""
-        audio = self.config.audio
-        hertz = torch.arange(self.frontend.bins, device=source_rate.device) * (audio.sample_rate / audio.n_fft)
-        whole = source_rate >= audio.sample_rate
-        return (whole[:, None] | (hertz <= TRUSTED * source_rate[:, None])).float()[:, None, :, None]
 
     def _vocal_loss(self, estimate: Tensor, vocals: Tensor, mixture: Tensor) -> Tensor:
         """L1 distance of waveforms and of their magnitudes at two resolutions; all inputs complex `(B, C, F, T)`."""

@@ -1,4 +1,4 @@
-"""The training loop. A run is a function of its config: interrupted and resumed, it draws what it would have drawn.
+"""The training loop. Interrupted and resumed, a run draws what it would have drawn.
 
 `run` -> `_train` (the loop) -> `steps` (batches), `optimize` (one step), `_validate`. What a run consists of and how it
 is saved is in run.py, what is minimized in objective.py, what each kind of hardware does its own way in backends.py.
@@ -34,7 +34,7 @@ SAVE_SECONDS = 600.0  # last.pt is never older, but for the time that a validati
 
 
 class Trainer(Run):
-    """Trains a UNet as its config says.
+    """Trains the network that its config names.
 
     Args:
         where: a device, or how several of them work together.

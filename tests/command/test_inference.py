@@ -15,32 +15,15 @@ import matplotlib.image
 import pytest
 import soundfile
 import torch
-from tiny import RATE, random_unet, song, tiny_config, worst_db
+from tiny import RATE, song, worst_db
 
 import inference
 from diffvocsep.audio import read, write
-from diffvocsep.checkpoint import load_checkpoint, release, save_checkpoint
-from diffvocsep.config import to_dict
+from diffvocsep.checkpoint import load_checkpoint, release
 from diffvocsep.util import cli, released
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = [sys.executable, str(ROOT / "inference.py")]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    config = tiny_config()
-    path = tmp_path_factory.mktemp("model") / "tiny.pt"
-    save_checkpoint(path, {"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 1})
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """An empty working directory with one song, `song.wav`."""
-    monkeypatch.chdir(tmp_path)
-    write("song.wav", 0.3 * song(0.6), RATE)
-    return tmp_path
 
 
 @pytest.fixture

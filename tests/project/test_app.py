@@ -44,14 +44,6 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
 PATIENCE = 120.0  # s
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    config = tiny_config()
-    path = tmp_path_factory.mktemp("model") / "tiny.pt"
-    save_checkpoint(path, {"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 1})
-    return path
-
-
 class App:
     """The program as a process, with a folder for temporary files to itself."""
 

@@ -17,7 +17,6 @@ from benchmarks import gpu
 from diffvocsep.checkpoint import load_weights
 from diffvocsep.config import load_config
 from diffvocsep.data import pack
-from diffvocsep.training.trainer import Trainer
 from scripts import grow
 
 RATE = 8000
@@ -51,18 +50,6 @@ def released(tmp_path: Path) -> Path:
     model = make_network(config)
     release({"ema": model.state_dict(), "config": to_dict(config), "step": 0}, tmp_path / "released.safetensors")
     return tmp_path / "released.safetensors"
-
-
-@pytest.fixture
-def clock(monkeypatch) -> None:
-    """Every step takes ten seconds of the trainer's time, on a busy machine, too."""
-    gradients = Trainer._gradients
-
-    def timed(self, batches: list) -> tuple:
-        terms, stop, seconds = gradients(self, batches)
-        return terms, stop, torch.full_like(seconds, 10.0)
-
-    monkeypatch.setattr(Trainer, "_gradients", timed)
 
 
 def test_from_songs_and_released_weights_to_weights_that_separate(songs, released, tmp_path, monkeypatch, clock):

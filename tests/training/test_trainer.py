@@ -376,18 +376,6 @@ def test_songs_on_the_device_give_the_same_batches_and_going_on_is_exact(tmp_pat
 # ---- by the clock --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def clock(monkeypatch) -> None:
-    """Every step takes ten seconds of the trainer's time."""
-    gradients = Trainer._gradients
-
-    def timed(self, batches: list) -> tuple:
-        terms, stop, seconds = gradients(self, batches)
-        return terms, stop, torch.full_like(seconds, 10.0)
-
-    monkeypatch.setattr(Trainer, "_gradients", timed)
-
-
 def test_the_clock_ends_a_run_and_the_learning_rate_falls_along_it(tmp_path, clock, capsys):
     trainer, rates = make(tmp_path, "train.max_minutes=0.7", "train.warmup_steps=0", "train.lr=0.01"), []
     optimize = trainer.optimize
