@@ -114,8 +114,8 @@ def assemble(
     batch["vocals"] = _joined(batch["vocals"], [draw.second for draw in draws], rendered)
     batch = limit(batch, [draw.limiter for draw in draws])
     if config.train.consistency_share:
-        gains = move(torch.tensor([draw.twin.gain for draw in draws]), batch["vocals"].device)
-        twins = gains[:, None, None] * batch["vocals"]
+        gains = torch.tensor([draw.twin.gain for draw in draws], dtype=batch["vocals"].dtype)
+        twins = move(gains, batch["vocals"].device)[:, None, None] * batch["vocals"]
         batch["twin_vocals"] = _joined(twins, [draw.twin.guest for draw in draws], rendered)
     return batch
 

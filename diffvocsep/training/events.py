@@ -29,8 +29,10 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
-        writer = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        self.path, self.pending = folder / f"events.out.tfevents.{int(time.time()):010d}.{writer}", bytearray()
+        # TensorBoard reads the files of a folder in the order of their names: two of one second must not change places.
+        began, writer = time.time_ns(), f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        name = f"events.out.tfevents.{began // 10**9:010d}.{began % 10**9:09d}.{writer}"
+        self.path, self.pending = folder / name, bytearray()
         self.records = RecordWriter(self)
         self._add(Event(file_version="brain.Event:2"))
         self._add(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))

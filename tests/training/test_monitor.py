@@ -27,6 +27,7 @@ import diffvocsep.training.monitor as monitor_module
 from diffvocsep.checkpoint import load_checkpoint
 from diffvocsep.config import load_config
 from diffvocsep.training import run_folder
+from diffvocsep.training.events import EventFile
 from diffvocsep.training.history import History
 from diffvocsep.training.monitor import CURVES, EXAMPLES, Monitor, loss_by_noise
 from diffvocsep.training.objective import Objective
@@ -364,3 +365,8 @@ def test_nothing_waits_for_a_gpu_between_the_points_of_the_curves(tmp_path, monk
         monitor.step(step, terms, 0.5, 0.1, 0.01, 0)
     assert reads, "the test cannot see it"
     monitor.close()
+
+
+def test_files_of_one_second_are_read_in_the_order_in_which_they_began(tmp_path):
+    files = [EventFile(tmp_path, purge_step=0).path for _ in range(50)]
+    assert sorted(files) == files and len({*files}) == 50
