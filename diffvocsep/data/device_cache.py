@@ -6,15 +6,15 @@ draws, carried out by the same `render`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..util.device import move
 from ..util.errors import UserError
+from ..util.threads import in_threads
 from .augment import source_length
 from .mixing import Cut, Draw, Segments, assemble, render, scalars
 from .stems import FULL_SCALE
@@ -37,11 +37,10 @@ class DeviceCache:
         self.samples: dict[str, Tensor] = {}  # of each side, (N, C) int16, all tracks in a row
         self.first: dict[str, np.ndarray] = {}  # where a track begins
         self.scale: dict[str, Tensor] = {}  # (tracks,), value of the integer 1
-        with tqdm(desc=f"Songs to {device}", total=2 * len(segments.tracks), unit="stem", leave=False) as bar:
-            for side in SIDES:
-                self._load(side, bar)
+        for side in SIDES:
+            self._load(side)
 
-    def _load(self, side: str, bar: tqdm) -> None:
+    def _load(self, side: str) -> None:
         tracks, channels = self.segments.tracks, self.segments.config.audio.channels
         # A crop may end a sample late, where its start is rounded, and a track may be shorter than a segment.
         sizes = [max(round(t.seconds * self.rate) + 1, self.longest) if side in t.stems else 0 for t in tracks]
@@ -55,12 +54,15 @@ class DeviceCache:
                 "use data.cache=memory with data.workers=4"
             ) from None
         scale = torch.zeros(len(tracks))
-        for i, (track, first, size) in enumerate(zip(tracks, self.first[side], sizes, strict=True)):
-            if size:
-                waveform = to_channels(track.read(side, 0.0, size / self.rate, self.rate), channels)
-                scale[i] = max(1 / FULL_SCALE, float(waveform.abs().max()) / 32767)
-                samples[first : first + size] = (waveform / scale[i]).round().to(torch.int16).T.to(self.device)
-            bar.update()
+
+        def copy(i: int, first: int, size: int) -> None:
+            waveform = to_channels(tracks[i].read(side, 0.0, size / self.rate, self.rate), channels)
+            scale[i] = max(1 / FULL_SCALE, float(waveform.abs().max()) / 32767)
+            samples[first : first + size] = (waveform / scale[i]).round().to(torch.int16).T.to(self.device)
+            tracks[i].loudness(side, self.rate)  # once, before the clock of a training runs
+
+        places = [(i, first, size) for i, (first, size) in enumerate(zip(self.first[side], sizes, strict=True)) if size]
+        in_threads(copy, places, f"{side.capitalize()} to {self.device}", "stem")
         self.samples[side], self.scale[side] = samples, scale.to(self.device)
 
     def batch(self, draws: list[Draw]) -> dict[str, Tensor]:
@@ -83,15 +85,9 @@ class DeviceCache:
 
 
 def device_batches(
-    segments: Segments, indices: Iterable[int], batch_size: int, device: torch.device
+    segments: Segments, indices: Sequence[int], batch_size: int, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of the segments `indices`, made on `device`."""
+    """Batches of the segments `indices`, made on `device`, where the songs are when this returns."""
     songs = DeviceCache(segments, device)
-    draws: list[Draw] = []
-    for index in indices:
-        draws.append(segments.draw(index))
-        if len(draws) == batch_size:
-            yield songs.batch(draws)
-            draws = []
-    if draws:
-        yield songs.batch(draws)
+    starts = range(0, len(indices), batch_size)
+    return (songs.batch([segments.draw(i) for i in indices[start : start + batch_size]]) for start in starts)
