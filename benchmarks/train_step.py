@@ -32,7 +32,6 @@ from diffvocsep.training.trainer import Trainer
 from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.device import autocast, device_name, fast_bf16, resolve_device
 
-from .diffusers_unet import DiffusersUNet
 
 FORMATS = {"float32": None, "bf16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -161,6 +160,8 @@ def network_step(model: nn.Module, inputs: tuple[Tensor, ...], dtype: torch.dtyp
 
 def steps(config: Config, backend: Backend, dtype: torch.dtype | None) -> dict[str, Callable[[], object]]:
     """What is compared, for the layout and the number format of `config`, compiled if it says so."""
+    from .diffusers_unet import DiffusersUNet  # gpu.py uses this module, too, and needs no diffusers
+
     trainer = Trainer(config, backend, "none")
     batches = next(trainer.steps())
     inputs = network_inputs(config, trainer.objective.shape(), backend.device)

@@ -41,7 +41,6 @@ class Backend:
         self.device = self.host = device
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-            torch.backends.cudnn.benchmark = True  # most shapes come again at every step
 
     @property
     def main(self) -> bool:

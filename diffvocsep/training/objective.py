@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,6 @@ from ..denoiser import Denoiser
 from ..diffusion import Diffusion
 from ..spectrogram import STFT, Frontend
 
-MULTIPLE = 8  # of the number of items, on CUDA
 RESOLUTIONS = (256, 1024)  # n_fft of the auxiliary STFT loss: one that sees onsets, one that sees harmonics
 
 
@@ -55,7 +56,8 @@ class Objective:
             dtype: autocast type of the network, or None.
         """
         train, denoiser, items = self.config.train, Denoiser(model, self.diffusion, dtype), len(uniform)
-        batch, twins = _with_twins(batch | {"uniform": uniform, "noise": noise}, model)
+        most = _in_eights(train.consistency_share * items)
+        batch, twins = _with_twins(batch | {"uniform": uniform, "noise": noise}, model, most)
         uniform, noise, representation = batch["uniform"], batch["noise"], self.frontend.representation
         mixture = self.frontend.modelled(batch["vocals"] + batch["accompaniment"])
         accompaniment = self.frontend.modelled(batch["accompaniment"])
@@ -140,29 +142,34 @@ def _distance(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     return (error.square() + error.abs()).mean(dim=(1, 3)).sum(-1) / mask.sum(dim=(1, 2, 3))
 
 
-def _rows(chosen: Tensor, model: nn.Module) -> Tensor:
+def _rows(chosen: Tensor, model: nn.Module, most: int = 0) -> Tensor:
     """The items of a batch to compute, `(K,)`, of which only those that are not 0 in `chosen` `(B,)` are needed.
 
-    XLA would compile anew for each number of them, so there it is all. CUDA would look anew for its fastest kernels, so
-    there it is a multiple of eight.
+    XLA would compile anew for each number of them, so there it is all. On CUDA, where kernels are chosen by the size of
+    a batch, it is a multiple of eight, or `most`, for torch.compile stops to build graphs after a few sizes; there, a
+    few that were chosen may be left out.
     """
     if getattr(model, "fixed_shapes", False):
         return torch.arange(len(chosen), device=chosen.device)
     needed = chosen.nonzero()[:, 0]
     if chosen.device.type != "cuda":
         return needed
-    more = -len(needed) % MULTIPLE
-    return torch.cat([needed, (chosen == 0).nonzero()[:more, 0]])
+    others = (chosen == 0).nonzero()[:, 0]
+    return torch.cat([needed, others])[: most or _in_eights(len(needed))]
 
 
-def _with_twins(batch: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
+def _in_eights(number: float) -> int:
+    return math.ceil(number / 8) * 8
+
+
+def _with_twins(batch: dict[str, Tensor], model: nn.Module, most: int) -> tuple[dict[str, Tensor], Tensor]:
     """The batch with the twins of its items behind it, and whose they are, `(K,)`; `twin` is 1 where a row is one."""
     vocals, sung = batch["vocals"], batch.get("twin_vocals")
     everyone = torch.arange(len(vocals), device=vocals.device)
     if sung is None:
         return batch, everyone[:0]
     differs = (sung != vocals).flatten(1).any(1).float()
-    twins = _rows(differs, model)
+    twins = _rows(differs, model, most)
     rows = torch.cat([everyone, twins])
     names = ("accompaniment", "source_rate", "level_db", "uniform", "noise")
     extended = {name: batch[name][rows] for name in names}
