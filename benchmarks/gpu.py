@@ -5,7 +5,8 @@
 The released model separates `data/demo` in float32 on both. Then the steps of `--config` are timed in float32, bf16 and
 compiled bf16, on synthetic songs: with all that makes a batch, and the optimizer's step alone. Their operations
 (convolutions and matrix products) per second stand beside the rate of a matrix product in bf16 in the same run. What
-does not fit into memory is said so and left out. Prints Markdown; `--output` keeps the numbers as JSON.
+does not fit into memory is said so and left out. Prints Markdown; `--output` keeps the numbers as JSON, each as soon as
+it is there: compiling, which comes last, may take longer than one likes to pay for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
@@ -128,24 +129,22 @@ def _mean_seconds(step: Callable[[], object], device: torch.device, steps: int) 
     return (time.perf_counter() - began) / steps
 
 
-def rows(config: Config, backend: Backend, steps: int, rate: float) -> dict[str, dict[str, float] | str]:
-    """The columns of each of `WAYS`, or why there are none."""
-    found: dict[str, dict[str, float] | str] = {}
+def rows(config: Config, backend: Backend, steps: int, rate: float) -> Iterator[tuple[str, dict[str, float] | str]]:
+    """Each of `WAYS` with its columns, or why there are none."""
     for name, (amp, compiled) in WAYS.items():
         chosen = load_config(None, [f"train.amp={amp}", f"train.compile={compiled}"], config)
         try:
-            found[name] = training(chosen, backend, steps, rate)
+            found: dict[str, float] | str = training(chosen, backend, steps, rate)
         except torch.OutOfMemoryError:
-            found[name] = "does not fit into memory"
+            found = "does not fit into memory"
         except Exception as error:  # a compiler that is not there must not take the other numbers along
             if not compiled:
                 raise
-            found[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
-        print(f"{name}: {found[name]}", flush=True)
+            found = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        yield name, found
         gc.collect()
         if backend.device.type == "cuda":
             torch.cuda.empty_cache()
-    return found
 
 
 def report(numbers: dict) -> str:
@@ -172,20 +171,30 @@ def run(argv: list[str] | None = None) -> int:
     if args.rounds < 1 or not 1 <= args.seconds <= 3600:
         raise UserError("--rounds must be at least 1, and --seconds between 1 and 3600")
     device, model = resolve_device(args.device), args.model_path or released_weights()
-    numbers: dict = {"machine": about(device), "song_seconds": args.seconds, "parity": parity(model, device)}
+    numbers: dict = {"song_seconds": args.seconds}
+
+    def keep(name: str, value: object) -> None:
+        numbers[name] = value
+        print(f"{name}: {value}", flush=True)
+        if args.output:
+            text = json.dumps(numbers, indent=1)
+            write_atomic(args.output, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+
+    keep("machine", about(device))
+    keep("parity", parity(model, device))
     backend = Backend(device)
-    numbers["separation"] = separation(model, device, args.seconds)
+    keep("separation", separation(model, device, args.seconds))
     best = fastest((matrix_product(size, device, torch.bfloat16) for size in sizes(device)[1]), device)
-    numbers["matrix_product"] = best.flop / min(seconds(best.step, device) for _ in range(3))
+    keep("matrix_product", best.flop / min(seconds(best.step, device) for _ in range(3)))
     with tempfile.TemporaryDirectory(prefix="diffvocsep-") as folder:
         overrides = ["data.synthetic_seconds=8", *args.overrides, "data.dataset=synthetic", "train.max_minutes=1000"]
         config = settings(args.config, overrides, folder)
-        numbers["batch"] = f"batch of {config.train.batch_size} x {config.data.segment_seconds:g} s"
-        numbers["training"] = rows(config, backend, args.rounds, numbers["matrix_product"])
+        keep("batch", f"batch of {config.train.batch_size} x {config.data.segment_seconds:g} s")
+        trained: dict[str, dict[str, float] | str] = {}
+        for way, columns in rows(config, backend, args.rounds, numbers["matrix_product"]):
+            trained[way] = columns
+            keep("training", trained)
     print(report(numbers))
-    if args.output:
-        text = json.dumps(numbers, indent=1)
-        write_atomic(args.output, lambda part: part.write_text(text + "\n", encoding="utf-8"))
     return 0
 
 

@@ -32,7 +32,6 @@ from diffvocsep.training.trainer import Trainer
 from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.device import autocast, device_name, fast_bf16, resolve_device
 
-
 FORMATS = {"float32": None, "bf16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 COLUMNS = ("ms a step", "ms per s of audio", "times our network", "GFLOP a step", "GFLOP/s",

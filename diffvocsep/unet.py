@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import frame_norm
 from .config import Config, ModelConfig
+from .frame_norm import FrameNorm
 from .parts import NETWORKS, load
 from .spectrogram import Frontend
 
@@ -25,62 +27,6 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     frequencies = torch.exp(-math.log(10000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-class FrameNorm(nn.GroupNorm):
-    """GroupNorm over channels and frequency of every single frame of `(B, C, T, F)`.
-
-    Statistics over time would make a frame depend on the whole chunk, and a song's chunks audible at their joints.
-    The number of groups is the largest divisor of the channel count up to 8. On CUDA torch's own GroupNorm takes the
-    channels to the front and back again, in float32, which takes longer than all convolutions; there, sums of channels
-    where they are do.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(max(g for g in range(1, 9) if channels % g == 0), channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cuda":
-            return self.where_it_lies(x)
-        batch, channels, frames, bins = x.shape
-        rows = x.transpose(1, 2).reshape(batch * frames, channels, 1, bins)
-        return super().forward(rows).reshape(batch, frames, channels, bins).transpose(1, 2)
-
-    def where_it_lies(self, x: Tensor) -> Tensor:
-        """The same, in the memory layout and the number format of `x`; its statistics are float32."""
-        rows = x.permute(0, 2, 3, 1).unflatten(-1, (self.num_groups, -1))  # (B, T, F, G, C / G)
-        weight, bias = (values.view(self.num_groups, -1) for values in (self.weight, self.bias))
-        with torch.autocast(x.device.type, enabled=False):
-            return _Normalize.apply(rows, weight, bias, self.eps).flatten(-2).permute(0, 3, 1, 2)
-
-
-class _Normalize(torch.autograd.Function):
-    """`(B, T, F, G, C)` with mean 0 and variance 1 over F and C, times `weight`, plus `bias`, `(G, C)` both.
-
-    Written out for its gradient: autograd's would pass over the activations three times as often.
-    """
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        mean = rows.mean((2, 4), keepdim=True, dtype=torch.float32)
-        norm = torch.linalg.vector_norm(rows, dim=(2, 4), keepdim=True, dtype=torch.float32)
-        variance = norm.square() / (rows.shape[2] * rows.shape[4]) - mean.square()
-        inverse = (variance.clamp_min(0) + eps).rsqrt()
-        ctx.save_for_backward(rows, weight, mean, inverse)
-        scale = inverse * weight
-        return torch.addcmul((bias - mean * scale).to(rows.dtype), rows, scale.to(rows.dtype))
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        rows, weight, mean, inverse = ctx.saved_tensors
-        plain = gradient.sum(2, keepdim=True, dtype=torch.float32)
-        normal = ((gradient * rows).sum(2, keepdim=True, dtype=torch.float32) - mean * plain) * inverse
-        number = rows.shape[2] * rows.shape[4]
-        shared = (plain * weight).sum(4, keepdim=True) / number
-        along = (normal * weight).sum(4, keepdim=True) / number * inverse.square()
-        constant, slope, scale = along * mean - shared * inverse, -along, inverse * weight
-        flat = torch.addcmul(constant.to(rows.dtype), rows, slope.to(rows.dtype))
-        return torch.addcmul(flat, gradient, scale.to(rows.dtype)), normal.sum((0, 1, 2)), plain.sum((0, 1, 2)), None
 
 
 class ResBlock(nn.Module):
@@ -117,9 +63,9 @@ class FrequencyLinear(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cuda":
+        if not frame_norm.channels_stay_last(x):
             return x + self.up(F.silu(self.down(self.norm(x))))
-        rows = self.norm(x).permute(0, 2, 3, 1)  # (B, T, F, C), as they lie in memory
+        rows = self.norm(x).permute(0, 2, 3, 1)  # (B, T, F, C)
         mixed = _along_bins(self.up, F.silu(_along_bins(self.down, rows.flatten(0, 1))))
         return x + mixed.unflatten(0, rows.shape[:2]).permute(0, 3, 1, 2)
 
@@ -179,7 +125,7 @@ class DualPath(nn.Module):
         x = self.frequency(x.permute(0, 2, 3, 1).flatten(0, 1)).unflatten(0, (batch, frames))  # (B, T, F, C)
         x = self.time(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, bins))  # (B, F, T, C)
         x = x.permute(0, 3, 2, 1)
-        return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cuda" else x
+        return x.contiguous(memory_format=torch.channels_last) if frame_norm.channels_stay_last(x) else x
 
 
 class Stage(nn.Module):

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffvocsep import frame_norm
 from diffvocsep.config import AudioConfig, Config, DataConfig, ModelConfig
+from diffvocsep.frame_norm import FrameNorm
 from diffvocsep.unet import (
     ATTENTION_SECONDS,
     Attention,
     DualPath,
-    FrameNorm,
     FrequencyLinear,
     ResBlock,
     UNet,
@@ -359,3 +360,49 @@ def test_film_scales_and_shifts_each_channel():
     scale, shift = (block.film.weight @ embedding[0] + block.film.bias).reshape(2, 8, 1, 1)
     h = block.norm2(block.conv1(nn.functional.silu(block.norm1(x)))) * (1 + scale) + shift
     torch.testing.assert_close(block(x, embedding), x + block.conv2(nn.functional.silu(h)), rtol=1e-4, atol=1e-5)
+
+
+def with_gradients(model: UNet, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """The output of a network, and the gradients of all its weights in a row."""
+    model.zero_grad()
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        output = model(*inputs(model, 24), torch.ones(1)).float()
+    output.square().mean().backward()
+    return output.detach(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def test_layers_that_keep_channels_last_compute_what_the_others_do(monkeypatch):
+    """What GPUs compute, here on a CPU: in float32 the same, in bf16 as near to it as what CPUs compute in bf16."""
+    model = perturbed(make_unet(base_channels=20)).to(memory_format=torch.channels_last)
+    expected = with_gradients(model)
+    on_cpu = with_gradients(model, torch.bfloat16)
+    monkeypatch.setattr(frame_norm, "channels_stay_last", lambda x: True)
+    layouts = set()
+    for layer in model.modules():
+        if isinstance(layer, (FrameNorm, FrequencyLinear, DualPath, ResBlock)):
+            layer.register_forward_hook(
+                lambda *args: layouts.add((args[-1].dtype, args[-1].is_contiguous(memory_format=torch.channels_last)))
+            )
+    same, rough = with_gradients(model), with_gradients(model, torch.bfloat16)
+    assert layouts == {(torch.float32, True), (torch.bfloat16, True)}
+    for i in range(2):
+        assert distance(same[i], expected[i]) < 1e-5
+        assert 0 < distance(rough[i], expected[i]) < 1.5 * distance(on_cpu[i], expected[i])
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+def test_a_frame_norm_that_keeps_channels_last_is_group_norm(offset, monkeypatch):
+    norm = perturbed(FrameNorm(20))
+    x = (tensor(2, 20, 5, 24) + offset).to(memory_format=torch.channels_last).requires_grad_()
+    wanted = tensor(2, 20, 5, 24, seed=1)
+    found = []
+    for last in (False, True):
+        monkeypatch.setattr(frame_norm, "channels_stay_last", lambda x, last=last: last)
+        output = norm(x)
+        found.append([output, *torch.autograd.grad((output * wanted).sum(), [x, norm.weight, norm.bias])])
+    for one, other in zip(*found, strict=True):
+        assert distance(one, other) < (1e-3 if offset else 1e-5)

@@ -2,8 +2,7 @@
 
     python -m diffvocsep.data.pack ROOT OUT --rate 22050 --quality 0.6
 
-Every audio file below ROOT becomes an Ogg Vorbis file of the same name at the same place below OUT, at `--rate` Hz; with
-`--codec opus`, which is smaller for solo voices, an Ogg Opus file at the next of its rates.
+Every audio file below ROOT becomes an Ogg Vorbis file of the same name at the same place below OUT, at `--rate` Hz.
 A network models nothing above `audio.bandwidth`, so twice that and a little is rate enough. Other files are left out.
 What stands in OUT already is kept, so that an interrupted packing goes on.
 """
@@ -22,24 +21,21 @@ from ..util.errors import UserError
 from ..util.threads import in_threads
 from .stems import EXTENSIONS
 
-OPUS_RATES = (8000, 12000, 16000, 24000, 48000)  # Hz
 BLOCK = 1 << 16  # samples a call: libsndfile's encoder overflows its stack on longer ones
 
 
-def pack(source: Path, target: Path, rate: int, quality: float, codec: str = "vorbis") -> None:
-    """`source` in Ogg at `rate` Hz, or at its own where that is lower; `quality` from 0 to 1.
+def pack(source: Path, target: Path, rate: int, quality: float) -> None:
+    """`source` as Ogg Vorbis at `rate` Hz, or at its own where that is lower; `quality` from 0 to 1.
 
     Raises:
         UserError: a file that cannot be read.
     """
     waveform, own = read(source)
     rate = min(rate, own)
-    if codec == "opus":
-        rate = next((possible for possible in OPUS_RATES if possible >= rate), OPUS_RATES[-1])
     samples = np.ascontiguousarray(resample(waveform, own, rate).T.numpy())
 
     def encode(part: Path) -> None:
-        with soundfile.SoundFile(part, "w", rate, samples.shape[1], format="OGG", subtype=codec.upper(),
+        with soundfile.SoundFile(part, "w", rate, samples.shape[1], format="OGG", subtype="VORBIS",
                                  compression_level=1 - quality) as file:  # fmt: skip
             for start in range(0, len(samples), BLOCK):
                 file.write(samples[start : start + BLOCK])
@@ -67,12 +63,11 @@ def places(root: Path, out: Path) -> dict[Path, Path]:
 
 
 def run(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m diffvocsep.data.pack", description="The same songs, small.")
+    parser = Parser(prog="python -m diffvocsep.data.pack", description="The same songs, small (Ogg Vorbis).")
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of songs")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the packed songs, in the same layout")
     parser.add_argument("--rate", type=int, default=22050, help="sample rate in Hz (default: 22050)")
-    parser.add_argument("--quality", type=float, default=0.6, help="of the coding, 0 to 1 (default: 0.6)")
-    parser.add_argument("--codec", choices=("vorbis", "opus"), default="vorbis", help="(default: vorbis)")
+    parser.add_argument("--quality", type=float, default=0.6, help="of Vorbis, 0 to 1 (default: 0.6)")
     args = parser.parse_args(argv)
     if not 8000 <= args.rate <= 192000:
         raise UserError(f"--rate is {args.rate} but must be between 8000 and 192000")
@@ -80,7 +75,7 @@ def run(argv: list[str] | None = None) -> int:
         raise UserError(f"--quality is {args.quality} but must be between 0 and 1")
     found = places(args.root, args.out)
     todo = [(source, target) for source, target in found.items() if not target.exists()]
-    in_threads(pack, [(*paths, args.rate, args.quality, args.codec) for paths in todo], "Packing", "file")
+    in_threads(pack, [(*paths, args.rate, args.quality) for paths in todo], "Packing", "file")
     before, after = (sum(path.stat().st_size for path in paths) / 1e6 for paths in (found, found.values()))
     print(f"{args.out}: {len(found)} files, {before:.1f} -> {after:.1f} MB")
     return 0

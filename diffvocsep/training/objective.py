@@ -106,7 +106,7 @@ class Objective:
     ) -> Tensor:
         """`x_t`, where `guessed` is 1 made from the x_0 that the network guesses from the same noise alone: what a
         deterministic sampler hands it in its next step, and the truth does not."""
-        rows = _rows(guessed, denoiser.model)
+        rows = rows_to_compute(guessed, denoiser.model)
         if not len(rows):
             return x_t
         noise, x_mixture, t = noise[rows], x_mixture[rows], t[rows]
@@ -142,20 +142,24 @@ def _distance(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     return (error.square() + error.abs()).mean(dim=(1, 3)).sum(-1) / mask.sum(dim=(1, 2, 3))
 
 
-def _rows(chosen: Tensor, model: nn.Module, most: int = 0) -> Tensor:
+def rows_to_compute(chosen: Tensor, model: nn.Module, most: int = 0) -> Tensor:
     """The items of a batch to compute, `(K,)`, of which only those that are not 0 in `chosen` `(B,)` are needed.
 
-    XLA would compile anew for each number of them, so there it is all. On CUDA, where kernels are chosen by the size of
-    a batch, it is a multiple of eight, or `most`, for torch.compile stops to build graphs after a few sizes; there, a
-    few that were chosen may be left out.
+    XLA would compile anew for each number of them, so there it is all. On CUDA it is a multiple of eight. With `most`
+    it is that number there, and what is chosen beyond it is left out: torch.compile builds graphs for few sizes only.
     """
     if getattr(model, "fixed_shapes", False):
         return torch.arange(len(chosen), device=chosen.device)
     needed = chosen.nonzero()[:, 0]
-    if chosen.device.type != "cuda":
+    if not sizes_matter(chosen.device):
         return needed
     others = (chosen == 0).nonzero()[:, 0]
     return torch.cat([needed, others])[: most or _in_eights(len(needed))]
+
+
+def sizes_matter(device: torch.device) -> bool:
+    """Whether each new size of a batch costs time, for kernels are chosen by it."""
+    return device.type == "cuda"
 
 
 def _in_eights(number: float) -> int:
@@ -169,7 +173,7 @@ def _with_twins(batch: dict[str, Tensor], model: nn.Module, most: int) -> tuple[
     if sung is None:
         return batch, everyone[:0]
     differs = (sung != vocals).flatten(1).any(1).float()
-    twins = _rows(differs, model, most)
+    twins = rows_to_compute(differs, model, most)
     rows = torch.cat([everyone, twins])
     names = ("accompaniment", "source_rate", "level_db", "uniform", "noise")
     extended = {name: batch[name][rows] for name in names}

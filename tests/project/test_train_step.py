@@ -9,7 +9,6 @@ from torch import nn
 from trainers import CPU, TINY
 
 from benchmarks import data, train_step
-from diffvocsep.training.backends import Backend
 
 MPS = torch.device("mps")
 SMALL = ["--device", "cpu", "--rounds", "1", *TINY.split(), "model.base_channels=8"]
@@ -149,11 +148,3 @@ def test_rows_of_bf16_are_computed_in_bf16(small, monkeypatch, capsys):
 
 def test_a_step_that_is_measured_is_one_batch(tmp_path):
     assert train_step.settings(None, ["train.accumulate=4"], str(tmp_path)).train.accumulate == 1
-
-
-@pytest.mark.parametrize(("name", "tuned"), [("cpu", False), ("cuda", True)])
-def test_cudnn_looks_for_its_fastest_algorithm_on_gpus(name, tuned, monkeypatch):
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda how: None)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    Backend(torch.device(name))
-    assert torch.backends.cudnn.benchmark == tuned

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffvocsep.config import AudioConfig, Config, DataConfig
 from diffvocsep.counterfactual import generate
 from diffvocsep.denoiser import Denoiser
+from diffvocsep.training import objective as objective_module
 from diffvocsep.training.objective import Objective
 
 PREDICTION_TYPES = ["epsilon", "v", "x_0", "residual"]
@@ -346,6 +347,22 @@ def test_where_shapes_are_fixed_the_terms_are_the_same():
     for name in chosen:
         torch.testing.assert_close(fixed[name], chosen[name], rtol=1e-5, atol=1e-6)
     assert not gradient(fixed["consistency"], network)[[0, 3, 4, 7]].any()
+
+
+def test_where_sizes_matter_batches_come_in_eights(monkeypatch):
+    """As on CUDA: what is computed beyond what is needed changes nothing; twins beyond those expected are none."""
+    expected, _ = hears(half)
+    monkeypatch.setattr(objective_module, "sizes_matter", lambda device: True)
+    padded, network = hears(half)
+    assert len(network.x_t) == 4 + 4  # eight, were there so many items
+    for name in expected:
+        torch.testing.assert_close(padded[name], expected[name], rtol=1e-5, atol=1e-6)
+
+    chosen = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1.0])
+    rows = objective_module.rows_to_compute(chosen, network)
+    assert len(rows) == len(set(rows.tolist())) == 8 and {1, 2, 4, 11} < set(rows.tolist())
+    assert len(objective_module.rows_to_compute(torch.ones(12), network, most=8)) == 8
+    assert len(objective_module.rows_to_compute(torch.zeros(12), network)) == 0
 
 
 @pytest.mark.parametrize("representation", ["complex", "magnitude"])

@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_said_and_the_rest_is_measured(tmp_path, monkeypatc
         return dict.fromkeys(gpu.COLUMNS, 1.0)
 
     monkeypatch.setattr(gpu, "training", training)
-    found = gpu.rows(load_config(), gpu.Backend(torch.device("cpu")), 1, 1.0)
+    found = dict(gpu.rows(load_config(), gpu.Backend(torch.device("cpu")), 1, 1.0))
     assert found == {"float32": "does not fit into memory", "bf16": dict.fromkeys(gpu.COLUMNS, 1.0),
                      "bf16, compile": "RuntimeError: no C compiler was found"}  # fmt: skip
     same = {"dB": -100.0, "largest difference": 1e-6}
