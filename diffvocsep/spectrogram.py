@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .config import AudioConfig
 from .parts import REPRESENTATIONS, load
-from .util.device import Table
+from .util.device import Constant
 
 TRUSTED = 0.45  # share of a recording's sample rate below which its content is real
 
@@ -33,7 +33,7 @@ class STFT:
         window = torch.hann_window(win_length, dtype=torch.float64, device="cpu")  # wherever the network is built
         left = (n_fft - win_length) // 2
         window = F.pad(window, (left, n_fft - win_length - left))
-        self.window = Table((window / window.square().sum().sqrt()).float())
+        self.window = Constant((window / window.square().sum().sqrt()).float())
 
     def __call__(self, waveform: Tensor, center: bool = True) -> Tensor:
         """Waveform `(B, C, N)` -> complex `(B, C, F, T)`, T = ceil(N / hop) + 1 frames.

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffvocsep import Separator
-from diffvocsep.checkpoint import load_any, release
+from diffvocsep.checkpoint import load_model_state, release
 from diffvocsep.config import load_config, to_dict
 from diffvocsep.counterfactual import generate, subtract
 from diffvocsep.data import Segments, train_tracks
@@ -131,7 +131,7 @@ def run(argv: list[str] | None = None) -> int:
     if min(args.crops, args.steps, args.clips) < 1:
         raise UserError("--crops, --steps and --clips are at least 1")
     require_folder(args.new_model.parent)
-    state, old = load_any(args.model), Separator.from_checkpoint(args.model, "cpu")
+    state, old = load_model_state(args.model), Separator.from_checkpoint(args.model, "cpu")
     config = load_config(None, ["data.segment_seconds=6", *args.overrides], base=old.config)
     excerpts = choose(find_excerpts("stems", args.songs, 10.0), args.clips)
     segments = Segments(train_tracks(config), config, args.crops)

@@ -86,7 +86,7 @@ def uncertainty_for_picture(separator: Separator, channels: int, **options) -> U
     return separator.uncertainty()
 
 
-def require_fit(reader: AudioReader, targets: list[Path], subtype: str | None, bitrate: int | None) -> None:
+def require_format(reader: AudioReader, targets: list[Path], subtype: str | None, bitrate: int | None) -> None:
     """Raise UserError, before any work, where a target's format cannot hold the song's rate and channels."""
     for path in targets:
         AudioWriter(path, reader.sample_rate, reader.channels, subtype, reader.frames, reader.mask, bitrate)

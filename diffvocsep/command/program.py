@@ -122,20 +122,20 @@ def run(argv: list[str] | None = None) -> int:
 
     from ..audio import AudioReader
     from ..training.backends import all_done
-    from ..util.device import announce, place, resolve_device
-    from .batch import require_fit
+    from ..util.device import announce_device, resolve_device, torchrun_env
+    from .batch import require_format
 
-    rank, _, processes = place()
+    rank, _, processes = torchrun_env()
     with ExitStack() as stack:
         song = stack.enter_context(AudioReader(jobs[0].source)) if one else None
         if song is not None:
-            require_fit(song, jobs[0].targets, SUBTYPES[args.bits], args.bitrate)
+            require_format(song, jobs[0].targets, SUBTYPES[args.bits], args.bitrate)
         model = choose_model(args.model_path, quiet=rank > 0)
         device = resolve_device(args.device)
         separate = separation(args, model, str(device), rank)
         if rank == 0:
             print_notes(left_out_note(left_out))
-        announce(args.device, device)
+        announce_device(args.device, device)
         failed = 0
         if song is None:
             failed = separate_all(jobs[rank::processes], separate, total=processes == 1)

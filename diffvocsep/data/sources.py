@@ -13,7 +13,7 @@ from ..config import Config
 from ..parts import DATASETS, load
 from ..util.errors import UserError
 from . import musdbhq
-from .download import provide
+from .download import ensure_musdbhq
 from .musdb import decoded
 from .stems import StemTrack, find_tracks, track_folders
 from .tracks import Track, has_both_sides
@@ -53,7 +53,7 @@ def musdb_tracks(config: Config, split: str) -> list[Track]:
 
 def musdbhq_tracks(config: Config, split: str) -> list[Track]:
     """MUSDB18-HQ, which is fetched where `data.download` says so."""
-    provide(config.data)
+    ensure_musdbhq(config.data)
     return musdbhq.musdbhq_tracks(config.data.musdbhq_root, split, _cache(config))
 
 

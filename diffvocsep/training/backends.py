@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..data.loader import prefetch
-from ..util.device import choose_device, move, place
+from ..util.device import choose_device, move, torchrun_env
 from ..util.errors import UserError
 from .muon import Muon
 
@@ -134,7 +134,7 @@ class Ranks(Backend):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.rank, _, self.world_size = place()
+        self.rank, _, self.world_size = torchrun_env()
         if device.type not in ("cpu", "cuda"):
             raise UserError(f"several processes cannot share '{device}'; start train.py without torchrun")
         if device.type == "cuda":
@@ -179,12 +179,12 @@ def find_backend(name: str) -> Backend:
         UserError: that device is not there.
     """
     device = choose_device(name)
-    return Ranks(device) if place().world_size > 1 else Backend(device)
+    return Ranks(device) if torchrun_env().world_size > 1 else Backend(device)
 
 
 def all_done() -> None:
     """Under torchrun, wait until all processes have come this far."""
-    if place().world_size > 1:
+    if torchrun_env().world_size > 1:
         dist.init_process_group("gloo", timeout=PATIENCE)
         dist.barrier()
         dist.destroy_process_group()

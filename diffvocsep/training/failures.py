@@ -1,4 +1,4 @@
-"""What ends a training from outside the program, as one sentence that says what to do: little memory, a full disk."""
+"""Too little memory and a full disk, as one sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 @contextmanager
-def told(config: Config, device: torch.device) -> Iterator[None]:
-    """Around all of a training.
+def explained_failures(config: Config, device: torch.device) -> Iterator[None]:
+    """Around a whole training: turns such errors into that sentence.
 
     Raises:
         WorkFailed: the disk is full, or the memory of the computer or of `device` is.

@@ -20,7 +20,7 @@ from ..util.device import amp_dtype, channels_last
 from ..util.errors import UserError
 from .backends import Backend
 from .progress import Course, Progress
-from .resume import find_checkpoint, is_same_run, keep_aside, load_state, restore
+from .resume import find_checkpoint, is_same_run, keep_aside, load_initial_state, restore
 from .run_folder import make_run_folder, record_start
 
 SEEDING = threading.Lock()  # all threads share torch's random stream, and on some TPUs each device is a thread
@@ -129,8 +129,8 @@ class Run:
             keep_aside(path, self.say)
 
     def go_on(self, path: Path, automatic: bool) -> None:
-        """Take the state of a checkpoint; raises UserError as `load_state` does."""
-        state = load_state(path, self.config, automatic, self.say)
+        """Take the state of a checkpoint; raises UserError as `load_initial_state` does."""
+        state = load_initial_state(path, self.config, automatic, self.say)
         progress, curves = state.progress, self.curves.parent / state.progress.run_id
         self.is_new = not is_same_run(path, self.folder / "last.pt", progress, curves, self.say)
         if self.is_new:

@@ -26,7 +26,7 @@ from .monitor import EXAMPLES, Monitor, NoMonitor
 from .nonfinite import NonFiniteSteps
 from .objective import Objective
 from .run import Run
-from .run_folder import alone_in
+from .run_folder import lock_folder
 from .schedule import ema_decay
 from .validation import averaged, dev_clips, median_sdr, validate
 
@@ -65,8 +65,8 @@ class Trainer(Run):
         self.segments = Segments(tracks, config, self.progress.samples + left)
         self.non_finite = NonFiniteSteps(self.segments)
         self.interruption, self.agreed_to_stop = Interruption(self.say), False
-        self.stepped = time.monotonic()  # when the last step was taken
-        self.asked, self.waited = 0.0, 0.0  # when the last batches were asked for, and how long they took, s
+        self.last_step_time = time.monotonic()
+        self.step_started, self.data_wait = 0.0, 0.0  # s: when the step began, and how long it waited for its batches
 
     def run(self) -> int:
         """Train to the end; returns the exit code: 0, or 130 after Ctrl-C or a polite kill.
@@ -79,7 +79,7 @@ class Trainer(Run):
         if self.complete:
             self.say(f"{last} has all its {self.progress.step} steps; --resume none starts anew")
             return 0
-        with alone_in(self.folder) if self.backend.main else nullcontext():
+        with lock_folder(self.folder) if self.backend.main else nullcontext():
             return self._run(last)
 
     def _run(self, last: Path) -> int:
@@ -90,7 +90,7 @@ class Trainer(Run):
                 self.save("last.pt")  # so that a run that is killed before its first validation keeps its folder
             if self.progress.best_sdr == -math.inf:  # what is there cannot be compared with what this run will score
                 self.keep_aside(self.folder / "best.pt")
-            with self.interruption, self._together():
+            with self.interruption, self._save_if_process_lost():
                 self._train(monitor)
                 self.release("last")
                 if self.complete:
@@ -114,7 +114,7 @@ class Trainer(Run):
                        self.backend.more_curves, progress.validated == progress.step)  # fmt: skip
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _save_if_process_lost(self) -> Iterator[None]:
         """Around what needs all processes: if one of them is gone, save the last whole step.
 
         Raises:
@@ -139,9 +139,9 @@ class Trainer(Run):
         with closing(self.steps()) as steps:
             for batches in steps:
                 terms = self.optimize(batches)
-                seconds, rate = time.perf_counter() - self.asked, self.optimizer.param_groups[0]["lr"]
+                seconds, rate = time.perf_counter() - self.step_started, self.optimizer.param_groups[0]["lr"]
                 progress = self.progress
-                monitor.step(progress.step, terms, seconds, self.waited, rate, progress.skipped, self.ended)
+                monitor.step(progress.step, terms, seconds, self.data_wait, rate, progress.skipped, self.ended)
                 if self.due and not self.stopping:
                     self._validate_alone(monitor)
                 elif self.backend.main and time.monotonic() - self.saved > SAVE_SECONDS:
@@ -154,7 +154,7 @@ class Trainer(Run):
     def stopping(self) -> bool:
         """Whether no further step begins. One process stops as soon as it is asked; several stop together, after the
         step in which all of them have heard of it."""
-        return self.interruption.asked if self.backend.world_size == 1 else self.agreed_to_stop
+        return self.interruption.requested if self.backend.world_size == 1 else self.agreed_to_stop
 
     def steps(self) -> Iterator[list[dict[str, Tensor]]]:
         """Lists of `train.accumulate` batches, one list per optimizer step, from the current step on."""
@@ -162,12 +162,12 @@ class Trainer(Run):
         made = load_segments(self.segments, self.progress.samples, backend.host, backend.rank, backend.world_size)
         there = backend.host if self.config.data.cache == "device" else None
         stream = backend.batches(with_noise(made, self.objective.shape(), train.seed, there))
-        self.stepped = time.monotonic()
+        self.last_step_time = time.monotonic()
         try:
             while not self.ended and not self.stopping:
-                self.asked = time.perf_counter()
+                self.step_started = time.perf_counter()
                 batches = [next(stream) for _ in range(train.accumulate)]
-                self.waited = time.perf_counter() - self.asked
+                self.data_wait = time.perf_counter() - self.step_started
                 yield batches
         except WorkFailed:  # Ctrl-C ends spawned loaders that have not come to ignore it yet
             if not self.stopping:
@@ -217,9 +217,9 @@ class Trainer(Run):
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip or math.inf)
         names = [name for name, value in parts[0].items() if value.ndim == 0]
         means = [torch.stack([part[name] for part in parts]).mean() for name in names]
-        asked = torch.full_like(means[0], float(self.interruption.asked))
+        asked = torch.full_like(means[0], float(self.interruption.requested))
         now = time.monotonic()
-        passed, self.stepped = torch.full_like(means[0], now - self.stepped), now
+        passed, self.last_step_time = torch.full_like(means[0], now - self.last_step_time), now
         *means, stop, seconds = self.backend.mean(torch.stack([*means, asked, passed]))
         items = {name: self.backend.gather(torch.cat([part[name] for part in parts])) for name in ("per_item", "t")}
         return {**dict(zip(names, means, strict=True)), "gradient_norm": norm.to(stop.device), **items}, stop, seconds
@@ -247,7 +247,7 @@ class Trainer(Run):
         """The first process validates, and the others wait for it. If Ctrl-C ended the validation, all stop here: the
         next start makes up for it only as long as no further step is taken."""
         self._validate(monitor)
-        asked = torch.full((1,), float(self.interruption.asked), device=self.backend.host)
+        asked = torch.full((1,), float(self.interruption.requested), device=self.backend.host)
         self.backend.wait()
         self.agreed_to_stop = self.agreed_to_stop or bool(self.backend.mean(asked) > 0)
 
@@ -258,7 +258,7 @@ class Trainer(Run):
             return
         separator = averaged(self.model, self.ema, self.config, self.backend.host)
         try:
-            result = validate(separator, self.clips, EXAMPLES, lambda: self.interruption.asked)
+            result = validate(separator, self.clips, EXAMPLES, lambda: self.interruption.requested)
         except KeyboardInterrupt:  # the second
             self.save("last.pt")
             raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .errors import UserError
-from .interrupt import listen
+from .interrupt import install_handlers
 from .memory import keep_freed_memory
 
 
@@ -33,7 +33,7 @@ def main(run: Callable[[], int]) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
-    listen()  # SIGTERM, of `timeout` and of clusters, is heard like Ctrl-C: what is unfinished is cleaned up
+    install_handlers()  # SIGTERM, of `timeout` and of clusters, is heard like Ctrl-C: what is unfinished is cleaned up
     try:
         _leave(run())
     except UserError as error:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DRAWING = 4  # threads that draw noise: NumPy lets them work side by side
+NOISE_THREADS = 4  # threads that draw noise: NumPy lets them work side by side
 NOISE_BLOCK = 64  # frames
 GAMMA, MIX = 0x9E3779B97F4A7C15 - 2**64, ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 ORIGIN = 2**16  # blocks; keeps indices of frames before the song's start positive
@@ -63,7 +63,7 @@ def frame_noise(channels: int, bins: int, first: int, frames: int, seed: int, *i
     it is computed in."""
     blocks = range(first // NOISE_BLOCK, (first + frames - 1) // NOISE_BLOCK + 1)
     shape = (channels, bins, NOISE_BLOCK)
-    with ThreadPoolExecutor(DRAWING, "noise") as threads:
+    with ThreadPoolExecutor(NOISE_THREADS, "noise") as threads:
         drawn = list(threads.map(lambda b: normal(shape, seed, "frames", *indices, ORIGIN + b), blocks))
     noise = torch.cat(drawn, dim=-1)
     start = first - blocks[0] * NOISE_BLOCK

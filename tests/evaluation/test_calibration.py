@@ -15,7 +15,7 @@ from test_evaluate import model as model  # fixtures
 from test_evaluate import songs as songs
 
 import evaluate
-from diffvocsep.checkpoint import config_in, load_checkpoint
+from diffvocsep.checkpoint import load_checkpoint, saved_config
 from diffvocsep.evaluation import calibration
 from diffvocsep.evaluation.calibration import CLASSES, Calibration, compare, covered, crps, fit, numbers, rank_shares
 from diffvocsep.separator import Separator
@@ -146,7 +146,7 @@ def test_numbers_of_songs_of_known_sdr(dozen):
 
 def test_errors_of_a_separation_are_those_of_its_vocals(model):
     state = load_checkpoint(model)
-    config = config_in(model, state["config"])
+    config = saved_config(model, state["config"])
     torch.manual_seed(0)
     head = ScaleHead(config)
     head.log_factor.normal_()

@@ -102,7 +102,7 @@ def test_where_the_first_process_refuses_the_others_have_no_traceback():
 def test_ctrl_c_in_the_validation_stops_all_where_it_can_be_made_up_for(tmp_path, monkeypatch):
     """The first process alone hears it here: one more step, and nobody would know of the validation that is due."""
     meeting, table, trainers, codes = threading.Barrier(2), {}, {}, {}
-    monkeypatch.setattr(trainer_module, "validate", lambda *_: setattr(trainers[0].interruption, "asked", True))
+    monkeypatch.setattr(trainer_module, "validate", lambda *_: setattr(trainers[0].interruption, "requested", True))
 
     def train(rank: int) -> None:
         trainers[rank] = Trainer(tiny(tmp_path), Replica(rank, 2, meeting, table), "none")
@@ -351,9 +351,10 @@ def test_where_nothing_was_learnt_another_network_may_begin(tmp_path):
 def test_a_thread_hears_what_the_main_thread_was_told(tmp_path):
     """As in a process of torch_xla, where training is not in the main thread."""
     program = (
-        "import signal, threading, time; from diffvocsep.util.interrupt import Interruption, listen\n"
-        "listen(); heard = []\n"
-        "def train():\n with Interruption(heard.append) as it:\n  ready.set()\n  while not it.asked: time.sleep(0.01)\n"
+        "import signal, threading, time; from diffvocsep.util.interrupt import Interruption, install_handlers\n"
+        "install_handlers(); heard = []\n"
+        "def train():\n with Interruption(heard.append) as it:\n  ready.set()\n"
+        "  while not it.requested: time.sleep(0.01)\n"
         "ready = threading.Event(); thread = threading.Thread(target=train); thread.start(); ready.wait()\n"
         "signal.raise_signal(signal.SIGINT); thread.join(); print(heard)"
     )

@@ -95,10 +95,10 @@ def test_the_folder_says_what_was_run(trained, folder):
 
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(run_folder, "ROOT", tmp_path)
-    assert run_folder.commit() is None
+    assert run_folder.git_commit() is None
     (tmp_path / ".git").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert run_folder.commit() is None
+    assert run_folder.git_commit() is None
 
 
 def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
