@@ -32,14 +32,14 @@ def process(index: int, config: Config, resume: str) -> None:
     """What each device does."""
     from diffvocsep.training.failures import explained_failures
     from diffvocsep.training.trainer import Trainer
-    from diffvocsep.training.xla import XLA, end_all
+    from diffvocsep.training.xla import XLA, kill_all_processes
 
     try:
         backend = XLA(config.train)
         with explained_failures(config, backend.device):
             code = Trainer(config, backend, resume).run()
     except Exception as error:
-        end_all(error)
+        kill_all_processes(error)
         raise
     if code:
         raise KeyboardInterrupt

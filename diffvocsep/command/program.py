@@ -121,7 +121,7 @@ def run(argv: list[str] | None = None) -> int:
     check(args, jobs)
 
     from ..audio import AudioReader
-    from ..training.backends import all_done
+    from ..training.backends import wait_for_all_processes
     from ..util.device import announce_device, resolve_device, torchrun_env
     from .batch import require_format
 
@@ -141,7 +141,7 @@ def run(argv: list[str] | None = None) -> int:
             failed = separate_all(jobs[rank::processes], separate, total=processes == 1)
         elif rank == 0:
             separate(jobs[0], song)
-    all_done()  # torchrun ends all processes when one of them ends badly
+    wait_for_all_processes()  # torchrun ends all processes when one of them ends badly
     return 2 if failed else 0
 
 

@@ -64,9 +64,9 @@ class Monitor:
 
     def __init__(
         self, folder: Path, config: Config, device: torch.device, step: int, total: int | None, best: float, about: str,
-        more_curves: Callable[[], dict[str, float]] = dict, scored: bool = True,
+        extra_curves: Callable[[], dict[str, float]] = dict, scored: bool = True,
     ) -> None:  # fmt: skip
-        self.more_curves = more_curves
+        self.extra_curves = extra_curves
         self.config, self.device, self.total, self.best = config, device, total, best
         table = folder / "history.csv"
         self.writer = EventFile(folder, purge_step=step + scored)
@@ -138,7 +138,7 @@ class Monitor:
         self.seconds = max(self.seconds, 1e-9)
         wait = self.waited / self.seconds
         values |= {"learning_rate": rate, "skipped_steps": skipped, "data_wait": wait}
-        values |= {"steps_per_second": len(self.terms) / self.seconds, **memory(self.device), **self.more_curves()}
+        values |= {"steps_per_second": len(self.terms) / self.seconds, **memory(self.device), **self.extra_curves()}
         self._write(step, values)
         self.bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{rate:.2g}", wait=f"{wait:.0%}")
         self._show()

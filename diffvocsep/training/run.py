@@ -19,9 +19,10 @@ from ..util.atomic import remove_leftovers, require_folder
 from ..util.device import amp_dtype, channels_last
 from ..util.errors import UserError
 from .backends import Backend
-from .progress import Course, Progress
+from .progress import Progress
 from .resume import find_checkpoint, is_same_run, keep_aside, load_initial_state, restore
 from .run_folder import make_run_folder, record_start
+from .schedule import Schedule
 
 SEEDING = threading.Lock()  # all threads share torch's random stream, and on some TPUs each device is a thread
 
@@ -56,22 +57,22 @@ class Run:
         self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.optimizer = backend.optimizer(train.optimizer, self.model.parameters(), train.lr, train.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.progress, self.course = Progress(run_id=time.strftime("%Y%m%d-%H%M%S")), Course(train)
+        self.progress, self.schedule = Progress(run_id=time.strftime("%Y%m%d-%H%M%S")), Schedule(train)
         self.folder, self.is_new, self.changes = Path(config.log.checkpoint_dir), True, list[str]()
         self.command = f"the same command{', without --resume,' if resume != 'auto' else ''}"  # that goes on
         self.saved = self.released = time.monotonic()  # when a checkpoint and released weights were last written
         if path := find_checkpoint(resume, self.folder / "last.pt"):
-            self.go_on(path, automatic=resume == "auto")
+            self.resume_from(path, automatic=resume == "auto")
 
     @property
     def ended(self) -> bool:
         """Whether all steps are done."""
-        return self.course.ended(self.progress)
+        return self.schedule.ended(self.progress)
 
     @property
-    def due(self) -> bool:
-        """Whether a validation is."""
-        return self.course.due(self.progress)
+    def validation_due(self) -> bool:
+        """Whether a validation belongs to this step and has not been done."""
+        return self.schedule.validation_due(self.progress)
 
     @property
     def complete(self) -> bool:
@@ -88,7 +89,7 @@ class Run:
         require_folder(self.curves.parent)
 
     def state(self) -> dict:
-        """Everything that `go_on` needs, as tensors and plain values."""
+        """Everything that `resume_from` needs, as tensors and plain values."""
         return {
             "config": to_dict(self.config),
             "model": self.model.state_dict(),
@@ -128,7 +129,7 @@ class Run:
         if self.backend.main:
             keep_aside(path, self.say)
 
-    def go_on(self, path: Path, automatic: bool) -> None:
+    def resume_from(self, path: Path, automatic: bool) -> None:
         """Take the state of a checkpoint; raises UserError as `load_initial_state` does."""
         state = load_initial_state(path, self.config, automatic, self.say)
         progress, curves = state.progress, self.curves.parent / state.progress.run_id
@@ -138,8 +139,9 @@ class Run:
         self.progress, self.changes = progress, state.changes
         restore(state, self.model, self.ema, self.optimizer, self.scaler)
 
-    def validate_on(self, songs: list[str]) -> None:
-        """Take note of the songs that validate from now on: with scores of other songs, theirs cannot be compared."""
+    def set_dev_songs(self, songs: list[str]) -> None:
+        """Set the dev songs. If they are others than before, the best score is forgotten: scores of other songs cannot be
+        compared."""
         if self.backend.main and self.progress.dev_songs not in ([], songs):
             self.progress.best_sdr = -math.inf
             self.say("the dev songs are others than before: the best SDR so far is forgotten")
@@ -157,7 +159,7 @@ class Run:
             self.progress.run_id = make_run_folder(self.curves).name
         about = record_start(self.curves, self.config, self.progress.step, str(self.backend), self.changes)
         parameters = sum(p.numel() for p in self.model.parameters())
-        length = f"{self.config.train.max_minutes:g} minutes" if self.course.timed else f"{self.course.steps} steps"
+        length = f"{self.config.train.max_minutes:g} minutes" if self.schedule.timed else f"{self.schedule.steps} steps"
         self.say(
             f"training on {self.backend}: {parameters / 1e6:.2f} M parameters, {data}, {length}; "
             f"config, versions and history in {self.curves}"

@@ -275,7 +275,7 @@ def test_the_songs_named_are_those_that_are_heard(tmp_path):
 @pytest.mark.parametrize("call", ["gather", "wait"])
 def test_a_lost_process_is_named_in_a_bad_step_and_at_the_end_too(tmp_path, monkeypatch, call):
     trainer, calls = make(tmp_path, "train.max_steps=2"), []
-    monkeypatch.setattr(trainer, "_validate_alone", lambda monitor: None)  # it is the end's wait that is looked at
+    monkeypatch.setattr(trainer, "_validate_on_main", lambda monitor: None)  # it is the end's wait that is looked at
     monkeypatch.setattr(trainer.backend, "lost", lambda error: "closed by peer" in str(error))
     spoil(monkeypatch, trainer, range(1, 2))
 
