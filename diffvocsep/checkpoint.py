@@ -352,7 +352,7 @@ def run(argv: list[str] | None = None) -> int:
     trained = saved_config(args.checkpoint[-1], state["config"])
     config = load_config(None, args.set, base=trained)
     require_same_network(trained, config, f"'{args.checkpoint[-1]}'")
-    changed = ScaleHead(trained).unfitted(config) if state.get("head") else []
+    changed = ScaleHead(trained).settings_not_fitted(config) if state.get("head") else []
     if changed:
         names, program = ", ".join(changed), "python -m scripts.fit_uncertainty"
         print_notes([f"the uncertainty is left out: it was not fitted under this {names}; fit it anew with {program}"])

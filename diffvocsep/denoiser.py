@@ -1,4 +1,4 @@
-"""The denoiser: what the network says, read as x_0. Training and every sampler look at the network through it."""
+"""The denoiser computes x_0 from the network's output. Training and every sampler call the network through it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ Both measure the mixture once (`statistics`) and use those numbers for the mixtu
 that mixture and counterfactual live on one scale, and a song 12 dB louder comes out 12 dB louder.
 
 Spectra are `(B, C, F, T)`, but in memory they lie frame after frame, as `torch.stft` writes them and the network reads
-them: that is why transposed views (`.mT`) are worked on here and there.
+them: hence the transposed views (`.mT`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ..audio.turns import AT_ONCE, Part, join, split
 from ..audio.written import require_form
 from ..separator import BLOCK_SECONDS, Separator
 from ..uncertainty import Uncertainty
-from ..util.atomic import own_folder
+from ..util.atomic import temporary_folder
 from ..util.cli import print_notes
 from ..util.errors import UserError
 from .jobs import require_outputs
@@ -64,7 +64,7 @@ def separate_reader(
     if not rescale or {require_form(path, subtype) for path in targets} == {"float"}:
         _write(targets, reader, parts, subtype, bitrate)
         return 1.0
-    with own_folder() as folder, ExitStack() as stack:
+    with temporary_folder() as folder, ExitStack() as stack:
         drafts = [Path(folder, f"{stem}.wav") for stem in STEMS[: len(targets)]]
         peak = max(1.0, _write(drafts, reader, parts))
         size = round(BLOCK_SECONDS * reader.sample_rate)
@@ -81,7 +81,7 @@ def uncertainty_for_picture(separator: Separator, channels: int, **options) -> U
     """An empty one for a song that is separated with these options of `Separator.separate`; None where nothing can be
     told: of a model without a head, under settings that it was not fitted to, in more channels than go at once."""
     head = separator.head
-    if head is None or channels > AT_ONCE or head.unfitted(separator.settings(**options)):
+    if head is None or channels > AT_ONCE or head.settings_not_fitted(separator.settings(**options)):
         return None
     return separator.uncertainty()
 
@@ -120,7 +120,7 @@ def _pairs(separator: Separator, reader: AudioReader, **options) -> Iterator[tup
     if options.get("uncertainty") is not None:
         raise UserError(f"--uncertainty measures songs of up to {AT_ONCE} channels; this one has {reader.channels}")
     short = max(1, size * AT_ONCE // reader.channels)  # as much memory as 8 channels take
-    with own_folder() as name:
+    with temporary_folder() as name:
         folder = Path(name)
         try:
             voices = []

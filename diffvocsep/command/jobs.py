@@ -24,7 +24,7 @@ class Output(NamedTuple):
     slash: bool = False  # at its end, which means a folder
 
     @classmethod
-    def named(cls, text: str) -> Output:
+    def from_text(cls, text: str) -> Output:
         return cls(Path(text), text.endswith(("/", os.sep)))
 
     def is_folder(self, one: bool, stem: str) -> bool:

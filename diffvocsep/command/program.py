@@ -52,7 +52,7 @@ def path(text: str) -> Path:
 
 def output(text: str) -> Output:
     path(text)
-    return Output.named(text)
+    return Output.from_text(text)
 
 
 def make_parser() -> Parser:
@@ -215,7 +215,7 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
     uncertainty = separator.uncertainty() if args.uncertainty else None
     if uncertainty and rank == 0:
         print_notes(f"the uncertainty was fitted under another {key} and may mislead; leave that setting as it came"
-                    for key in separator.head.unfitted(settings))  # fmt: skip
+                    for key in separator.head.settings_not_fitted(settings))  # fmt: skip
     form = {"subtype": SUBTYPES[args.bits], "bitrate": args.bitrate, "rescale": args.rescale}
     form["progress"] = not args.no_progress and rank == 0
 
@@ -233,9 +233,11 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
             if args.uncertainty:
                 save_uncertainty(args.uncertainty, found.values())
             if args.plot:
-                from ..plot import middle, plot_separation
+                from ..plot import middle_excerpt, plot_separation
 
-                (mixture, rate, start), (voice, _, _) = (middle(file, PICTURE_SECONDS) for file in (song, vocals))
+                (mixture, rate, start), (voice, _, _) = (
+                    middle_excerpt(file, PICTURE_SECONDS) for file in (song, vocals)
+                )
                 numbers = found.values() if found else None
                 plot_separation(args.plot, mixture, voice / gain, rate, start, uncertainty=numbers)
 
@@ -251,13 +253,13 @@ def say_sdr(middle: float, low: float, high: float) -> None:
 def notes_on_settings(args: argparse.Namespace, came: Config, config: Config, settings: Config) -> Iterator[str]:
     """Settings without effect, and those of a config file that are not the model's: a whole config.yaml undoes what
     suits the model."""
-    from ..config import differences, ignored_settings, is_used, key_of
+    from ..config import affects_separation, differences, ignored_settings, key_of
     from ..util.strict_yaml import show
 
     given = [OPTIONS[name] for name in OPTIONS if getattr(args, name) is not None] + [*map(key_of, args.overrides)]
     yield from ignored_settings(settings, given)
     for key, (old, new) in differences(came, config).items():
-        if is_used(key) and key not in given:
+        if affects_separation(key) and key not in given:
             yield f"{args.config} sets {key} to {show(new)}; the model came with {show(old)}"
 
 

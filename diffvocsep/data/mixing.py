@@ -25,12 +25,12 @@ from .tracks import SIDES, Track, to_channels
 
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
 SECOND_DB = (-9.0, 0.0)  # level of a second voice beside the first
-PITCHED = 0.25  # share of the voices whose pitch data.pitch_semitones changes
+PITCH_PROBABILITY = 0.25  # share of the voices whose pitch data.pitch_semitones changes
 VOICE_CHAIN = {  # key of `data` that says how often -> effect
     "compressor": Compressor, "saturation": Saturation, "harmony": Harmony, "doubling": Doubling, "echo": Echo,
 }  # fmt: skip
 TWIN_GAINS = (0.5, 2.0)  # -6 and +6 dB
-HISS = 1e-3  # a stem 60 dB below the other holds noise only, which is not made louder
+NOISE_FLOOR = 1e-3  # a stem 60 dB below the other holds noise only, which is not made louder
 SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration
 
 
@@ -188,7 +188,7 @@ class Segments(Dataset):
             return singer, singer, 0.0
         band = int(rng.choice(len(self.tracks), p=self.weights["accompaniment"]))
         voice, music = self._loudness(singer, "vocals"), self._loudness(band, "accompaniment")
-        audible = voice > HISS * music and music > HISS * voice
+        audible = voice > NOISE_FLOOR * music and music > NOISE_FLOOR * voice
         return singer, band, REMIX_DB + 20 * np.log10(music / voice) if audible else 0.0
 
     def _crop(self, track: int, rng: np.random.Generator) -> tuple[float, int]:
@@ -214,7 +214,7 @@ class Segments(Dataset):
     def _effects(self, rng: np.random.Generator) -> tuple[Effect, ...]:
         """What a voice goes through, in the order of a studio."""
         data, effects = self.config.data, []
-        if data.pitch_semitones and rng.random() < PITCHED:
+        if data.pitch_semitones and rng.random() < PITCH_PROBABILITY:
             effects.append(Pitch(rng.uniform(-data.pitch_semitones, data.pitch_semitones)))
         for name, effect in VOICE_CHAIN.items():
             share = getattr(data, name)

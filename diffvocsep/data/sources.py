@@ -14,7 +14,7 @@ from ..parts import DATASETS, load
 from ..util.errors import UserError
 from . import musdbhq
 from .download import ensure_musdbhq
-from .musdb import decoded
+from .musdb import decode_musdb
 from .stems import StemTrack, find_tracks, track_folders
 from .tracks import Track, has_both_sides
 
@@ -41,14 +41,14 @@ def stem_tracks(config: Config, split: str) -> list[Track]:
     except UserError as error:  # there are two roots, and the sentence shows one path
         raise UserError(f"{key}: {error}") from None
     if split == "train":
-        _keep_apart(tracks, Path(data.dev_root))
+        _require_disjoint(tracks, Path(data.dev_root))
     return tracks
 
 
 def musdb_tracks(config: Config, split: str) -> list[Track]:
     """The compressed MUSDB18, decoded once into `data.musdb_root`."""
     root = config.data.musdb_root
-    return musdbhq.musdbhq_tracks(Path(root) / "decoded", split, _cache(config), only=decoded(root))
+    return musdbhq.musdbhq_tracks(Path(root) / "decoded", split, _cache(config), only=decode_musdb(root))
 
 
 def musdbhq_tracks(config: Config, split: str) -> list[Track]:
@@ -61,12 +61,12 @@ def _cache(config: Config) -> Path | None:
     return Path(config.data.cache_dir) if config.data.cache != "none" else None
 
 
-def _keep_apart(tracks: Sequence[StemTrack], dev_root: Path) -> None:
+def _require_disjoint(tracks: Sequence[StemTrack], dev_root: Path) -> None:
     """Raise UserError if a file of the training tracks is below `dev_root` too: in a folder within the other, or by a
     link. Weights must not be chosen by songs that they were trained on."""
-    trains = {path.resolve() for track in tracks for paths in track.stems.values() for path in paths}
-    decides = {path.resolve() for folder in track_folders(dev_root) for path in folder.iterdir()}
-    if shared := trains & decides:
+    train_files = {path.resolve() for track in tracks for paths in track.stems.values() for path in paths}
+    dev_files = {path.resolve() for folder in track_folders(dev_root) for path in folder.iterdir()}
+    if shared := train_files & dev_files:
         raise UserError(
             f"data.root and data.dev_root '{dev_root}' share '{min(shared)}'; keep apart what trains and what decides"
         )

@@ -33,8 +33,8 @@ EDGES = np.linspace(-12, 12, 1201)  # of the counts: logarithms of how large an 
 MIDDLES = np.exp((EDGES[1:] + EDGES[:-1]) / 2)
 CLASSES = (OCTAVES, len(LEVELS_DB) + 1)
 FREEDOMS = np.geomspace(1.4, 20, 40)  # of Student's t, from which the best is chosen; near 1, draws have no mean
-CENTRAL = 0.8  # coverage of the interval of an SDR
-FEWEST = 0.0015  # share of a song's bins that makes a class of it count
+SDR_COVERAGE = 0.8  # coverage of the interval of an SDR
+MIN_SHARE = 0.0015  # share of a song's bins that makes a class of it count
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def fit(clips: Sequence[Errors]) -> Calibration:
     """Factors, shape and the line of the SDR from songs with known stems, each song counting once."""
     counts = by_song(clips)
     found = {freedom: _factors(counts, freedom) for freedom in FREEDOMS}
-    freedom = min(found, key=lambda f: _misses(counts, Calibration(found[f], f, (0, 1, 0, 0))))
+    freedom = min(found, key=lambda f: _coverage_error(counts, Calibration(found[f], f, (0, 1, 0, 0))))
     log_factor = found[freedom]
     songs = merge(clips)
     implied, true = (np.array(x) for x in zip(*((s.implied_sdr(log_factor), s.sdr) for s in songs), strict=True))
@@ -181,7 +181,7 @@ def _factors(counts: np.ndarray, freedom: float) -> np.ndarray:
     """The log of what the scales must be multiplied by, `(octaves, levels)`: the intervals of `COVERAGE` shall cover
     what they say, in the mean over the songs that have bins of that class. A class that none has gets that of all."""
     share = counts.sum(-1, keepdims=True)
-    equal = np.where(share > FEWEST, counts / np.maximum(share, 1e-30), 0).sum(0)
+    equal = np.where(share > MIN_SHARE, counts / np.maximum(share, 1e-30), 0).sum(0)
     whole = counts.sum((0, 1, 2))
     wanted = np.log(students_t.ppf((1 + np.array(COVERAGE)) / 2, freedom))
 
@@ -192,11 +192,11 @@ def _factors(counts: np.ndarray, freedom: float) -> np.ndarray:
     return np.array([[factor(row if row.sum() else whole) for row in line] for line in equal])
 
 
-def _misses(counts: np.ndarray, calibration: Calibration) -> float:
-    return sum(abs(covered(counts.sum(0), calibration, coverage) - coverage) for coverage in COVERAGE)
+def _coverage_error(counts: np.ndarray, calibration: Calibration) -> float:
+    return sum(abs(coverage_of(counts.sum(0), calibration, coverage) - coverage) for coverage in COVERAGE)
 
 
-def covered(counts: np.ndarray, calibration: Calibration, coverage: float) -> float:
+def coverage_of(counts: np.ndarray, calibration: Calibration, coverage: float) -> float:
     """The share of the truth that the intervals of that coverage hold, of `counts` `(octaves, levels, sizes)`."""
     width = np.log(students_t.ppf((1 + coverage) / 2, calibration.freedom)) + calibration.log_factor
     below = np.clip((width[..., None] - EDGES[:-1]) / (EDGES[1] - EDGES[0]), 0, 1)
@@ -214,12 +214,12 @@ def _line(implied: np.ndarray, true: np.ndarray) -> tuple[float, float, float, f
     offset, slope = inverse @ true
     leverage = np.einsum("ij,ji->i", design, inverse)
     missed = (true - design @ (offset, slope)) / np.maximum(1 - leverage, 1e-3)  # left out one by one
-    below = max(1, int((len(true) + 1) * (1 - CENTRAL) / 2))  # songs that lie as low as the lower end, or lower
+    below = max(1, int((len(true) + 1) * (1 - SDR_COVERAGE) / 2))  # songs that lie as low as the lower end, or lower
     missed.sort()
     return float(offset), float(slope), float(missed[below - 1]), float(missed[-below])
 
 
-def left_out(clips: Sequence[Errors], song: str) -> Calibration:
+def fit_without(clips: Sequence[Errors], song: str) -> Calibration:
     """Fitted to all songs but that one."""
     return fit([clip for clip in clips if clip.song != song])
 
@@ -268,11 +268,11 @@ def coverage_table(clips: Sequence[Errors], used: Mapping[str, Calibration]) -> 
 
     def row(chosen: np.ndarray) -> list[float]:
         own = {song: count * chosen[..., None] for song, count in counts.items()}
-        own = {song: count for song, count in own.items() if count.sum() > FEWEST}
-        means = [np.mean([covered(count, used[song], c) for song, count in own.items()]) for c in COVERAGE]
+        own = {song: count for song, count in own.items() if count.sum() > MIN_SHARE}
+        means = [np.mean([coverage_of(count, used[song], c) for song, count in own.items()]) for c in COVERAGE]
         return [*means, np.mean([count.sum() for count in own.values()])]
 
-    return {name: row(chosen) for name, chosen in rows.items() if any((c * chosen[..., None]).sum() > FEWEST
+    return {name: row(chosen) for name, chosen in rows.items() if any((c * chosen[..., None]).sum() > MIN_SHARE
                                                                       for c in counts.values())}  # fmt: skip
 
 
@@ -283,7 +283,7 @@ def _span(unit: str, edges: Sequence[float], index: int, sign: str = "") -> str:
     return f"above {ends[-1]} {unit}" if index == len(ends) else f"{ends[index - 1]} to {ends[index]} {unit}"
 
 
-def numbers(clips: Sequence[Errors], used: Mapping[str, Calibration], samples: int) -> dict[str, float]:
+def summary(clips: Sequence[Errors], used: Mapping[str, Calibration], samples: int) -> dict[str, float]:
     """The other numbers of the table; `used` as above."""
     scores, errors = zip(*(crps(clip, used[clip.song]) for clip in clips), strict=True)
     ranks = np.mean([rank_shares(clip.counts, used[clip.song], samples) for clip in clips], axis=0)
@@ -296,7 +296,7 @@ def numbers(clips: Sequence[Errors], used: Mapping[str, Calibration], samples: i
         * float(ranks[1:-1].sum()),
         "rank correlation of predicted and true SDR": rank_correlation(middle, true),
         "predicted SDR is off by, dB (median)": float(np.median(np.abs(middle - true))),
-        f"true SDR within its {100 * CENTRAL:.0f} % interval, % of songs": 100
+        f"true SDR within its {100 * SDR_COVERAGE:.0f} % interval, % of songs": 100
         * float(((low <= true) & (true <= high)).mean()),
     }
 

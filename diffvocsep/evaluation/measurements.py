@@ -40,7 +40,7 @@ def _refuse(args: Namespace, keys: Iterable[str], option: str) -> None:
 
 def scores(args: Namespace) -> None:
     """The scores of the field, the model beside silence, mixture, untrained network and ceilings."""
-    from .scores import METRICS, TARGETS, lines, medians, score, systems_of
+    from .scores import METRICS, TARGETS, medians, result_rows, score, systems_of
 
     excerpts, model = _excerpts(args), _model(args)
     frames = not args.no_museval
@@ -76,7 +76,7 @@ def scores(args: Namespace) -> None:
     if missing and frames:
         print(f"museval leaves out {missing} of {seconds} seconds, for something is silent there")
     if args.output:
-        write_csv(args.output / "results.csv", lines(found))
+        write_csv(args.output / "results.csv", result_rows(found))
         ceilings = [name for name in (systems.MIXTURE, *systems.CEILINGS) if name in rows]
         in_db = {
             target: {system: {m: values[m] for m in METRICS} for system, values in by_system.items()}
@@ -131,9 +131,9 @@ def uncertainty(args: Namespace) -> None:
     if args.leave_one_out and len(songs) < 3:
         raise UserError("--leave_one_out fits to all songs but one; give it at least three")
     own = calibration.Calibration.of(model.separator().head)
-    used = {one.song: calibration.left_out(songs, one.song) if args.leave_one_out else own for one in songs}
+    used = {one.song: calibration.fit_without(songs, one.song) if args.leave_one_out else own for one in songs}
     coverage = calibration.coverage_table(songs, used)
-    numbers = calibration.numbers(songs, used, args.samples)
+    numbers = calibration.summary(songs, used, args.samples)
     title = f"covered, %, {len(clips)} clips of {len(songs)} songs"
     columns = [f"{100 * c:.0f} % interval" for c in calibration.COVERAGE] + ["% of bins"]
     print(table(title, columns, {name: [f"{100 * value:.1f}" for value in row] for name, row in coverage.items()}))
@@ -147,10 +147,10 @@ def uncertainty(args: Namespace) -> None:
 
 def counterfactual(args: Namespace) -> None:
     """What must not change, in dB."""
-    from .invariance import suite
+    from .invariance import measure_invariance
 
     excerpts, model = _excerpts(args), _model(args)
-    found = suite(excerpts, model, processes(args.jobs, len(excerpts), args.device))
+    found = measure_invariance(excerpts, model, processes(args.jobs, len(excerpts), args.device))
     names = list(next(iter(found.values())))
     rows = {test: [f"{quartiles(by_system[name])[0]:.1f}" for name in names] for test, by_system in found.items()}
     clips = len(next(iter(next(iter(found.values())).values())))

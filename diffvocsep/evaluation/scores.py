@@ -127,7 +127,7 @@ def medians(scores: Sequence[Score], system: str, target: str) -> dict[str, np.n
     return {name: column[np.isfinite(column)] for name, column in columns.items()}
 
 
-def lines(scores: Sequence[Score]) -> Iterator[list[object]]:
+def result_rows(scores: Sequence[Score]) -> Iterator[list[object]]:
     """The rows of results.csv, its header first."""
     yield ["clip", "system", "target", *COLUMNS, "frames", "frames without a score"]
     for one in scores:

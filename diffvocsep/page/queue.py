@@ -21,7 +21,7 @@ class Cancelled(Exception):
 
 
 @dataclass
-class Song:
+class QueuedSong:
     """A song on its way: `sending`, `waiting`, `running`, then `done` (with `facts`) or `failed` (with `error`)."""
 
     visitor: str
@@ -58,22 +58,22 @@ class Queue:
         folder: of the songs' folders.
     """
 
-    def __init__(self, work: Callable[[Song], dict[str, int]], folder: Path) -> None:
+    def __init__(self, work: Callable[[QueuedSong], dict[str, int]], folder: Path) -> None:
         self.work, self.folder = work, folder
-        self._songs: dict[str, Song] = {}  # in the order of the line
+        self._songs: dict[str, QueuedSong] = {}  # in the order of the line
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="separation", daemon=True)
         self._thread.start()
 
-    def add(self, visitor: str, name: str, size: int, steps: int, samples: int) -> Song:
+    def add(self, visitor: str, name: str, size: int, steps: int, samples: int) -> QueuedSong:
         """A new song, whose audio is still to come; `ready` puts it in line."""
-        song = Song(visitor, name, size, self.folder / secrets.token_hex(8), steps, samples)
+        song = QueuedSong(visitor, name, size, self.folder / secrets.token_hex(8), steps, samples)
         song.folder.mkdir()
         with self._changed:
             self._songs[song.id] = song
         return song
 
-    def ready(self, song: Song) -> None:
+    def ready(self, song: QueuedSong) -> None:
         """The audio of a song is there: it goes to the end of the line."""
         with self._changed:
             if self._songs.pop(song.id, None):
@@ -81,11 +81,11 @@ class Queue:
                 song.state = "waiting"
                 self._changed.notify_all()
 
-    def find(self, visitor: str, song_id: str) -> Song | None:
+    def find(self, visitor: str, song_id: str) -> QueuedSong | None:
         song = self._songs.get(song_id)
         return song if song is not None and song.visitor == visitor else None
 
-    def remove(self, song: Song) -> None:
+    def remove(self, song: QueuedSong) -> None:
         """End the work on a song, whatever its state, and delete its files."""
         with self._changed:
             self._songs.pop(song.id, None)
@@ -120,7 +120,7 @@ class Queue:
             self.remove(song)
         self._thread.join(seconds)
 
-    def _next(self) -> Song | None:
+    def _next(self) -> QueuedSong | None:
         """The first song in line, as soon as there is one; None when the line is closed."""
         with self._changed:
             while not self._closed:

@@ -30,7 +30,7 @@ from starlette.routing import Route
 
 from ..util.errors import UserError
 from .guard import Guard
-from .queue import Queue, Song
+from .queue import Queue, QueuedSong
 from .separation import PICTURE, STEMS, stems
 
 LARGEST = 2 << 30  # bytes of a song: an hour of 32-bit stereo at 48 kHz is 1.4 GB
@@ -81,7 +81,7 @@ class Page:
             routes=routes, middleware=[Middleware(Guard, listening=listening)], exception_handlers=handlers
         )
 
-    def find(self, request: Request) -> Song:
+    def find(self, request: Request) -> QueuedSong:
         song = self.queue.find(request.path_params["visitor"], request.path_params["song"])
         if song is None:
             raise HTTPException(404, "this song is no longer here; drop it again")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import is_plain_tensor, load_checkpoint, load_weights, require_weights_fit, saved_config
 from ..config import Config, differences, is_fixed, require_same_network
-from ..util.atomic import numbered, replace_file
+from ..util.atomic import numbered_names, replace_file
 from ..util.errors import UserError
 from ..util.strict_yaml import show
 from .progress import Progress
@@ -70,7 +70,7 @@ def keep_aside(path: Path, say: Callable[[str], None]) -> None:
         run = load_checkpoint(path).get("run_id", "old")
     except UserError:  # damaged, or of another version
         run = "old"
-    names = (path.with_name(f"{name}.pt") for name in numbered(f"{path.stem}.{run}"))
+    names = (path.with_name(f"{name}.pt") for name in numbered_names(f"{path.stem}.{run}"))
     kept = next(name for name in names if not name.exists())
     replace_file(path, kept)
     say(f"what {path} has held so far is kept as {kept.name}")

@@ -39,7 +39,7 @@ class Run:
 
     Attributes:
         model, ema, optimizer, scaler: the network, the average of its weights, and what changes them.
-        progress, course: how far the run has come, and how far it goes.
+        progress, schedule: how far the run has come; its learning rate, validations and end.
         folder, curves: of its checkpoints, and of what TensorBoard shows.
         is_new: whether it begins, rather than goes on with a run of this folder.
         changes: a line for each setting that a resumed run has changed.
@@ -140,8 +140,7 @@ class Run:
         restore(state, self.model, self.ema, self.optimizer, self.scaler)
 
     def set_dev_songs(self, songs: list[str]) -> None:
-        """Set the dev songs. If they are others than before, the best score is forgotten: scores of other songs cannot be
-        compared."""
+        """Set the dev songs. If they have changed, the best score is forgotten: it cannot be compared with new ones."""
         if self.backend.main and self.progress.dev_songs not in ([], songs):
             self.progress.best_sdr = -math.inf
             self.say("the dev songs are others than before: the best SDR so far is forgotten")

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..checkpoint import versions
 from ..config import Config, save_config
-from ..util.atomic import numbered, write_atomic
+from ..util.atomic import numbered_names, write_atomic
 from ..util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def make_run_folder(wanted: Path) -> Path:
     """Make the folder of a run that begins: `wanted`, or `wanted-2`, ... if another run began in the same second."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    for name in numbered(wanted.name):
+    for name in numbered_names(wanted.name):
         folder = wanted.with_name(name)
         with suppress(FileExistsError):
             folder.mkdir()

@@ -21,7 +21,7 @@ def ema_decay(step: int, decay: float) -> float:
 
 
 class Schedule:
-    """What `train` asks for along a run, which lasts `train.max_minutes` by the clock or, without that, a number of steps."""
+    """The schedule of a run: of `train.max_minutes` by the clock, if that is set, else of a number of steps."""
 
     def __init__(self, train: TrainConfig) -> None:
         self.train = train

@@ -21,17 +21,17 @@ ORIGIN = 2**16  # blocks; keeps indices of frames before the song's start positi
 
 
 def generator(seed: int, stream: str, *indices: int) -> np.random.Generator:
-    """A NumPy generator for one place of one stream."""
+    """A NumPy generator for one position, `indices`, of one stream."""
     return np.random.default_rng([seed, zlib.crc32(stream.encode()), *indices])
 
 
 def normal(shape: tuple[int, ...], seed: int, stream: str, *indices: int) -> Tensor:
-    """Standard normal float32 tensor of `shape` for one place of one stream."""
+    """Standard normal float32 tensor of `shape` for one position of one stream."""
     return torch.from_numpy(generator(seed, stream, *indices).standard_normal(shape, dtype=np.float32))
 
 
 def key(seed: int, stream: str, *indices: int) -> int:
-    """One place of one stream, for `hashed_normal`."""
+    """An int64 key of one position of one stream, for `hashed_normal`."""
     return int(generator(seed, stream, *indices).integers(-(2**63), 2**63))
 
 
@@ -54,7 +54,7 @@ def hashed_normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _shifted(bits: Tensor, places: int) -> Tensor:
-    """To the right, with zeros from the left: torch repeats the sign."""
+    """A logical shift to the right; torch's own repeats the sign."""
     return (bits >> places) & (2 ** (64 - places) - 1)
 
 

@@ -32,7 +32,7 @@ from diffvocsep.data.effects import (
     stretch,
 )
 from diffvocsep.data.loader import load_segments
-from diffvocsep.data.mixing import PITCHED, SECOND_DB, VOICE_CHAIN, Segments, limit
+from diffvocsep.data.mixing import PITCH_PROBABILITY, SECOND_DB, VOICE_CHAIN, Segments, limit
 
 RATE = 16000
 SECOND = torch.arange(RATE, dtype=torch.float64) / RATE  # s
@@ -272,7 +272,7 @@ def test_an_effect_comes_as_often_as_its_key_says_and_on_voices_only(name):
 
 def test_a_quarter_of_the_voices_gets_another_pitch():
     shifts = [effect.semitones for draw in draws("data.pitch_semitones=5") for effect in draw.vocals.effects]
-    assert near(len(shifts), PITCHED)
+    assert near(len(shifts), PITCH_PROBABILITY)
     assert -5 <= min(shifts) < -4 and 4 < max(shifts) <= 5
 
 
