@@ -1,4 +1,5 @@
-"""The denoiser computes x_0 from the network's output. Training and every sampler call the network through it."""
+"""The denoiser computes x_0 from the network's output, by the formulas of `Diffusion.predict_x_start`. Training and every
+sampler call the network through it."""
 
 from __future__ import annotations
 
@@ -36,5 +37,5 @@ class Denoiser:
             return self.model(x_t, x_mixture, t, guessed).float()
 
     def x_0(self, output: Tensor, x_t: Tensor, x_mixture: Tensor, t: Tensor) -> Tensor:
-        """The x_0 that `output` stands for."""
+        """x_0 from the network's `output`, `(B, C, F, T)`."""
         return self.diffusion.predict_x_start(output, x_t, t, x_mixture)

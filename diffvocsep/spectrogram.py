@@ -5,8 +5,8 @@
 - `ComplexSpectrogram`: power-compressed real and imaginary parts, |X|^p e^{i angle(X)}. Loses nothing.
 - `MagnitudeSpectrogram`: log1p of the scaled magnitude, min-max normalized to [-1, 1]. Borrows the mixture's phase.
 
-Both measure the mixture once (`statistics`) and use those numbers for the mixture, the target and the inverse, so
-that mixture and counterfactual live on one scale, and a song 12 dB louder comes out 12 dB louder.
+Both normalize in `encode`, by statistics of the mixture (`statistics`, `level`), which also serve the target and the
+inverse, so that mixture and counterfactual have one scale, and a song 12 dB louder comes out 12 dB louder.
 
 Spectra are `(B, C, F, T)`, but in memory they lie frame after frame, as `torch.stft` writes them and the network reads
 them: hence the transposed views (`.mT`).
