@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":  # until `main` listens, Ctrl-C ends this as it ends other programs, without a traceback
+if __name__ == "__main__":  # until `main` installs its handlers: Ctrl-C ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from diffvocsep.training.arguments import ask_before_download, note_without_gpu, training_arguments

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 
-if __name__ == "__main__":  # until `main` listens, Ctrl-C ends this as it ends other programs, without a traceback
+if __name__ == "__main__":  # until `main` installs its handlers: Ctrl-C ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +24,9 @@ from diffvocsep.util.cli import main, print_notes
 from diffvocsep.util.errors import UserError
 from diffvocsep.util.interrupt import exit_on_signal, install_handlers
 
-if __name__ == "__mp_main__":  # torch_xla runs `process` in a thread of a child, whose main thread alone hears Ctrl-C
+if (
+    __name__ == "__mp_main__"
+):  # in a child of torch_xla, which runs `process` in a thread: only the main one gets signals
     install_handlers()
 
 

@@ -1,5 +1,6 @@
-"""The denoiser computes x_0 from the network's output, by the formulas of `Diffusion.predict_x_start`. Training and every
-sampler call the network through it."""
+"""The denoiser computes x_0 from the network's output, by the formulas of `Diffusion.predict_x_start`.
+
+Training and every sampler call the network through it."""
 
 from __future__ import annotations
 

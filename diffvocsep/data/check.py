@@ -74,8 +74,8 @@ def _flat_tops(samples: np.ndarray) -> int:
 
 
 def measure_track(track: Track, sides: Collection[str]) -> tuple[float, float]:
-    """The level of what the stems lack of the mixture, in dB of the mixture (-inf without one), and the share of the
-    seconds in which there are vocals (nan without them), as far as `sides` tell."""
+    """The level of mixture minus stems, in dB of the mixture (-inf without one), and the share of the seconds that have
+    vocals (nan without them); only `sides` are read."""
     rate = int(track.source_rate)
     residual = power = 0.0
     seconds: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""From tracks to training segments: which voice over which music, at what level, how altered.
+"""From tracks to training segments: which voice is mixed over which music, at what level, and how both are altered.
 
 Segment `index` is a function of (seed, index) alone: any number of workers, any number of processes and any resumed
 run draw the same segments. `Segments.draw` makes the decisions, `render` carries them out, for one segment in a loader
@@ -30,7 +30,7 @@ VOICE_CHAIN = {  # key of `data` that says how often -> effect
     "compressor": Compressor, "saturation": Saturation, "harmony": Harmony, "doubling": Doubling, "echo": Echo,
 }  # fmt: skip
 TWIN_GAINS = (0.5, 2.0)  # -6 and +6 dB
-NOISE_FLOOR = 1e-3  # a stem 60 dB below the other holds noise only, which is not made louder
+NOISE_FLOOR = 1e-3  # a stem 60 dB below the other holds only noise, which must not be made louder
 SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration
 
 
@@ -51,8 +51,8 @@ class Cut:
 
 @dataclass(frozen=True)
 class Twin:
-    """The same music under another voice: the segment's own vocals times `gain`, and a `guest`. By default, it is no
-    other voice."""
+    """The same music under another voice: the segment's own vocals times `gain`, plus those of a `guest`. The default
+    leaves the vocals as they are."""
 
     gain: float = 1.0
     guest: Cut | None = None
@@ -60,8 +60,14 @@ class Twin:
 
 @dataclass(frozen=True)
 class Draw:
-    """All that is decided by chance about segment `index`. `source_rate` is in Hz; `level_db` is how much louder than
-    the segment the song is that it pretends to come from; `second` is another voice beside `vocals`."""
+    """All random choices for segment `index`.
+
+    Attributes:
+        source_rate: the lowest sample rate of its recordings, Hz, times the speed at which they are played.
+        level_db: the level, relative to the segment, of the song that it stands for.
+        second: another voice beside `vocals`.
+        twin: the same music under another voice, for `train.consistency_share`.
+    """
 
     index: int
     vocals: Cut

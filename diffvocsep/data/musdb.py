@@ -53,7 +53,7 @@ def decode_musdb(root: str | Path) -> dict[str, Path]:
 
 
 def stamp(path: Path) -> str:
-    """What tells a source from another of the same name."""
+    """A text that changes with the file: its size and time."""
     return f"{path.stat().st_size} bytes, changed {path.stat().st_mtime_ns} ns after 1970\n"
 
 

@@ -1,4 +1,4 @@
-"""The songs that train and those that decide: folders of stems and MUSDB18, as the config says where they lie.
+"""Training and dev songs from folders of stems and MUSDB18, which the `data` section of the config names.
 
 `parts.DATASETS` names a function for each dataset; that of the synthesizer is in synthetic/tracks.py. The songs that
 are scored in the end are in testsets.py.
@@ -25,7 +25,7 @@ def train_tracks(config: Config) -> list[Track]:
 
 
 def dev_tracks(config: Config) -> list[Track]:
-    """The tracks that decide (stopping, best weights); never a test split."""
+    """The tracks of validation, which chooses the best weights; never a test split."""
     return list(filter(has_both_sides, _tracks(config, "dev")))
 
 
@@ -34,7 +34,7 @@ def _tracks(config: Config, split: str) -> list[Track]:
 
 
 def stem_tracks(config: Config, split: str) -> list[Track]:
-    """Own folders of stems, below `data.root` for training and below `data.dev_root` for deciding."""
+    """Own folders of stems: `data.root` for training, `data.dev_root` for validation."""
     data, key = config.data, "data.root" if split == "train" else "data.dev_root"
     try:
         tracks = find_tracks(data.root if split == "train" else data.dev_root, _cache(config))

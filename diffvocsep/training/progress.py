@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """All that a checkpoint says about its run beside tensors and config; these are the names it is saved under.
+    """All that a checkpoint holds beside tensors and config, under these names.
 
     Attributes:
         step: optimizer steps, those skipped among them.
         samples: segments drawn, by all processes.
-        seconds: of training, by the mean of the clocks of all processes; all know it.
-        validated: the last step that was, and `validated_seconds`, when.
+        seconds: time of training, the mean of the clocks of all processes, so that all have the same.
+        validated: the last step that was validated; `validated_seconds`, the value of `seconds` then.
         skipped: steps whose loss or gradient was not finite.
-        best_sdr: the highest score, dB, and `dev_songs`, on which it was reached.
+        best_sdr: the highest dev score, dB; `dev_songs`, the songs it was reached on.
         run_id: names the folder of the run.
     """
 
@@ -40,5 +40,5 @@ class Progress:
 
     @classmethod
     def loaded(cls, state: dict[str, Any]) -> Progress:
-        """What a checkpoint has of it; older versions did not save all."""
+        """The fields that a checkpoint has; older versions did not save all."""
         return cls(**{part.name: state[part.name] for part in fields(cls) if part.name in state})

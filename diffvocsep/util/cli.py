@@ -33,7 +33,7 @@ def main(run: Callable[[], int]) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
-    install_handlers()  # SIGTERM, of `timeout` and of clusters, is heard like Ctrl-C: what is unfinished is cleaned up
+    install_handlers()  # SIGTERM, of `timeout` and of clusters, acts like Ctrl-C: what is unfinished is cleaned up
     try:
         _leave(run())
     except UserError as error:
@@ -69,8 +69,8 @@ def say(text: str) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit; as a process of torchrun at once: while Python took itself down, torch 2.11 with gloo was seen to abort
-    ("terminate called without an active exception"), and the code of a run that had done its work was lost."""
+    """Exit. A process of torchrun skips Python's own shutdown, in which torch 2.11 with gloo was seen to abort
+    ("terminate called without an active exception"), so that the exit code of a run that had ended well was lost."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()

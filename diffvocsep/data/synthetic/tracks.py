@@ -1,4 +1,4 @@
-"""Synthetic songs as tracks to train and decide on: made when first read; then, if so wished, kept, as 16 bit."""
+"""Synthetic songs as tracks for training, validation and tests: made when first read, then kept as 16 bit if wanted."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SyntheticTrack:
 def synthetic_tracks(config: Config, split: str) -> list[SyntheticTrack]:
     """The songs of one split. What `data.held_out_*` names is left out of training only."""
     data = config.data
-    seed = SPLITS[split] + (3 * config.train.seed if split == "train" else 0)  # what decides stays the same
+    seed = SPLITS[split] + (3 * config.train.seed if split == "train" else 0)  # dev and test songs stay the same
     voices, families = VOICES, FAMILIES
     if split == "train":
         require_known("voice", data.held_out_voices or VOICES, VOICES)
