@@ -28,7 +28,7 @@ class Denoiser:
         Args:
             t: timesteps, int64 `(B,)`.
             guessed: `(B,)`, 1 where x_t was made from an x_0 of the network's own, 0 where from the truth or from
-                noise alone. A guess is not to be trusted as the truth is, and the network is told.
+                noise alone. It is an input of the network, because a guess is less reliable than the truth.
         """
         return self.x_0(self.output(x_t, x_mixture, t, guessed), x_t, x_mixture, t)
 

@@ -151,7 +151,7 @@ class Diffusion:
         return torch.where(uniform < evenly_spread, t, terminal).clamp(max=self.timesteps - 1).long()
 
     def check(self) -> None:
-        """Refuse to sample if x_0 cannot be told at T - 1, where sampling starts.
+        """Refuse to sample if x_0 cannot be computed at T - 1, where sampling starts.
 
         Raises:
             UserError: epsilon is predicted where `alphas_cumprod` is below 1e-6.

@@ -57,7 +57,7 @@ def separate_reader(
     rescale: bool = False,
     **options,
 ) -> float:
-    """`separate_file` for a file that is open. What was written is so many times as loud as what was separated."""
+    """`separate_file` for an open file. Returns the gain of what was written: 1, or less where `rescale` was needed."""
     print_notes(reader.notes)
     targets = [path for path in (vocals, instrumental) if path is not None]
     parts = _pairs(separator, reader, **options)
@@ -78,8 +78,8 @@ def separate_reader(
 
 
 def uncertainty_for_picture(separator: Separator, channels: int, **options) -> Uncertainty | None:
-    """An empty one for a song that is separated with these options of `Separator.separate`; None where nothing can be
-    told: of a model without a head, under settings that it was not fitted to, in more channels than go at once."""
+    """An empty `Uncertainty` for a song that is separated with these options of `Separator.separate`. None where it
+    cannot be estimated: no head, settings that the head was not fitted to, or more than `AT_ONCE` channels."""
     head = separator.head
     if head is None or channels > AT_ONCE or head.settings_not_fitted(separator.settings(**options)):
         return None
@@ -99,7 +99,7 @@ def _write(
     subtype: str | None = None,
     bitrate: int | None = None,
 ) -> float:
-    """Write the first part of each block to the first target, the second to the second; the highest peak of all."""
+    """Write the first part of each block to the first target, the second to the second; returns the highest peak."""
     peak = 0.0
     with ExitStack() as stack:
         layout = (reader.sample_rate, reader.channels, subtype, reader.frames, reader.mask, bitrate)

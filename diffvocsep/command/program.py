@@ -99,7 +99,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = make_parser()
     args = parser.parse_intermixed_args(argv)
-    if args.input:  # as ever: what else stands there is a setting
+    if args.input:  # then every other word is a setting
         args.songs, args.overrides = args.input, args.words
         if args.output is None:
             parser.error("--input wants --output, too")
@@ -182,7 +182,7 @@ def require_one(args: argparse.Namespace, songs: int) -> None:
 
 
 def choose_model(asked: Path | None, quiet: bool = False) -> Path:
-    """The model that was asked for, else the released one, else the local best; what was chosen is said."""
+    """The model that was asked for, else the released one, else the local best; printed unless `quiet`."""
     if asked:
         return asked
     shipped = find_released()
@@ -200,7 +200,8 @@ def choose_model(asked: Path | None, quiet: bool = False) -> Path:
 
 
 def separation(args: argparse.Namespace, model: Path, device: str, rank: int) -> Callable[..., None]:
-    """What separates one song as the options say. Settings that cannot be are said here, before any song is read."""
+    """A function that separates one song as the options say. Impossible settings are refused here, before any song is
+    read."""
     from ..audio import AudioReader
     from ..separator import Separator
     from ..uncertainty import save_uncertainty
@@ -251,8 +252,8 @@ def say_sdr(middle: float, low: float, high: float) -> None:
 
 
 def notes_on_settings(args: argparse.Namespace, came: Config, config: Config, settings: Config) -> Iterator[str]:
-    """Settings without effect, and those of a config file that are not the model's: a whole config.yaml undoes what
-    suits the model."""
+    """Notes on settings without effect, and on settings of a config file that differ from the model's: a whole
+    config.yaml would silently replace what suits the model."""
     from ..config import affects_separation, differences, ignored_settings, key_of
     from ..util.strict_yaml import show
 

@@ -182,8 +182,8 @@ class Segments(Dataset):
         if data.silent_accompaniment and rng.random() < data.silent_accompaniment and not silent:
             accompaniment = replace(accompaniment, gain=0.0)
         twin = self._twin(index, sung, silent)
-        heard = [cut for cut in (vocals, accompaniment, second, twin.guest) if cut and cut.gain]
-        source_rate = min(self.tracks[cut.track].source_rate * cut.samples / self.length for cut in heard)
+        sounding = [cut for cut in (vocals, accompaniment, second, twin.guest) if cut and cut.gain]
+        source_rate = min(self.tracks[cut.track].source_rate * cut.samples / self.length for cut in sounding)
         return Draw(index, vocals, accompaniment, source_rate, level_db, second, limiter, twin)
 
     def _pair(self, rng: np.random.Generator) -> tuple[int, int, float]:

@@ -139,9 +139,9 @@ def compare(
         level: of the song, `(B, 1, 1, 1)`.
         energies: as in `Errors`.
     """
-    heard = (mixture.abs() > level * 10 ** (QUIET_DB / 20)) & (raw > 0)
-    size = torch.view_as_real(true - found).abs()[heard] / raw[heard][:, None]
-    place = torch.bucketize(size.log(), torch.from_numpy(EDGES[1:-1]).float()) + group[heard][:, None] * len(MIDDLES)
+    judged = (mixture.abs() > level * 10 ** (QUIET_DB / 20)) & (raw > 0)
+    size = torch.view_as_real(true - found).abs()[judged] / raw[judged][:, None]
+    index = torch.bucketize(size.log(), torch.from_numpy(EDGES[1:-1]).float()) + group[judged][:, None] * len(MIDDLES)
     shape = (*CLASSES, len(MIDDLES))
 
     def add_up(places: Tensor, weights: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -150,8 +150,8 @@ def compare(
 
     return Errors(
         song,
-        add_up(place, None, shape),
-        add_up(place, raw[heard].double()[:, None].expand(-1, 2).flatten(), shape),
+        add_up(index, None, shape),
+        add_up(index, raw[judged].double()[:, None].expand(-1, 2).flatten(), shape),
         add_up(group, raw.double().square().flatten(), CLASSES),
         float(found.abs().square().double().sum()),
         energies,

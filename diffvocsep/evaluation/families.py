@@ -112,10 +112,10 @@ def instruments(parts: Sequence[FamilySong], model: Model, jobs: int) -> dict[st
     silent = {part.index for part, one in zip(parts, found, strict=True) if np.isnan(one[SILENCE])}
     if silent >= {part.index for part in parts}:
         raise UserError("in every one of these songs nobody sings or nobody plays: there is nothing to score")
-    heard = [(part, one) for part, one in zip(parts, found, strict=True) if part.index not in silent]
+    sounding = [(part, one) for part, one in zip(parts, found, strict=True) if part.index not in silent]
     return {
         system: {
-            family: np.array([one[system] for part, one in heard if part.family == family])
+            family: np.array([one[system] for part, one in sounding if part.family == family])
             for family in dict.fromkeys(part.family for part in parts)
         }
         for system in (SILENCE, MIXTURE, model.name)

@@ -44,7 +44,7 @@ class QueuedSong:
         return self.folder / ("song" + (suffix if suffix[1:].isascii() and suffix[1:].isalnum() else ""))
 
     def watch(self, share: float) -> None:
-        """Hear how far the work is. Raises `Cancelled` to end it."""
+        """Called with the share of the work that is done. Raises `Cancelled` to end it."""
         if self.cancelled:
             raise Cancelled
         self.progress = share
@@ -99,17 +99,17 @@ class Queue:
             self.remove(song)
 
     def report(self, visitor: str) -> list[dict[str, Any]]:
-        """What a visitor is told of each of their songs."""
-        told, ahead = [], 0
+        """The state of each song of a visitor, as JSON for the page."""
+        entries, ahead = [], 0
         with self._changed:
             for song in self._songs.values():
                 if song.visitor == visitor:
-                    told.append({
+                    entries.append({
                         "id": song.id, "name": song.name, "state": song.state, "progress": round(song.progress, 3),
                         "ahead": ahead, "error": song.error, **song.facts,
                     })  # fmt: skip
                 ahead += song.state in ("waiting", "running")
-        return told
+        return entries
 
     def close(self, seconds: float = 60.0) -> None:
         """End all work and delete all files; waits so long for the song at work."""

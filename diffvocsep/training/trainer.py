@@ -154,8 +154,8 @@ class Trainer(Run):
 
     @property
     def stopping(self) -> bool:
-        """Whether no further step begins. One process stops as soon as it is asked; several stop together, after the
-        step in which all of them have heard of it."""
+        """Whether no further step begins. One process stops as soon as a signal has come; several stop together, after
+        the step in which all of them have learnt of it."""
         return self.interruption.requested if self.backend.world_size == 1 else self.agreed_to_stop
 
     def steps(self) -> Iterator[list[dict[str, Tensor]]]:

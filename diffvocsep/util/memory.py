@@ -18,8 +18,8 @@ def keep_freed_memory() -> None:
     Otherwise glibc hands tensors of some MB back to the kernel, which fills their pages with zeros anew, layer after
     layer: a fifth of the time of a separation on two CPU cores (docs/benchmarks.md). The peak stays about what it was.
     """
-    told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not told else None
+    configured = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not configured else None
     if mallopt is not None and mallopt(
         M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD
     ):  # else it would never grow by itself again
