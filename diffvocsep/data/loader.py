@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -27,6 +28,7 @@ from .mixing import Segments
 
 T = TypeVar("T")
 EXIT_BATCH_NOT_SENT = 74  # exit code of a worker whose batch cannot reach this process (EX_IOERR of sysexits.h)
+WORKER_END_SECONDS = 5.0  # how long a worker may take from closing its connection to its end
 SMALL_SHM = (
     "the loader processes have too little shared memory (/dev/shm): give the container more (docker run "
     "--shm-size=8g), or set data.workers=0"
@@ -134,6 +136,8 @@ def _original_message(error: Exception) -> str:
 def _loading_failure(error: Exception, workers: Sequence[BaseProcess]) -> WorkFailed:
     """The sentence for an `error` that is not about a segment but about the workers or their memory."""
     text = str(error)
+    if isinstance(error, ConnectionError | EOFError):  # a worker has just died: wait until its exit code is known
+        wait([worker.sentinel for worker in workers], WORKER_END_SECONDS)
     codes = {worker.exitcode for worker in workers} - {None, 0}
     crashed, killed = (getattr(signal, name, None) for name in ("SIGBUS", "SIGKILL"))
     if "shared memory" in text or "/dev/shm" in text or codes & {EXIT_BATCH_NOT_SENT, crashed and -crashed}:
