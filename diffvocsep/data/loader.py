@@ -136,9 +136,7 @@ def _original_message(error: Exception) -> str:
 def _loading_failure(error: Exception, workers: Sequence[BaseProcess]) -> WorkFailed:
     """The sentence for an `error` that is not about a segment but about the workers or their memory."""
     text = str(error)
-    if workers and isinstance(
-        error, ConnectionError | EOFError
-    ):  # a worker has just died: wait until its exit code is known
+    if workers and isinstance(error, ConnectionError | EOFError):  # a worker has just died: wait for its exit code
         wait([worker.sentinel for worker in workers], WORKER_END_SECONDS)
     codes = {worker.exitcode for worker in workers} - {None, 0}
     crashed, killed = (getattr(signal, name, None) for name in ("SIGBUS", "SIGKILL"))
