@@ -29,7 +29,7 @@ from .unet import make_network
 from .util.atomic import write_atomic
 from .util.cli import Parser, main, print_notes
 from .util.errors import UserError
-from .util.strict_yaml import blame, show
+from .util.strict_yaml import prefix_errors, show
 
 FORMAT = 2
 HEAD_PREFIX = "uncertainty."  # of the names of a `ScaleHead`'s weights, beside the network's
@@ -204,7 +204,7 @@ def saved_config(path: Path, mapping: dict[str, Any]) -> Config:
                 f"'{path}' was saved with {section}.{key} = {show(value)}, which this version no longer has; use the "
                 "version that saved it, or another file"
             )
-    with blame(f"the config in '{path}'"):
+    with prefix_errors(f"the config in '{path}'"):
         config = from_dict(mapping)
     for section in ("audio", "model", "diffusion", "separation"):
         for key, value in vars(getattr(config, section)).items():

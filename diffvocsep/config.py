@@ -24,7 +24,7 @@ from .util import strict_yaml
 from .util.atomic import write_atomic
 from .util.errors import UserError
 from .util.keys import Limit, at_least, between, field_metadata, key, more_than, unless, when
-from .util.strict_yaml import blame, shorten, show
+from .util.strict_yaml import prefix_errors, shorten, show
 
 SHARE = between(0, 1)
 FOLDER = Limit("the path of a folder", lambda v: v.strip() != "")
@@ -262,7 +262,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
     """
     sections: strict_yaml.Sections = _typed(to_dict(base)) if base else {}
     if path is not None:
-        with blame(path):
+        with prefix_errors(path):
             for section, keys in _typed(strict_yaml.read(Path(path))).items():
                 sections.setdefault(section, {}).update(keys)
     for override in overrides:
@@ -270,7 +270,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
         section, dot, key = name.strip().partition(".")
         if not (equals and dot):
             raise UserError(f'override "{shorten(override)}" must be section.key=value, such as train.lr=0.001')
-        with blame(f'override "{shorten(override)}"'):
+        with prefix_errors(f'override "{shorten(override)}"'):
             typed = _typed({section: {key: _override_value(value.strip())}})
         sections.setdefault(section, {}).update(typed[section])
     return _build(sections)

@@ -132,7 +132,7 @@ def run(argv: list[str] | None = None) -> int:
             require_format(song, jobs[0].targets, SUBTYPES[args.bits], args.bitrate)
         model = choose_model(args.model_path, quiet=rank > 0)
         device = resolve_device(args.device)
-        separate = separation(args, model, str(device), rank)
+        separate = make_separate(args, model, str(device), rank)
         if rank == 0:
             print_notes(left_out_note(left_out))
         announce_device(args.device, device)
@@ -199,7 +199,7 @@ def choose_model(asked: Path | None, quiet: bool = False) -> Path:
     return chosen
 
 
-def separation(args: argparse.Namespace, model: Path, device: str, rank: int) -> Callable[..., None]:
+def make_separate(args: argparse.Namespace, model: Path, device: str, rank: int) -> Callable[..., None]:
     """A function that separates one song as the options say. Impossible settings are refused here, before any song is
     read."""
     from ..audio import AudioReader

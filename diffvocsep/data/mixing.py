@@ -19,8 +19,8 @@ from ..config import Config
 from ..util.device import move
 from ..util.errors import UserError
 from ..util.rng import generator
-from .augment import KNOTS, Room, alter, source_length, turn
-from .effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation, affect
+from .augment import KNOTS, Room, augment, rotate_stereo, source_length
+from .effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation, apply_effects
 from .tracks import SIDES, Track, to_channels
 
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
@@ -42,7 +42,7 @@ class Cut:
     start: float
     samples: int
     gain: float  # factor, negative where the polarity is flipped
-    equalizer_db: np.ndarray  # (9,), see `alter`
+    equalizer_db: np.ndarray  # (9,), see `augment`
     swap: bool  # left and right
     turn: float  # of the stereo image, in radians
     room: Room | None
@@ -85,16 +85,16 @@ def render(crops: Tensor, cuts: Sequence[Cut], length: int, config: Config) -> T
     if data.speed_semitones or data.equalizer_db or data.reverb:
         gains_db = move(torch.from_numpy(np.array([cut.equalizer_db for cut in cuts], np.float32)), device)
         samples, rooms = [cut.samples for cut in cuts], [cut.room for cut in cuts]
-        crops = alter(crops, samples, length, config.audio.sample_rate, gains_db, rooms)
+        crops = augment(crops, samples, length, config.audio.sample_rate, gains_db, rooms)
     crops = crops[..., :length]
-    crops = affect(crops, [cut.effects for cut in cuts], config.audio.sample_rate)
+    crops = apply_effects(crops, [cut.effects for cut in cuts], config.audio.sample_rate)
     gains = move(torch.tensor([cut.gain for cut in cuts], dtype=torch.float32), device)
     swap = move(torch.tensor([cut.swap for cut in cuts]), device)[:, None, None]
     crops = crops * gains[:, None, None]
     crops = torch.where(swap, crops.flip(1), crops)
     if not any(cut.turn for cut in cuts):
         return crops
-    return turn(crops, move(torch.tensor([cut.turn for cut in cuts], dtype=torch.float32), device))
+    return rotate_stereo(crops, move(torch.tensor([cut.turn for cut in cuts], dtype=torch.float32), device))
 
 
 def limit(batch: dict[str, Tensor], limiters: Sequence[Limiter | None]) -> dict[str, Tensor]:

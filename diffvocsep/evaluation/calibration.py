@@ -76,7 +76,7 @@ class Calibration:
     line: tuple[float, float, float, float]
 
     @classmethod
-    def of(cls, head: ScaleHead) -> Calibration:
+    def from_head(cls, head: ScaleHead) -> Calibration:
         return cls(head.log_factor.cpu().double().numpy(), float(head.freedom), tuple(head.sdr.tolist()))
 
 

@@ -63,11 +63,11 @@ def scores(args: Namespace) -> None:
         }
         if not frames:
             cells = {system: values[:2] for system, values in cells.items()}
-        print(table(f"{target}, dB, {count} clips", METRICS if frames else METRICS[:2], _dashes(cells)))
+        print(table(f"{target}, dB, {count} clips", METRICS if frames else METRICS[:2], _dashes_for_nan(cells)))
         print()
     for target, by_system in columns.items():
         cells = {system: [f"{quartiles(values[m])[0]:.2f}" for m in BEYOND_SDR] for system, values in by_system.items()}
-        print(table(f"{target} beyond SDR", BEYOND_SDR, _dashes(cells)))
+        print(table(f"{target} beyond SDR", BEYOND_SDR, _dashes_for_nan(cells)))
         print()
     missing = sum(one.silent_frames for one in own)
     seconds = sum(one.frames for one in own)
@@ -130,7 +130,7 @@ def uncertainty(args: Namespace) -> None:
     songs = calibration.merge(clips)
     if args.leave_one_out and len(songs) < 3:
         raise UserError("--leave_one_out fits to all songs but one; give it at least three")
-    own = calibration.Calibration.of(model.separator().head)
+    own = calibration.Calibration.from_head(model.separator().head)
     used = {one.song: calibration.fit_without(songs, one.song) if args.leave_one_out else own for one in songs}
     coverage = calibration.coverage_table(songs, used)
     numbers = calibration.summary(songs, used, args.samples)
@@ -184,7 +184,7 @@ def instruments(args: Namespace) -> None:
     show_scores(measured, model, held_out, len({part.index for part in parts}), args.output)
 
 
-def _dashes(rows: dict[str, list[str]]) -> dict[str, list[str]]:
+def _dashes_for_nan(rows: dict[str, list[str]]) -> dict[str, list[str]]:
     return {name: ["-" if cell == "nan" else cell for cell in cells] for name, cells in rows.items()}
 
 

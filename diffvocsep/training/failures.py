@@ -12,7 +12,7 @@ import torch
 from ..config import Config
 from ..util.errors import WorkFailed
 
-FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def explained_failures(config: Config, device: torch.device) -> Iterator[None]:
             f"close other programs; {on}"
         ) from error
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
         at = f" at '{error.filename}'" if error.filename else ""
         raise WorkFailed(f"the disk is full{at} ({error.strerror}): make room, and {on}") from error

@@ -149,10 +149,10 @@ class Monitor:
         total, steps = self.epoch_loss.tolist()
         self.epochs.set_postfix(loss=f"{total / max(1, steps):.4f}", best=best)
 
-    def validated(
+    def log_validation(
         self, step: int, previous: int, result: Validation, best: float, progress: float | None = None
     ) -> None:
-        """Write the scores; about `PICTURES` times a run, and the first time, pictures and sounds too.
+        """Write the scores of a validation; about `PICTURES` times a run, and the first time, pictures and sounds too.
 
         Args:
             previous: the step of the validation before this one.

@@ -31,14 +31,14 @@ class Progress:
     dev_songs: list[str] = field(default_factory=list)
     run_id: str = ""
 
-    def scored(self) -> None:
+    def mark_validated(self) -> None:
         """This step has been validated."""
         self.validated, self.validated_seconds = self.step, self.seconds
 
-    def saved(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def loaded(cls, state: dict[str, Any]) -> Progress:
+    def from_checkpoint(cls, state: dict[str, Any]) -> Progress:
         """The fields that a checkpoint has; older versions did not save all."""
         return cls(**{part.name: state[part.name] for part in fields(cls) if part.name in state})

@@ -117,7 +117,7 @@ def load_initial_state(path: Path, config: Config, automatic: bool, say: Callabl
     except UserError as error:
         advice = "; --resume none starts anew and keeps this file aside" if automatic else ""
         raise UserError(f"{error}{advice}") from None
-    progress, changed = Progress.loaded(saved), differences(before, config)
+    progress, changed = Progress.from_checkpoint(saved), differences(before, config)
     if (
         progress.step == 0
     ):  # nothing is learnt, so every setting may change; but the weights may come from a released file

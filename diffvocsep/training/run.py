@@ -24,7 +24,7 @@ from .resume import find_checkpoint, is_same_run, keep_aside, load_initial_state
 from .run_folder import make_run_folder, record_start
 from .schedule import Schedule
 
-SEEDING = threading.Lock()  # all threads share torch's random stream, and on some TPUs each device is a thread
+SEED_LOCK = threading.Lock()  # all threads share torch's random stream, and on some TPUs each device is a thread
 
 
 class Run:
@@ -48,7 +48,7 @@ class Run:
     def __init__(self, config: Config, backend: Backend, resume: str) -> None:
         self.config, self.backend, self.device = config, backend, backend.device
         train = config.train
-        with SEEDING:
+        with SEED_LOCK:
             torch.manual_seed(train.seed)
             self.model = make_network(config).to(self.device)
         self.dtype = amp_dtype(train.amp, self.device)
@@ -96,7 +96,7 @@ class Run:
             "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            **self.progress.saved(),
+            **self.progress.to_dict(),
         }
 
     def save(self, name: str) -> None:
@@ -146,9 +146,9 @@ class Run:
             self.say("the dev songs are others than before: the best SDR so far is forgotten")
         self.progress.dev_songs = songs
 
-    def begin(self, data: str) -> str:
-        """Describe the run in the terminal and, as text that is returned too, in its folder, which is made if it is
-        new. Only the first process does.
+    def record_beginning(self, data: str) -> str:
+        """Print a line that describes the run and record this start in its folder, which is made if the run is new. Called
+        in the first process only. Returns the record as text.
 
         Args:
             data: how much there is to learn from, in words.

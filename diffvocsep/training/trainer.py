@@ -111,7 +111,7 @@ class Trainer(Run):
 
     def _open_monitor(self) -> Monitor:
         progress, steps = self.progress, None if self.schedule.timed else self.schedule.steps
-        about = self.begin(f"{len(self.segments.tracks)} tracks, {len(self.clips)} dev clips")
+        about = self.record_beginning(f"{len(self.segments.tracks)} tracks, {len(self.clips)} dev clips")
         return Monitor(self.curves, self.config, self.backend.host, progress.step, steps, progress.best_sdr, about,
                        self.backend.extra_curves, progress.validated == progress.step)  # fmt: skip
 
@@ -256,7 +256,7 @@ class Trainer(Run):
     def _validate(self, monitor: Monitor | NoMonitor) -> None:
         """Separate the dev clips with the EMA weights; keep the best. After Ctrl-C it is left for the next start."""
         if not self.backend.main:
-            self.progress.scored()
+            self.progress.mark_validated()
             return
         separator = ema_separator(self.model, self.ema, self.config, self.backend.host)
         try:
@@ -270,8 +270,8 @@ class Trainer(Run):
         better = median > self.progress.best_sdr
         self.progress.best_sdr = max(median, self.progress.best_sdr)
         previous = self.progress.validated
-        self.progress.scored()
-        monitor.validated(
+        self.progress.mark_validated()
+        monitor.log_validation(
             self.progress.step, previous, result, self.progress.best_sdr, self.schedule.fraction_done(self.progress)
         )
         monitor.flush()

@@ -35,16 +35,16 @@ def main(run: Callable[[], int]) -> NoReturn:
     keep_freed_memory()
     install_handlers()  # SIGTERM, of `timeout` and of clusters, acts like Ctrl-C: what is unfinished is cleaned up
     try:
-        _leave(run())
+        _exit(run())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        _leave(2)
+        _exit(2)
     except OSError as error:  # a full disk, a folder without rights: the sentence of the system names file and reason
         print(f"error: {error}", file=sys.stderr)
-        _leave(1)
+        _exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        _leave(130)
+        _exit(130)
 
 
 def open_streams() -> None:
@@ -68,7 +68,7 @@ def say(text: str) -> None:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
-def _leave(code: int) -> NoReturn:
+def _exit(code: int) -> NoReturn:
     """Exit. A process of torchrun skips Python's own shutdown, in which torch 2.11 with gloo was seen to abort
     ("terminate called without an active exception"), so that the exit code of a run that had ended well was lost."""
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -16,8 +16,11 @@ from torch import Tensor
 
 NOISE_THREADS = 4  # threads that draw noise: NumPy lets them work side by side
 NOISE_BLOCK = 64  # frames
-GAMMA, MIX = 0x9E3779B97F4A7C15 - 2**64, ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
-ORIGIN = 2**16  # blocks; keeps indices of frames before the song's start positive
+SPLITMIX_GAMMA, SPLITMIX_ROUNDS = (
+    0x9E3779B97F4A7C15 - 2**64,
+    ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)),
+)
+BLOCK_OFFSET = 2**16  # blocks; keeps indices of frames before the song's start positive
 
 
 def generator(seed: int, stream: str, *indices: int) -> np.random.Generator:
@@ -44,8 +47,8 @@ def hashed_normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """
     count = math.prod(shape)
     places = torch.arange(1, count // 2 + 2, device=keys.device)
-    bits = keys[:, None] + places * GAMMA  # integers wrap around
-    for shift, factor in MIX:
+    bits = keys[:, None] + places * SPLITMIX_GAMMA  # integers wrap around
+    for shift, factor in SPLITMIX_ROUNDS:
         bits = (bits ^ _shifted(bits, shift)) * factor
     bits = bits ^ _shifted(bits, 31)
     radius = (-2 * ((_shifted(bits, 32) + 0.5) * 2**-32).log()).sqrt()
@@ -64,7 +67,7 @@ def frame_noise(channels: int, bins: int, first: int, frames: int, seed: int, *i
     blocks = range(first // NOISE_BLOCK, (first + frames - 1) // NOISE_BLOCK + 1)
     shape = (channels, bins, NOISE_BLOCK)
     with ThreadPoolExecutor(NOISE_THREADS, "noise") as threads:
-        drawn = list(threads.map(lambda b: normal(shape, seed, "frames", *indices, ORIGIN + b), blocks))
+        drawn = list(threads.map(lambda b: normal(shape, seed, "frames", *indices, BLOCK_OFFSET + b), blocks))
     noise = torch.cat(drawn, dim=-1)
     start = first - blocks[0] * NOISE_BLOCK
     return noise[..., start : start + frames]

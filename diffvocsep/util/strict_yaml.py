@@ -118,7 +118,7 @@ def _refuse_duplicates(node: yaml.Node, section: str = "") -> None:
 
 
 @contextmanager
-def blame(source: object) -> Iterator[None]:
+def prefix_errors(source: object) -> Iterator[None]:
     """Put the name of the source before the message of a UserError."""
     try:
         yield

@@ -25,8 +25,7 @@ from diffvocsep.data.effects import (
     Limiter,
     Pitch,
     Saturation,
-    affect,
-    at_positions,
+    interpolate,
     levels,
     shift_pitch,
     stretch,
@@ -110,7 +109,7 @@ def test_a_batch_is_its_items(kind):
 
 def test_a_chain_goes_through_its_effects_in_order_and_leaves_the_others_alone():
     waveforms, chain = noise(3, 2, 9000), (Pitch(2.0), Compressor(-20.0, 4.0, 3), Echo(0.1, 0.4))
-    after = affect(waveforms, [(), chain, (Saturation(1.0),)], RATE)
+    after = apply_effects(waveforms, [(), chain, (Saturation(1.0),)], RATE)
     expected = waveforms[1]
     for effect in chain:
         expected = effect(expected, RATE)
@@ -161,11 +160,11 @@ def test_values_between_samples_lie_on_a_smooth_curve():
     wave, places = sine(200), torch.arange(100, 15000)
     for offset in (0.37, -7.9):
         expected = 0.1 * torch.sin(2 * torch.pi * 200 * (places + offset) / RATE)
-        between = at_positions(wave, places, torch.full((14900,), offset))
+        between = interpolate(wave, places, torch.full((14900,), offset))
         torch.testing.assert_close(between[0], expected, atol=2e-5, rtol=0)
-    assert torch.equal(at_positions(wave, torch.arange(RATE), torch.zeros(RATE)), wave)
+    assert torch.equal(interpolate(wave, torch.arange(RATE), torch.zeros(RATE)), wave)
     places, offsets = torch.tensor([-3, 0, 0, RATE - 1, RATE]), torch.tensor([0.0, -0.5, -9.2, 0.5, 9.0])
-    assert not at_positions(wave, places, offsets).any()
+    assert not interpolate(wave, places, offsets).any()
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
