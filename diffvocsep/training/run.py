@@ -147,8 +147,8 @@ class Run:
         self.progress.dev_songs = songs
 
     def record_beginning(self, data: str) -> str:
-        """Print a line that describes the run and record this start in its folder, which is made if the run is new. Called
-        in the first process only. Returns the record as text.
+        """Print a line that describes the run and record this start in its folder, which is made if the run is new.
+        Only the first process calls it. Returns the record as text.
 
         Args:
             data: how much there is to learn from, in words.

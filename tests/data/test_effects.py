@@ -25,6 +25,7 @@ from diffvocsep.data.effects import (
     Limiter,
     Pitch,
     Saturation,
+    apply_effects,
     interpolate,
     levels,
     shift_pitch,
