@@ -60,7 +60,7 @@ class Run:
         self.progress, self.schedule = Progress(run_id=time.strftime("%Y%m%d-%H%M%S")), Schedule(train)
         self.folder, self.is_new, self.changes = Path(config.log.checkpoint_dir), True, list[str]()
         self.command = f"the same command{', without --resume,' if resume != 'auto' else ''}"  # that goes on
-        self.saved = self.released = time.monotonic()  # when a checkpoint and released weights were last written
+        self.last_saved = self.last_released = time.monotonic()  # when these files were last written
         if path := find_checkpoint(resume, self.folder / "last.pt"):
             self.resume_from(path, automatic=resume == "auto")
 
@@ -114,7 +114,7 @@ class Run:
                 "lower train.lr or set train.amp to none, and the same command goes on from last.pt"
             )
         save_checkpoint(self.folder / name, state)
-        self.saved = time.monotonic()
+        self.last_saved = time.monotonic()
 
     def release(self, name: str) -> None:
         """Write the averaged weights in half precision, if `log.release_minutes` asks for them: small enough to be
@@ -122,7 +122,7 @@ class Run:
         if self.config.log.release_minutes and self.backend.main:
             state = {"ema": self.backend.to_host(self.ema), "config": to_dict(self.config), "step": self.progress.step}
             release(state, self.folder / f"{name}.safetensors", torch.float16)
-            self.released = time.monotonic()
+            self.last_released = time.monotonic()
 
     def keep_aside(self, path: Path) -> None:
         """Let no checkpoint of this run replace one of another; see `resume.keep_aside`."""

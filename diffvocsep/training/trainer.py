@@ -146,10 +146,10 @@ class Trainer(Run):
                 monitor.step(progress.step, terms, seconds, self.data_wait, rate, progress.skipped, self.ended)
                 if self.validation_due and not self.stopping:
                     self._validate_on_main(monitor)
-                elif self.backend.main and time.monotonic() - self.saved > SAVE_SECONDS:
+                elif self.backend.main and time.monotonic() - self.last_saved > SAVE_SECONDS:
                     monitor.flush()
                     self.save("last.pt")
-                if time.monotonic() - self.released > 60 * self.config.log.release_minutes:
+                if time.monotonic() - self.last_released > 60 * self.config.log.release_minutes:
                     self.release("last")
 
     @property
