@@ -1,7 +1,8 @@
 """The training loop. Interrupted and resumed, a run draws what it would have drawn.
 
-`run` -> `_train` (the loop) -> `steps` (batches), `optimize` (one step), `_validate`. What a run consists of and how it
-is saved is in run.py, what is minimized in objective.py, what each kind of hardware does its own way in backends.py.
+`run` -> `_train` (the loop) -> `steps` (batches), `optimize` (one step), `update_ema`, `_validate`. What a run consists
+of and how it is saved is in run.py, the loss in objective.py, the learning rate in schedule.py, what each kind of
+hardware does its own way in backends.py.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Trainer(Run):
         self.step_started, self.data_wait = 0.0, 0.0  # s: when the step began, and how long it waited for its batches
 
     def run(self) -> int:
-        """Train to the end; returns the exit code: 0, or 130 after Ctrl-C or a polite kill.
+        """Train to the end; returns the exit code: 0, or 130 after Ctrl-C or SIGTERM.
 
         Raises:
             ConnectionError: another process of this run is gone.
