@@ -281,7 +281,9 @@ def test_loud_sounds_are_made_quieter_and_not_clipped(tmp_path, capsys):
 
 def test_pictures_are_few_however_often_it_validates(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(Monitor, "_examples", lambda self, step, _: (drawn.append(step), setattr(self, "reference_written", True)))
+    monkeypatch.setattr(
+        Monitor, "_examples", lambda self, step, _: (drawn.append(step), setattr(self, "reference_written", True))
+    )
     monitor = Monitor(tmp_path, tiny(tmp_path), CPU, 0, 1000, -math.inf, "")
     for step in range(1, 1001):
         monitor.log_validation(step, step - 1, Validation([1.0], [1.0]), 1.0)
