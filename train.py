@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":  # until `main` listens, Ctrl-C ends this as it ends other programs, without a traceback
+if __name__ == "__main__":  # until `main` installs its handlers: Ctrl-C ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from diffvocsep.training.arguments import ask_before_download, note_without_gpu, training_arguments
 from diffvocsep.util.cli import main, print_notes
-from diffvocsep.util.interrupt import nothing_begun
+from diffvocsep.util.interrupt import exit_on_signal
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -25,10 +25,10 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
     args = parser.parse_args(argv)
 
-    with nothing_begun():
+    with exit_on_signal():
         from diffvocsep.config import ignored_settings, load_config
         from diffvocsep.training.backends import find_backend
-        from diffvocsep.training.failures import told
+        from diffvocsep.training.failures import explained_failures
         from diffvocsep.training.trainer import Trainer
 
     config = load_config(args.config, args.overrides)
@@ -36,7 +36,7 @@ def run(argv: list[str] | None = None) -> int:
     if backend.main:
         print_notes([*ignored_settings(config), *note_without_gpu(config, backend.device.type)])
         ask_before_download(config, args.yes)
-    with told(config, backend.device):
+    with explained_failures(config, backend.device):
         code = Trainer(config, backend, args.resume).run()
     backend.close()
     return code

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 
-if __name__ == "__main__":  # until `main` listens, Ctrl-C ends this as it ends other programs, without a traceback
+if __name__ == "__main__":  # until `main` installs its handlers: Ctrl-C ends the program without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from concurrent.futures.process import BrokenProcessPool
@@ -22,24 +22,26 @@ from diffvocsep.config import Config, ignored_settings, load_config
 from diffvocsep.training.arguments import ask_before_download, training_arguments
 from diffvocsep.util.cli import main, print_notes
 from diffvocsep.util.errors import UserError
-from diffvocsep.util.interrupt import listen, nothing_begun
+from diffvocsep.util.interrupt import exit_on_signal, install_handlers
 
-if __name__ == "__mp_main__":  # torch_xla runs `process` in a thread of a child, whose main thread alone hears Ctrl-C
-    listen()
+if (
+    __name__ == "__mp_main__"
+):  # in a child of torch_xla, which runs `process` in a thread: only the main one gets signals
+    install_handlers()
 
 
 def process(index: int, config: Config, resume: str) -> None:
     """What each device does."""
-    from diffvocsep.training.failures import told
+    from diffvocsep.training.failures import explained_failures
     from diffvocsep.training.trainer import Trainer
-    from diffvocsep.training.xla import XLA, end_all
+    from diffvocsep.training.xla import XLA, kill_all_processes
 
     try:
         backend = XLA(config.train)
-        with told(config, backend.device):
+        with explained_failures(config, backend.device):
             code = Trainer(config, backend, resume).run()
     except Exception as error:
-        end_all(error)
+        kill_all_processes(error)
         raise
     if code:
         raise KeyboardInterrupt
@@ -51,7 +53,7 @@ def run(argv: list[str] | None = None) -> int:
     print_notes(ignored_settings(config))
     chosen = "PJRT_DEVICE" in os.environ
     try:
-        with nothing_begun():
+        with exit_on_signal():
             import torch_xla
             import torch_xla.runtime as runtime
     except ImportError:

@@ -38,7 +38,7 @@ def make_songs(root: Path, repeats: int) -> None:
     """The same songs in three layouts: `root/musdb`, `root/musdbhq`, and `root/stems` with `root/stems_dev`."""
     import stempeg
 
-    from diffvocsep.data.musdb import decoded
+    from diffvocsep.data.musdb import decode_musdb
 
     train = root / "musdb" / "train"
     train.mkdir(parents=True)
@@ -46,7 +46,7 @@ def make_songs(root: Path, repeats: int) -> None:
     subprocess.run([*command, "-map", "0:a", "-c", "copy", str(train / f"{SONGS[0]}.stem.mp4")], check=True)
     for song in SONGS[1:]:
         shutil.copy(train / f"{SONGS[0]}.stem.mp4", train / f"{song}.stem.mp4")
-    for song, folder in decoded(root / "musdb").items():
+    for song, folder in decode_musdb(root / "musdb").items():
         stems = {path.stem: soundfile.read(path, dtype="float32") for path in folder.glob("*.flac")}
         hq = root / "musdbhq" / "train" / song
         two = root / ("stems_dev" if song == SONGS[-1] else "stems") / song

@@ -1,4 +1,24 @@
-"""Vocal separation by counterfactual generation: a diffusion model imagines the song without the singer."""
+"""Vocal separation by counterfactual generation: a diffusion model imagines the song without the singer.
+
+The path of a song is separator.py: chunks.py (cut, stitch) -> spectrogram.py (STFT; `encode` and `decode` normalize) ->
+counterfactual.py (generate, subtract) -> samplers.py -> denoiser.py (the network's output -> x_0, by the formulas of
+diffusion.py) -> unet.py.
+
+Where else to look:
+
+    a new network, representation, sampler or dataset    parts.py, which names them all
+    a setting, its default and its limits                config.py
+    what is in `last.pt` and in released weights         checkpoint.py
+    CPU, GPU or Apple's MPS, and in which precision      util/device.py, `resolve_device` and `amp_dtype`
+    TPUs                                                 train_tpu.py, training/xla.py
+    the loss                                             training/objective.py
+    the training step and the EMA of the weights         training/trainer.py, `optimize` and `update_ema`
+    the learning rate, the decay of the EMA              training/schedule.py
+    how a run is resumed exactly                         training/resume.py
+    which voice is mixed over which music                data/mixing.py
+    random numbers                                       util/rng.py
+    SDR and the other scores                             evaluation/metrics.py
+"""
 
 from __future__ import annotations
 

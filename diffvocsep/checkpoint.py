@@ -1,5 +1,8 @@
 """Checkpoints: all that a run needs to go on (`.pt`), and released weights with their config (`.safetensors`).
 
+A `.pt`, such as `last.pt`, holds a dictionary: the `config`, the weights `model` and their average `ema`, the states of
+`optimizer` and `scaler`, the fields of `training.progress.Progress`, and the `format` and `versions` of the program.
+
 python -m diffvocsep.checkpoint checkpoints/stems/best.pt checkpoints/pretrained.safetensors
 python -m diffvocsep.checkpoint early.pt late.pt released.safetensors      # the mean of the weights of two models
 """
@@ -26,15 +29,15 @@ from .unet import make_network
 from .util.atomic import write_atomic
 from .util.cli import Parser, main, print_notes
 from .util.errors import UserError
-from .util.strict_yaml import blame, show
+from .util.strict_yaml import prefix_errors, show
 
 FORMAT = 2
-HEAD = "uncertainty."  # how the weights of a `ScaleHead` begin beside the network's
-# Where things lie on the computer that trained is nobody else's business.
-PLACES = """data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir
+HEAD_PREFIX = "uncertainty."  # of the names of a `ScaleHead`'s weights, beside the network's
+# Paths on the computer that trained: left out of a released file, for they are nobody else's business.
+LOCAL_PATHS = """data.root data.dev_root data.musdb_root data.musdbhq_root data.cache_dir log.tb_log_dir
     log.checkpoint_dir"""
-# Settings that are gone, with the values that say what the program does now; None: the one before it decides alone.
-FORMER = (
+# Settings that were removed, each with the one value that this version still stands for; None: any value.
+REMOVED_SETTINGS = (
     ("train", "loss", "l1_l2"),
     ("separation", "contrast", 1.0),
     ("diffusion", "loss_weighting", "none"),
@@ -42,8 +45,8 @@ FORMER = (
     ("diffusion", "start", "noise"),
     ("diffusion", "start_step", None),
 )
-LARGEST = 10**6  # number in the config of a file from elsewhere, where it decides about memory
-COUNT = 2**53  # the largest count of a run
+MAX_NUMBER = 10**6  # in the config of a file from elsewhere, for settings that decide about memory
+MAX_COUNT = 2**53  # the largest count of a run
 PLAIN_NAME = re.compile(r"\w([\w .-]{0,98}[\w-])?")  # of a folder, and nothing that leads out of it
 
 
@@ -52,17 +55,17 @@ def _is_format(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < COUNT
+    return type(value) is int and 0 <= value < MAX_COUNT
 
 
-# What a training state says about its run beside weights: a test of each, and what it must be.
-FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+# Fields of a training state beside weights and config: a test of the value, and what the test asks for.
+RUN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "step": (_is_count, "a count"),
     "samples": (_is_count, "a count"),
     "validated": (_is_count, "a count"),
     "skipped": (_is_count, "a count"),
-    "seconds": (lambda v: type(v) in (int, float) and 0 <= v < COUNT, "a number of seconds"),
-    "validated_seconds": (lambda v: type(v) in (int, float) and 0 <= v < COUNT, "a number of seconds"),
+    "seconds": (lambda v: type(v) in (int, float) and 0 <= v < MAX_COUNT, "a number of seconds"),
+    "validated_seconds": (lambda v: type(v) in (int, float) and 0 <= v < MAX_COUNT, "a number of seconds"),
     "best_sdr": (lambda v: type(v) in (int, float) and -math.inf <= v < 1e4, "a score"),
     "dev_songs": (lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
     "run_id": (lambda v: isinstance(v, str) and PLAIN_NAME.fullmatch(v) is not None, "a plain name"),
@@ -81,14 +84,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         try:
             with open(part, "wb") as file:
                 torch.save({"format": FORMAT, "versions": versions(), **state}, file)
-        except RuntimeError as error:  # torch speaks of positions in an archive; why, says what it has met
+        except RuntimeError as error:  # torch names positions in an archive; the reason is the error before
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     write_atomic(path, save)
 
 
 def is_finite(state: Any) -> bool:
-    """Whether all numbers in the tensors of a nested state are."""
+    """Whether all numbers in the tensors of a nested state are finite."""
     if isinstance(state, dict):
         return all(map(is_finite, state.values()))
     return not isinstance(state, Tensor) or bool(state.isfinite().all())
@@ -116,16 +119,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     for name in ("config", "step"):
         if name not in state:
             raise UserError(f"'{path}' is no whole checkpoint: it has no {name}; use another file")
-    for name, (test, must_be) in FIELDS.items():
+    for name, (test, must_be) in RUN_FIELDS.items():
         if name in state and not test(state[name]):
             raise UserError(f"'{path}' is damaged, or somebody has changed it: its {name} is not {must_be}")
     for name in {"ema", "model"} & state.keys():
-        _require_weights(state[name], f"'{path}'")
+        _require_tensors(state[name], f"'{path}'")
     return state
 
 
 def _require_plain_archive(path: Path) -> None:
-    """What torch.save writes: a zip file of records that are not compressed, so none is larger than the file.
+    """Check that a file is what torch.save writes: a zip of uncompressed records, so none is larger than the file.
 
     Raises:
         UserError: it is something else.
@@ -143,7 +146,7 @@ def _require_plain_archive(path: Path) -> None:
         raise UserError(f"'{path}' is no checkpoint, or only a part of one; name another file")
 
 
-def _require_weights(weights: Any, name: str) -> None:
+def _require_tensors(weights: Any, name: str) -> None:
     """Raises UserError unless these are plain tensors of floating-point numbers, by name."""
     if not isinstance(weights, dict) or not all(
         isinstance(key, str) and is_plain_tensor(weight) for key, weight in weights.items()
@@ -152,7 +155,7 @@ def _require_weights(weights: Any, name: str) -> None:
 
 
 def is_plain_tensor(value: Any) -> bool:
-    """Numbers in memory: neither sparse nor quantized, complex, or without content."""
+    """Whether this is a dense floating-point tensor on the CPU: not sparse, quantized, complex or on `meta`."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -162,11 +165,11 @@ def is_plain_tensor(value: Any) -> bool:
     )
 
 
-def require_fit(weights: Mapping[str, Tensor], config: Config, name: str) -> None:
-    """Compare weights with the network that `config` describes, which takes no memory here.
+def require_weights_fit(weights: Mapping[str, Tensor], config: Config, name: str) -> None:
+    """Compare names and shapes of weights with the network that `config` describes, built without memory.
 
     Raises:
-        UserError: they are others.
+        UserError: they differ.
     """
     model, why = config.model, ""
     try:
@@ -186,34 +189,34 @@ def require_fit(weights: Mapping[str, Tensor], config: Config, name: str) -> Non
             raise UserError(f"the weights in {name} do not fit its own config ({why})")
 
 
-def config_in(path: Path, mapping: dict[str, Any]) -> Config:
+def saved_config(path: Path, mapping: dict[str, Any]) -> Config:
     """The config saved in `path`; raises UserError that names the file, for one that this version cannot have."""
-    if not _is_flat(mapping):
+    if not _is_plain_config(mapping):
         raise UserError(f"the config in '{path}' is none: it must have sections with keys; use another file")
     mapping = copy.deepcopy(mapping)
     if isinstance(mapping.get("train"), dict):
-        mapping["train"].setdefault("optimizer", "adamw")  # once the only one
-    for section, key, stayed in FORMER:
+        mapping["train"].setdefault("optimizer", "adamw")  # the only one of older versions
+    for section, key, allowed in REMOVED_SETTINGS:
         settings = mapping.get(section)
-        value = settings.pop(key, stayed) if isinstance(settings, dict) else stayed
-        if stayed is not None and value != stayed:
+        value = settings.pop(key, allowed) if isinstance(settings, dict) else allowed
+        if allowed is not None and value != allowed:
             raise UserError(
                 f"'{path}' was saved with {section}.{key} = {show(value)}, which this version no longer has; use the "
                 "version that saved it, or another file"
             )
-    with blame(f"the config in '{path}'"):
+    with prefix_errors(f"the config in '{path}'"):
         config = from_dict(mapping)
     for section in ("audio", "model", "diffusion", "separation"):
         for key, value in vars(getattr(config, section)).items():
             values = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(v, int | float) and v > LARGEST for v in values):
-                must = f"must be at most {LARGEST}"
+            if any(isinstance(v, int | float) and v > MAX_NUMBER for v in values):
+                must = f"must be at most {MAX_NUMBER}"
                 raise UserError(f"the config in '{path}': {section}.{key} is {show(value)} but {must}")
     return config
 
 
-def _is_flat(mapping: Any) -> bool:
-    """Sections of keys with plain values, of lists or dictionaries of them at most."""
+def _is_plain_config(mapping: Any) -> bool:
+    """Whether this is `{section: {key: value}}` with plain values, or lists or dictionaries of plain values."""
 
     def plain(value: Any) -> bool:
         return value is None or (isinstance(value, bool | int | float | str) and len(str(value)[:5000]) < 5000)
@@ -233,23 +236,23 @@ def _is_flat(mapping: Any) -> bool:
 
 
 def release(state: dict[str, Any], path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the EMA weights of a training state as `.safetensors`, and its config but for `PLACES` as metadata; and
-    the weights of its `ScaleHead`, if it has a `head`.
+    """Write the EMA weights of a training state as `.safetensors`, with the weights of its `ScaleHead`, if it has a
+    `head`, and its config as metadata, without `LOCAL_PATHS`.
 
     In float16 the file is half as large, and every weight keeps 11 significant bits, of which bf16 uses 8.
     """
     from safetensors.torch import save
 
-    tensors = state["ema"] | {HEAD + name: tensor for name, tensor in state.get("head", {}).items()}
+    tensors = state["ema"] | {HEAD_PREFIX + name: tensor for name, tensor in state.get("head", {}).items()}
     weights = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
     config, defaults = copy.deepcopy(state["config"]), to_dict(Config())
-    for section, key in (place.split(".") for place in PLACES.split()):
+    for section, key in (name.split(".") for name in LOCAL_PATHS.split()):
         config[section][key] = defaults[section][key]
     metadata = {"config": json.dumps(config), "step": str(state["step"]), "format": str(FORMAT)}
     write_atomic(path, lambda part: part.write_bytes(save(weights, metadata)))
 
 
-def mean_state(paths: Sequence[Path]) -> dict[str, Any]:
+def mean_of_models(paths: Sequence[Path]) -> dict[str, Any]:
     """The state in the last of `paths`, with the mean of the averaged weights of all; one named twice counts twice.
 
     Along one run, the mean lies in a flatter place than its parts and serves unheard songs better (Izmailov et al.
@@ -258,17 +261,19 @@ def mean_state(paths: Sequence[Path]) -> dict[str, Any]:
     Raises:
         UserError: no models, or different networks.
     """
-    states = [load_any(path) for path in paths]
+    states = [load_model_state(path) for path in paths]
     for path, state in zip(paths, states, strict=True):
-        require_fit(state["ema"], config_in(path, state["config"]), f"'{path}'")
-        require_same_network(config_in(path, state["config"]), config_in(paths[-1], states[-1]["config"]), f"'{path}'")
+        require_weights_fit(state["ema"], saved_config(path, state["config"]), f"'{path}'")
+        require_same_network(
+            saved_config(path, state["config"]), saved_config(paths[-1], states[-1]["config"]), f"'{path}'"
+        )
     ema = {name: torch.stack([state["ema"][name] for state in states]).mean(0) for name in states[-1]["ema"]}
     return states[-1] | {"ema": ema, "head": states[-1].get("head", {}) if len(states) == 1 else {}}
 
 
-def load_any(path: Path) -> dict[str, Any]:
-    """At least `ema`, `config` and `step` of a `.pt` or `.safetensors` file; of the latter `head` too, those of its
-    `ScaleHead`, if any. Raises UserError as `load_checkpoint`."""
+def load_model_state(path: Path) -> dict[str, Any]:
+    """At least `ema`, `config` and `step` of a `.pt` or `.safetensors` file; of the latter also `head`, the weights of
+    its `ScaleHead`, if any. Raises UserError as `load_checkpoint`."""
     if path.suffix != ".safetensors":
         return load_checkpoint(path)
     from safetensors import SafetensorError, safe_open
@@ -289,19 +294,23 @@ def load_any(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"'{path}' is not a released model of Diff-VocSep ({reason})") from None
-    _require_weights(weights, f"'{path}'")
+    _require_tensors(weights, f"'{path}'")
     if not _is_count(step):
         raise UserError(f"'{path}' is damaged, or somebody has changed it: its step is not a count")
-    head = {name.removeprefix(HEAD): weights.pop(name).float() for name in sorted(weights) if name.startswith(HEAD)}
+    head = {
+        name.removeprefix(HEAD_PREFIX): weights.pop(name).float()
+        for name in sorted(weights)
+        if name.startswith(HEAD_PREFIX)
+    }
     ema = {name: weight.float() for name, weight in weights.items()}
     return {"ema": ema, "head": head, "config": config, "step": step}
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
     """EMA weights and config of a `.pt` or `.safetensors` file; they fit each other."""
-    state = load_any(path)
-    config = config_in(path, state["config"])
-    require_fit(state["ema"], config, f"'{path}'")
+    state = load_model_state(path)
+    config = saved_config(path, state["config"])
+    require_weights_fit(state["ema"], config, f"'{path}'")
     return state["ema"], config
 
 
@@ -314,15 +323,15 @@ def load_model(path: Path) -> tuple[nn.Module, Config]:
 
 
 def load_head(path: Path) -> ScaleHead | None:
-    """What tells how far that model may be wrong; None if nobody has taught it.
+    """The head that estimates the error of that model; None if none was fitted.
 
     Raises:
-        UserError: see `load_any`; or it does not fit the model.
+        UserError: see `load_model_state`; or it does not fit the model.
     """
-    state = load_any(path)
+    state = load_model_state(path)
     if not state.get("head"):
         return None
-    head = ScaleHead(config_in(path, state["config"]))
+    head = ScaleHead(saved_config(path, state["config"]))
     try:
         head.load_state_dict(state["head"])
     except RuntimeError:
@@ -339,11 +348,11 @@ def run(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.released.suffix != ".safetensors":
         raise UserError(f"'{args.released}' must end in .safetensors")
-    state = mean_state(args.checkpoint)
-    trained = config_in(args.checkpoint[-1], state["config"])
+    state = mean_of_models(args.checkpoint)
+    trained = saved_config(args.checkpoint[-1], state["config"])
     config = load_config(None, args.set, base=trained)
     require_same_network(trained, config, f"'{args.checkpoint[-1]}'")
-    changed = ScaleHead(trained).unfitted(config) if state.get("head") else []
+    changed = ScaleHead(trained).settings_not_fitted(config) if state.get("head") else []
     if changed:
         names, program = ", ".join(changed), "python -m scripts.fit_uncertainty"
         print_notes([f"the uncertainty is left out: it was not fitted under this {names}; fit it anew with {program}"])

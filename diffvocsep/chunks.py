@@ -1,8 +1,8 @@
 """A song of any length through a network of bounded memory: cut into chunks, stitched again, lined up with the song.
 
-Chunks lie on a grid that starts at the song's first sample. Each brings a margin of its neighbours along, of which
-nothing is kept. Kept frames are overlap-added as if the song had been transformed at once, so joints are crossfaded by
-the STFT's own window. Waveforms come and go in blocks: nothing here grows with the song.
+Chunks lie on a grid that starts at the song's first sample. Each includes a margin of its neighbours, which is
+discarded after the network. Kept frames are overlap-added as if the song had been transformed at once, so joints are
+crossfaded by the STFT's own window. Waveforms come and go in blocks: nothing here grows with the song.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .util.errors import UserError
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a song is cut, in frames of the STFT; `stride` is what the network's number of frames is a multiple of."""
+    """Where a song is cut, in frames of the STFT; the network takes multiples of `stride` frames."""
 
     n_fft: int  # samples
     hop_length: int  # samples

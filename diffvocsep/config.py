@@ -23,8 +23,8 @@ from .parts import DATASETS, NETWORKS, REPRESENTATIONS, SAMPLERS
 from .util import strict_yaml
 from .util.atomic import write_atomic
 from .util.errors import UserError
-from .util.keys import Limit, about, at_least, between, key, more_than, unless, when
-from .util.strict_yaml import blame, shorten, show
+from .util.keys import Limit, at_least, between, field_metadata, key, more_than, unless, when
+from .util.strict_yaml import prefix_errors, shorten, show
 
 SHARE = between(0, 1)
 FOLDER = Limit("the path of a folder", lambda v: v.strip() != "")
@@ -44,8 +44,8 @@ SCALES = Limit(
     "at least three numbers, each at least 1 and at most 64, for at most 8 scales",
     lambda v: 3 <= len(v) <= 8 and min(v) >= 1 and max(v) <= 64,
 )
-MOST_CHANNELS = 4096  # of a scale; one convolution has 151 million weights then
-STEPS = 1_000_000_000  # more than anybody trains
+MAX_CHANNELS = 4096  # of a scale; one convolution has 151 million weights then
+MAX_STEPS = 1_000_000_000  # more than anybody trains
 
 MAGNITUDE, COMPLEX = when("audio.representation", "magnitude"), when("audio.representation", "complex")
 STEMS, MUSDB, MUSDBHQ = (when("data.dataset", name) for name in ("stems", "musdb", "musdbhq"))
@@ -89,7 +89,7 @@ class DataConfig:
     cache: Literal["none", "memory", "device"] = key("memory")
     cache_dir: str = key("data/cache", FOLDER, REAL, unless("data.cache", "none"))
     workers: int = key(0, at_least(0, 256), unless("data.cache", "device"))
-    set_weights: dict[str, float] = field(default_factory=dict, hash=False, metadata=about(WEIGHTS, STEMS))
+    set_weights: dict[str, float] = field(default_factory=dict, hash=False, metadata=field_metadata(WEIGHTS, STEMS))
     remix_probability: float = key(0.5, SHARE)
     gain_db: float = key(3.0, at_least(0, 60))
     channel_swap: float = key(0.5, SHARE, when("audio.channels", 2))
@@ -114,13 +114,13 @@ class DataConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     network: Literal[tuple(NETWORKS)] = key("unet", fixed=True)
-    base_channels: int = key(32, at_least(1, MOST_CHANNELS), fixed=True)
+    base_channels: int = key(32, at_least(1, MAX_CHANNELS), fixed=True)
     channels_mult: tuple[int, ...] = key((1, 2, 4, 4), SCALES, fixed=True)
     blocks: int = key(1, at_least(1, 64), fixed=True)
     patch: tuple[int, int] = key((4, 2), PATCH, fixed=True)
     frequency_linear: int = key(4, at_least(0, 65536), fixed=True)
     attention: tuple[int, ...] = key((), fixed=True)
-    attention_heads: int = key(4, at_least(1, MOST_CHANNELS), unless("model.attention", ()), fixed=True)
+    attention_heads: int = key(4, at_least(1, MAX_CHANNELS), unless("model.attention", ()), fixed=True)
 
 
 @dataclass(frozen=True)
@@ -162,21 +162,21 @@ class TrainConfig:
     seed: int = key(0, between(0, 2**32 - 1), separates=True)
     batch_size: int = key(4, at_least(1, 65536))
     accumulate: int = key(1, at_least(1, 65536))
-    epochs: int = key(4, at_least(1, STEPS), when("train.max_steps", 0), when("train.max_minutes", 0))
-    steps_per_epoch: int = key(90, at_least(1, STEPS))
-    max_steps: int = key(0, at_least(0, STEPS), when("train.max_minutes", 0))
+    epochs: int = key(4, at_least(1, MAX_STEPS), when("train.max_steps", 0), when("train.max_minutes", 0))
+    steps_per_epoch: int = key(90, at_least(1, MAX_STEPS))
+    max_steps: int = key(0, at_least(0, MAX_STEPS), when("train.max_minutes", 0))
     max_minutes: float = key(0.0, at_least(0, 525_600))
     optimizer: Literal["muon", "adamw"] = key("muon")
     lr: float = key(5e-3, more_than(0, 100))
     weight_decay: float = key(1e-2, at_least(0, 1_000_000))
-    warmup_steps: int = key(50, at_least(0, STEPS))
+    warmup_steps: int = key(50, at_least(0, MAX_STEPS))
     amp: Literal["auto", "none", "bf16", "fp16"] = key("auto", separates=True)
     grad_clip: float = key(1.0, at_least(0, 1_000_000))
     ema_decay: float = key(0.999, Limit("at least 0 and less than 1", lambda v: 0 <= v < 1))
     loss_voc_weight: float = key(0.3, at_least(0, 1_000_000))
     refine_share: float = key(0.0, SHARE)
     consistency_share: float = key(0.0, SHARE)
-    val_every_steps: int = key(1000, at_least(1, STEPS))
+    val_every_steps: int = key(1000, at_least(1, MAX_STEPS))
     val_minutes: float = key(0.0, at_least(0, 525_600))
     val_batches: int = key(16, at_least(1, 1_000_000))
     val_seconds: float = key(10.0, more_than(0, 3600))
@@ -188,7 +188,7 @@ class TrainConfig:
 class LogConfig:
     tb_log_dir: str = key("logs/tb", FOLDER)
     checkpoint_dir: str = key("checkpoints", FOLDER)
-    every_steps: int = key(10, at_least(1, STEPS))
+    every_steps: int = key(10, at_least(1, MAX_STEPS))
     release_minutes: float = key(0.0, at_least(0, 525_600))
 
 
@@ -209,8 +209,8 @@ class Config:
                 raise UserError(f"{name} is {show(_value(self, name))} but must be {must_be}")
 
 
-KEYS: dict[str, Field] = {  # section.key -> what stands at it
-    f"{section}.{one.name}": one for section, cls in get_type_hints(Config).items() for one in fields(cls)
+KEYS: dict[str, Field] = {  # section.key -> dataclass field
+    f"{section}.{spec.name}": spec for section, cls in get_type_hints(Config).items() for spec in fields(cls)
 }
 # Booleans that stand for a choice (`use_ddim` is resolved in `DiffusionConfig`).
 ALIASES = {"train.amp": {True: "auto", False: "none"}}
@@ -223,8 +223,8 @@ def _value(config: Config, key: str) -> Any:
 
 def _limits(config: Config) -> Iterator[tuple[str, bool, str]]:
     """Yields (key, whether its value is possible, what it must be)."""
-    for name, one in KEYS.items():
-        if limit := one.metadata["limit"]:
+    for name, spec in KEYS.items():
+        if limit := spec.metadata["limit"]:
             yield name, limit.allows(_value(config, name)), limit.must_be
 
 
@@ -240,8 +240,8 @@ def _relations(config: Config) -> Iterator[tuple[str, bool, str]]:
     yield "data.segment_seconds", config.data.segment_seconds * audio.sample_rate >= audio.n_fft, window
 
     scales = len(model.channels_mult)
-    widest = f"such that no scale has more than {MOST_CHANNELS} channels (model.base_channels is {model.base_channels})"
-    yield "model.channels_mult", model.base_channels * max(model.channels_mult) <= MOST_CHANNELS, widest
+    widest = f"such that no scale has more than {MAX_CHANNELS} channels (model.base_channels is {model.base_channels})"
+    yield "model.channels_mult", model.base_channels * max(model.channels_mult) <= MAX_CHANNELS, widest
     known = f"empty or indices of the {scales} scales in model.channels_mult: 0 to {scales - 1}"
     yield "model.attention", all(0 <= scale < scales for scale in model.attention), known
     widths = [model.base_channels * model.channels_mult[scale] for scale in model.attention]
@@ -262,7 +262,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
     """
     sections: strict_yaml.Sections = _typed(to_dict(base)) if base else {}
     if path is not None:
-        with blame(path):
+        with prefix_errors(path):
             for section, keys in _typed(strict_yaml.read(Path(path))).items():
                 sections.setdefault(section, {}).update(keys)
     for override in overrides:
@@ -270,7 +270,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
         section, dot, key = name.strip().partition(".")
         if not (equals and dot):
             raise UserError(f'override "{shorten(override)}" must be section.key=value, such as train.lr=0.001')
-        with blame(f'override "{shorten(override)}"'):
+        with prefix_errors(f'override "{shorten(override)}"'):
             typed = _typed({section: {key: _override_value(value.strip())}})
         sections.setdefault(section, {}).update(typed[section])
     return _build(sections)
@@ -328,8 +328,8 @@ def is_fixed(key: str) -> bool:
     return KEYS[key].metadata["fixed"]
 
 
-def is_used(key: str) -> bool:
-    """Whether a separation reads `key`, of those that weights leave open."""
+def affects_separation(key: str) -> bool:
+    """Whether a separation reads `key`, of those that trained weights are not bound to."""
     return KEYS[key].metadata["separates"]
 
 
@@ -352,8 +352,8 @@ def ignored_keys(config: Config) -> dict[str, str]:
     """The keys that have no effect in `config`, each with the reason: the last of its conditions that does not hold."""
     return {
         name: f"{condition.key} is {show(_value(config, condition.key))}"
-        for name, one in KEYS.items()
-        for condition in one.metadata["used"]
+        for name, spec in KEYS.items()
+        for condition in spec.metadata["used"]
         if not condition.holds(_value(config, condition.key))
     }
 

@@ -38,7 +38,7 @@ def generate(denoiser: Denoiser, x_mixture: Tensor, settings: DiffusionConfig, n
 
 
 def subtract(
-    how: str,
+    mode: str,
     mixture: Tensor,
     x_mixture: Tensor,
     x_0: Tensor,
@@ -47,17 +47,17 @@ def subtract(
 ) -> Tensor:
     """The vocals' STFT, complex `(B, C, F, T)`, from the mixture and the generated accompaniment `x_0`.
 
-    how: `complex` M - A; `mask` (1 - |A|^2 / |M|^2) M; `magnitude` (|M| - |A|) with the mixture's phase;
+    mode: `complex` M - A; `mask` (1 - |A|^2 / |M|^2) M; `magnitude` (|M| - |A|) with the mixture's phase;
     `normalized` the difference taken in the represented space (log1p or compressed) and expanded without its offset.
     Negative masks and magnitudes become 0. What each can reach with a perfect generator is in docs/method.md.
     """
-    if how == "normalized":
+    if mode == "normalized":
         return representation.decode_difference(x_mixture, x_0, statistics, mixture)
     accompaniment = representation.decode(x_0, statistics, mixture)
-    if how == "complex":
+    if mode == "complex":
         return mixture - accompaniment
     ratio = accompaniment.abs() / mixture.abs().clamp_min(1e-20)
-    return mixture * (1 - (ratio if how == "magnitude" else ratio.square())).clamp(0, 1)
+    return mixture * (1 - (ratio if mode == "magnitude" else ratio.square())).clamp(0, 1)
 
 
 def extend_band(vocals: Tensor, mixture: Tensor, limit: int, sample_rate: int, hop_length: int) -> Tensor:

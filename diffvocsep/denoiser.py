@@ -1,4 +1,6 @@
-"""The denoiser: what the network says, read as x_0. Training and every sampler look at the network through it."""
+"""The denoiser computes x_0 from the network's output, by the formulas of `Diffusion.predict_x_start`.
+
+Training and every sampler call the network through it."""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ class Denoiser:
         Args:
             t: timesteps, int64 `(B,)`.
             guessed: `(B,)`, 1 where x_t was made from an x_0 of the network's own, 0 where from the truth or from
-                noise alone. A guess is not to be trusted as the truth is, and the network is told.
+                noise alone. It is an input of the network, because a guess is less reliable than the truth.
         """
         return self.x_0(self.output(x_t, x_mixture, t, guessed), x_t, x_mixture, t)
 
@@ -36,5 +38,5 @@ class Denoiser:
             return self.model(x_t, x_mixture, t, guessed).float()
 
     def x_0(self, output: Tensor, x_t: Tensor, x_mixture: Tensor, t: Tensor) -> Tensor:
-        """The x_0 that `output` stands for."""
+        """x_0 from the network's `output`, `(B, C, F, T)`."""
         return self.diffusion.predict_x_start(output, x_t, t, x_mixture)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .config import DiffusionConfig
-from .util.device import Table
+from .util.device import Constant
 from .util.errors import UserError
 
 BetaSchedule = Literal["linear", "cosine"]
@@ -103,8 +103,8 @@ class Diffusion:
                 "left well before the last timestep: set beta_end lower."
             )
         signal, sigma = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
-        self._signal, self._sigma = Table(signal), Table(sigma)
-        self._over_signal = Table(_reciprocal(signal))
+        self._signal, self._sigma = Constant(signal), Constant(sigma)
+        self._over_signal = Constant(_reciprocal(signal))
 
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> Diffusion:
@@ -151,7 +151,7 @@ class Diffusion:
         return torch.where(uniform < evenly_spread, t, terminal).clamp(max=self.timesteps - 1).long()
 
     def check(self) -> None:
-        """Refuse to sample if x_0 cannot be told at T - 1, where sampling starts.
+        """Refuse to sample if x_0 cannot be computed at T - 1, where sampling starts.
 
         Raises:
             UserError: epsilon is predicted where `alphas_cumprod` is below 1e-6.
@@ -166,7 +166,7 @@ class Diffusion:
             )
 
 
-def _at(table: Table, t: Tensor, like: Tensor) -> Tensor:
+def _at(table: Constant, t: Tensor, like: Tensor) -> Tensor:
     """Entries `(B, 1, 1, 1)` of a table `(T,)` in the dtype and on the device of `like`."""
     return table.on(like.device, like.dtype)[t].view(-1, *[1] * (like.ndim - 1))
 

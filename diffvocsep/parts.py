@@ -1,7 +1,7 @@
 """Where parts plug in: the name that a config gives a part, and where the part is.
 
-A new part is a file of its own and a line here; config files, command lines and benchmarks know it then. A number that
-it is to be told is one more key in config.py. Only names stand here, so that a config is checked and `--help` is
+To add a part, write a file of its own and a line here; config files, command lines and benchmarks then know its name.
+A setting of the part is one more key in config.py. Only names stand here, so that a config is checked and `--help` is
 printed without waiting for torch.
 """
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-NETWORKS = {  # modules, called with the Config; what they take and give is at `UNet`
+NETWORKS = {  # torch modules, constructed with the Config; see `UNet` for what they take and return
     "unet": "diffvocsep.unet:UNet",
 }
 REPRESENTATIONS = {  # classes, see `Representation`; `from_config` is called with the AudioConfig
     "complex": "diffvocsep.spectrogram:ComplexSpectrogram",
     "magnitude": "diffvocsep.spectrogram:MagnitudeSpectrogram",
 }
-SAMPLERS = {  # functions like `ddim`, see samplers.py
+SAMPLERS = {  # functions like `ddim` in samplers.py
     "ddpm": "diffvocsep.samplers:ddpm",
     "ddim": "diffvocsep.samplers:ddim",
     "dpmpp": "diffvocsep.samplers:dpmpp",
@@ -36,7 +36,7 @@ TEST_SETS = {  # functions, (folder, "test" or "valid") -> list of Track: what e
 }
 
 
-def load(place: str) -> Any:
-    """The class or function at "package.module:name"."""
-    module, _, name = place.partition(":")
+def load(path: str) -> Any:
+    """The class or function at `path`, "package.module:name"."""
+    module, _, name = path.partition(":")
     return getattr(import_module(module), name)

@@ -27,11 +27,11 @@ RANGE_DB = 80.0
 N_FFT, HOP = 2048, 512
 
 
-def middle(song: Path | AudioReader, seconds: float) -> tuple[Tensor, int, float]:
+def middle_excerpt(song: Path | AudioReader, seconds: float) -> tuple[Tensor, int, float]:
     """The middle of a file, open or not: waveform `(C, n)`, sample rate, and where it begins in s."""
     if not isinstance(song, AudioReader):
         with AudioReader(song) as reader:
-            return middle(reader, seconds)
+            return middle_excerpt(reader, seconds)
     length = round(seconds * song.sample_rate)
     first = max(0, (song.frames - length) // 2)
     parts = list(song.blocks(round(BLOCK_SECONDS * song.sample_rate), first, first + length))
@@ -148,8 +148,8 @@ def run(argv: list[str] | None = None) -> int:
     if args.seconds <= 0:
         raise UserError("--seconds must be more than 0")
     require_picture(args.output)
-    mixture, rate, start = middle(args.mixture, args.seconds)
-    others = [middle(path, args.seconds)[:2] for path in (args.vocals, args.truth) if path]
+    mixture, rate, start = middle_excerpt(args.mixture, args.seconds)
+    others = [middle_excerpt(path, args.seconds)[:2] for path in (args.vocals, args.truth) if path]
     for path, (waveform, other) in zip((args.vocals, args.truth), others, strict=False):
         if other != rate or waveform.shape[-1] != mixture.shape[-1]:
             raise UserError(f"'{path}' has not the length and sample rate of '{args.mixture}'; it is no part of it")

@@ -43,9 +43,9 @@ def timestep_schedule(timesteps: int, steps: int) -> list[int]:
 def refines(sampler: str) -> bool:
     """Whether the x_t of its later steps counts as a guess of the network's own (`guessed` of `Denoiser`).
 
-    ddim and dpmpp carry the x_0 of the step before on as it is, so the network hears its own guess and refines it. ddpm
-    draws x_s from q(x_s | x_t, x_0), which stands for the truth with noise upon it, and is denoised like it. A sampler
-    of that kind says so by its attribute `redraws`.
+    In ddim and dpmpp, x_t contains the x_0 of the step before unchanged, so the network refines its own guess. ddpm
+    draws x_s from q(x_s | x_t, x_0), which the network denoises like a noisy version of the truth; a sampler of that
+    kind has the attribute `redraws`.
     """
     return not getattr(load(SAMPLERS[sampler]), "redraws", False)
 

@@ -22,12 +22,12 @@ from .audio import resample_blocks
 from .audio.rumble import Rumble
 from .checkpoint import load_head, load_model
 from .chunks import Chunk, Grid, batches, cut, line_up, stitch, to_groups
-from .config import Config, from_dict, is_fixed, is_used, key_of, load_config, require_same_network, to_dict
+from .config import Config, affects_separation, from_dict, is_fixed, key_of, load_config, require_same_network, to_dict
 from .counterfactual import extend_band, generate, subtract
 from .denoiser import Denoiser
 from .diffusion import Diffusion
 from .spectrogram import TRUSTED, Frontend
-from .uncertainty import ScaleHead, Uncertainty, listening
+from .uncertainty import ScaleHead, Uncertainty, record_features
 from .util.device import amp_dtype, resolve_device
 from .util.errors import UserError
 from .util.rng import frame_noise
@@ -43,7 +43,7 @@ class Separator:
     Args:
         model: the network, `(x_t, mixture, t, guessed) -> (B, C, F, T)`; anything with `time_stride` frames of stride.
         config: what the model was trained with; its `diffusion` and `separation` sections are the defaults here.
-        head: what tells how far the vocals may be wrong, if there is one for this model.
+        head: estimates how far the vocals may be wrong, if one was fitted for this model.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Separator:
         config = load_config(path, overrides, base=self.config)
         require_same_network(self.config, config, "the model")
         for key in map(key_of, overrides):
-            if not (is_used(key) or is_fixed(key)):
+            if not (affects_separation(key) or is_fixed(key)):
                 raise UserError(f"{key} has no effect on a separation; leave it out")
         return Separator(self.model, config, self.device, self.head)
 
@@ -172,20 +172,21 @@ class Separator:
         audio = self.config.audio
         rumble = Rumble(audio.sample_rate)
 
-        def song(how: Callable[[Iterable[Tensor]], Iterable[Tensor]]) -> Iterator[Tensor]:  # as the network hears it
+        def song(filtered: Callable[[Iterable[Tensor]], Iterable[Tensor]]) -> Iterator[Tensor]:
+            # At the rate and in the groups of channels of the network, through a method of `rumble`.
             resampled = resample_blocks((block.float() for block in blocks()), sample_rate, audio.sample_rate)
-            return (to_groups(block, audio.channels) for block in how(resampled))
+            return (to_groups(block, audio.channels) for block in filtered(resampled))
 
         statistics = self._measure(song(rumble.measure))
         if statistics is None:  # no samples
             return
-        if any(rumble.much()):
+        if any(rumble.is_significant()):
             statistics = self._measure(song(rumble.remove))
         total = None if length is None else self.grid.chunks(length * audio.sample_rate / sample_rate)
         title, hidden = f"Separating on {self.device}", None if progress else True  # None: unless there is a terminal
         with tqdm(total=total, desc=title, unit="chunk", disable=hidden) as bar:
             chunks = cut(song(rumble.remove), self.grid)
-            spectra = self._vocals(chunks, statistics, self._trusted_bins(sample_rate), config, bar, uncertainty)
+            spectra = self._vocal_spectra(chunks, statistics, self._trusted_bins(sample_rate), config, bar, uncertainty)
             vocals = resample_blocks(stitch(spectra, self.frontend.stft), audio.sample_rate, sample_rate)
             yield from line_up(vocals, blocks())
 
@@ -206,7 +207,7 @@ class Separator:
             return bins
         return min(bins, int(TRUSTED * sample_rate * audio.n_fft / audio.sample_rate))
 
-    def _vocals(
+    def _vocal_spectra(
         self,
         chunks: Iterable[Chunk],
         statistics: Tensor,
@@ -219,12 +220,12 @@ class Separator:
         margin = self.grid.margin
         for batch in batches(chunks, config.separation.batch_chunks):
             mixture = self.frontend.stft(torch.cat([chunk.samples for chunk in batch]), center=False)
-            firsts = [chunk.first - margin for chunk in batch]
+            first_frames = [chunk.first - margin for chunk in batch]
             try:
-                with listening(self.model) if uncertainty is not None else nullcontext([]) as heard:
-                    whole, measured = mixture.to(self.device), statistics.to(self.device)
-                    vocals = self.vocals(whole, measured, firsts, bins, config)
-                scale = self._scale(heard, whole, vocals, measured, bins).cpu() if heard else None
+                with record_features(self.model) if uncertainty is not None else nullcontext([]) as features:
+                    whole, song_statistics = mixture.to(self.device), statistics.to(self.device)
+                    vocals = self.vocals(whole, song_statistics, first_frames, bins, config)
+                scale = self._error_scale(features, whole, vocals, song_statistics, bins).cpu() if features else None
                 vocals = vocals.cpu()
             except torch.OutOfMemoryError:
                 setting = config.separation
@@ -240,16 +241,20 @@ class Separator:
                 yield vocals[rows, ..., kept]
                 bar.update()
 
-    def _scale(self, heard: list[Tensor], mixture: Tensor, vocals: Tensor, statistics: Tensor, bins: int) -> Tensor:
+    def _error_scale(
+        self, features: list[Tensor], mixture: Tensor, vocals: Tensor, statistics: Tensor, bins: int
+    ) -> Tensor:
         """The scale of the error of the vocals' modelled bins between the margins, `(B, C, bins, T)`; see `vocals` for
         the arguments."""
         level = self.frontend.representation.level(statistics).repeat(len(mixture) // len(statistics), 1, 1, 1)
         kept, columns = slice(self.grid.margin, -self.grid.margin), self.grid.margin // self.config.model.patch[1]
         mixture, vocals = (x[:, :, :bins, kept] for x in (mixture, vocals))
-        scale = self.head(heard[0][:, :, columns:-columns].float(), mixture, vocals, level).exp()
-        return scale * sounding(mixture)
+        scale = self.head(features[0][:, :, columns:-columns].float(), mixture, vocals, level).exp()
+        return scale * nonsilent(mixture)
 
-    def vocals(self, mixture: Tensor, statistics: Tensor, firsts: Sequence[int], bins: int, config: Config) -> Tensor:
+    def vocals(
+        self, mixture: Tensor, statistics: Tensor, first_frames: Sequence[int], bins: int, config: Config
+    ) -> Tensor:
         """The vocals of some chunks of one song, the mean of `diffusion.samples` draws: complex
         `(len(firsts) * G, C, F, T)`.
 
@@ -257,16 +262,16 @@ class Separator:
             mixture: STFT of the chunks, each with all its groups, complex `(len(firsts) * G, C, F, T)`.
             statistics: of the song, `(G, 4)`.
             firsts: the frame of the song that each chunk begins with; the noise of a frame depends on its place only.
-            bins: up to where the network is heard; above, its vocals' share is carried upward.
+            bins: how many bins the network's output is used for; above, the gain of its top band is extended.
         """
         audio, frontend = self.config.audio, self.frontend
-        groups, statistics = range(len(statistics)), statistics.repeat(len(firsts), 1)
+        groups, statistics = range(len(statistics)), statistics.repeat(len(first_frames), 1)
         modelled = mixture[:, :, : frontend.bins]
         x_mixture = frontend.representation.encode(modelled, statistics)
         _, channels, rows, frames = x_mixture.shape
 
         def noise(draw: int, step: int) -> Tensor:
-            places = [(first, group) for first in firsts for group in groups]
+            places = [(first, group) for first in first_frames for group in groups]
             seed = config.train.seed
             drawn = [frame_noise(channels, rows, first, frames, seed, group, draw, step + 1) for first, group in places]
             return torch.stack(drawn).to(self.device)
@@ -274,13 +279,13 @@ class Separator:
         mean = torch.zeros_like(modelled)
         for draw in range(config.diffusion.samples):
             x_0 = generate(self.denoiser, x_mixture, config.diffusion, partial(noise, draw))
-            how = config.separation.subtract
-            vocals = subtract(how, modelled, x_mixture, x_0, statistics, frontend.representation)
+            mode = config.separation.subtract
+            vocals = subtract(mode, modelled, x_mixture, x_0, statistics, frontend.representation)
             mean += (vocals - mean) / (draw + 1)
-        # Silence in, silence out; and what is invented there must not decide over the treble beside it.
-        return extend_band(mean * sounding(mixture), mixture, bins, audio.sample_rate, audio.hop_length)
+        # Silence in, silence out: what the network invents in a silent frame must not set the gain of its neighbours.
+        return extend_band(mean * nonsilent(mixture), mixture, bins, audio.sample_rate, audio.hop_length)
 
 
-def sounding(spectrum: Tensor) -> Tensor:
+def nonsilent(spectrum: Tensor) -> Tensor:
     """Which frames of a complex `(B, C, F, T)` are more than digital silence, `(B, 1, 1, T)`."""
     return torch.view_as_real(spectrum.mT).flatten(-2).abs().amax((1, -1))[:, None, None] > 0

@@ -5,11 +5,11 @@
 - `ComplexSpectrogram`: power-compressed real and imaginary parts, |X|^p e^{i angle(X)}. Loses nothing.
 - `MagnitudeSpectrogram`: log1p of the scaled magnitude, min-max normalized to [-1, 1]. Borrows the mixture's phase.
 
-Both measure the mixture once (`statistics`) and use those numbers for the mixture, the target and the inverse, so
-that mixture and counterfactual live on one scale, and a song 12 dB louder comes out 12 dB louder.
+Both normalize in `encode`, by statistics of the mixture (`statistics`, `level`), which also serve the target and the
+inverse, so that mixture and counterfactual have one scale, and a song 12 dB louder comes out 12 dB louder.
 
 Spectra are `(B, C, F, T)`, but in memory they lie frame after frame, as `torch.stft` writes them and the network reads
-them: that is why transposed views (`.mT`) are worked on here and there.
+them: hence the transposed views (`.mT`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .config import AudioConfig
 from .parts import REPRESENTATIONS, load
-from .util.device import Table
+from .util.device import Constant
 
 TRUSTED = 0.45  # share of a recording's sample rate below which its content is real
 
@@ -33,7 +33,7 @@ class STFT:
         window = torch.hann_window(win_length, dtype=torch.float64, device="cpu")  # wherever the network is built
         left = (n_fft - win_length) // 2
         window = F.pad(window, (left, n_fft - win_length - left))
-        self.window = Table((window / window.square().sum().sqrt()).float())
+        self.window = Constant((window / window.square().sum().sqrt()).float())
 
     def __call__(self, waveform: Tensor, center: bool = True) -> Tensor:
         """Waveform `(B, C, N)` -> complex `(B, C, F, T)`, T = ceil(N / hop) + 1 frames.

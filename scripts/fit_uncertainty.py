@@ -18,13 +18,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffvocsep import Separator
-from diffvocsep.checkpoint import load_any, release
+from diffvocsep.checkpoint import load_model_state, release
 from diffvocsep.config import load_config, to_dict
 from diffvocsep.counterfactual import generate, subtract
 from diffvocsep.data import Segments, train_tracks
 from diffvocsep.evaluation.calibration import errors, fit
 from diffvocsep.evaluation.clips import Excerpt, find_excerpts
-from diffvocsep.uncertainty import ScaleHead, listening
+from diffvocsep.uncertainty import ScaleHead, record_features
 from diffvocsep.uncertainty.head import QUIET_DB
 from diffvocsep.util.atomic import require_folder
 from diffvocsep.util.cli import Parser, main
@@ -48,7 +48,7 @@ def observe(separator: Separator, item: dict[str, Tensor], index: int) -> dict[s
     statistics[:, 0] *= 10 ** (float(item["level_db"]) / 10 * representation.exponent)
     x_mixture = representation.encode(mixture, statistics)
     seed = config.train.seed
-    with listening(separator.model) as heard:
+    with record_features(separator.model) as features:
         x_0 = generate(
             separator.denoiser, x_mixture, config.diffusion,
             lambda step: normal(tuple(x_mixture.shape), seed, "fit", index, step + 1),
@@ -64,7 +64,11 @@ def observe(separator: Separator, item: dict[str, Tensor], index: int) -> dict[s
     columns = torch.from_numpy(columns[: max(1, round(KEPT * len(columns)))])
     frames = (columns[:, None] * stride + torch.arange(stride)).flatten()
     whole = {"mixture": mixture, "vocals": found, "error": vocals - heard_again, "counts": counts}
-    return {"features": heard[0][:, :, columns].half(), "level": level, **{k: v[..., frames] for k, v in whole.items()}}
+    return {
+        "features": features[0][:, :, columns].half(),
+        "level": level,
+        **{k: v[..., frames] for k, v in whole.items()},
+    }
 
 
 def loss(head: ScaleHead, seen: dict[str, Tensor]) -> Tensor:
@@ -131,7 +135,7 @@ def run(argv: list[str] | None = None) -> int:
     if min(args.crops, args.steps, args.clips) < 1:
         raise UserError("--crops, --steps and --clips are at least 1")
     require_folder(args.new_model.parent)
-    state, old = load_any(args.model), Separator.from_checkpoint(args.model, "cpu")
+    state, old = load_model_state(args.model), Separator.from_checkpoint(args.model, "cpu")
     config = load_config(None, ["data.segment_seconds=6", *args.overrides], base=old.config)
     excerpts = choose(find_excerpts("stems", args.songs, 10.0), args.clips)
     segments = Segments(train_tracks(config), config, args.crops)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from diffvocsep.checkpoint import config_in, load_any, release
+from diffvocsep.checkpoint import load_model_state, release, saved_config
 from diffvocsep.config import key_of, load_config, to_dict
 from diffvocsep.unet import UNet
 from diffvocsep.util.cli import Parser, main
@@ -28,8 +28,8 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("grown", type=Path, help="the .safetensors to write")
     parser.add_argument("overrides", nargs="*", metavar="model.key=value", help="more blocks, or scales with attention")
     args = parser.parse_args(argv)
-    state = load_any(args.model)
-    before = config_in(args.model, state["config"])
+    state = load_model_state(args.model)
+    before = saved_config(args.model, state["config"])
     after = load_config(None, args.overrides, base=before)
     torch.manual_seed(after.train.seed)
     weights = UNet(after).state_dict()

@@ -123,7 +123,7 @@ def written(config: Config) -> str:
 
     def validate(_) -> None:
         validated.append(trainer.progress.step)
-        trainer.progress.scored()
+        trainer.progress.mark_validated()
         trainer.save("last.pt")
 
     trainer.optimize, trainer._validate = optimize, validate

@@ -92,10 +92,13 @@ def test_a_song_as_quiet_as_80_db_down_has_the_same_doubt(found):
 
 def test_settings_that_change_the_errors_are_told_from_those_that_do_not():
     one = separator()
-    assert one.head.unfitted(one.settings(steps=2, samples=3)) == ["diffusion.ddim_steps", "diffusion.samples"]
+    assert one.head.settings_not_fitted(one.settings(steps=2, samples=3)) == [
+        "diffusion.ddim_steps",
+        "diffusion.samples",
+    ]
     masked = one.configured(None, ["separation.subtract=mask", "separation.chunk_seconds=2", "train.seed=7"])
-    assert masked.head.unfitted(masked.settings()) == ["separation.subtract"]
-    assert one.head.unfitted(one.settings()) == []
+    assert masked.head.settings_not_fitted(masked.settings()) == ["separation.subtract"]
+    assert one.head.settings_not_fitted(one.settings()) == []
 
 
 def test_silence_is_certain():

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from ..util.atomic import own_folder
+from ..util.atomic import temporary_folder
 from ..util.errors import UserError
 from .common import no_room, require_finite, shown
 from .ffmpeg import LOOSE_END, damaged
@@ -101,7 +101,7 @@ class AudioReader:
     def _temporary_folder(self) -> Path:
         if self._folder is None:
             try:
-                self._folder = own_folder()
+                self._folder = temporary_folder()
             except OSError as error:
                 raise no_room(self.path, Path(os.environ.get("TMPDIR", "/tmp")), error) from error
         return Path(self._folder.name)

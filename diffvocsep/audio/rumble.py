@@ -15,7 +15,7 @@ from .resampling import rechunk
 _CUTOFF, _TRANSITION = 20.0, 10.0  # Hz
 _STOPBAND = 80.0  # dB
 _SILENCE = 0.005  # seconds to each side without a sample that is not zero: digital silence
-MUCH_OFFSET, MUCH = 1e-4, 0.01  # shares of a channel's energy from which on they are taken away
+OFFSET_SHARE, RUMBLE_SHARE = 1e-4, 0.01  # of a channel's energy; a larger share is removed
 
 
 class Rumble:
@@ -40,17 +40,17 @@ class Rumble:
             self.low = self.low + low.double().square().sum(-1)
             yield block
 
-    def much(self) -> tuple[bool, bool]:
-        """Whether any channel has an offset, and beside it something below 20 Hz, worth taking away."""
+    def is_significant(self) -> tuple[bool, bool]:
+        """Whether any channel has an offset, and whether any has other energy below 20 Hz, worth removing."""
         if self.count * _CUTOFF < self.sample_rate:  # shorter than one period
             return False, False
         offset = self.total.square() / self.count
-        beside = (self.low - offset) > MUCH * (self.energy - offset)
-        return bool((offset > MUCH_OFFSET * self.energy).any()), bool(beside.any())
+        beside = (self.low - offset) > RUMBLE_SHARE * (self.energy - offset)
+        return bool((offset > OFFSET_SHARE * self.energy).any()), bool(beside.any())
 
     def remove(self, blocks: Iterable[Tensor]) -> Iterable[Tensor]:
         """The blocks `(C, n)`, perhaps in other sizes, without what is worth taking away; silence stays silent."""
-        offset, below = self.much()
+        offset, below = self.is_significant()
         if not (offset or below):
             return blocks
         mean = (self.total / self.count).float()[:, None]

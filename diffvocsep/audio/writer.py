@@ -12,7 +12,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from ..util.atomic import flush, follow, remove_leftovers, replace_file, temporary_name
+from ..util.atomic import flush, remove_leftovers, replace_file, resolve_target, temporary_name
 from ..util.errors import UserError
 from .common import native_path, require_finite, shown
 from .layout import fits_flac
@@ -53,7 +53,7 @@ class AudioWriter:
                 f"{shown(self.path)} cannot tell for which loudspeaker each of {channels} channels is: write a .wav."
             )
         self._bitrate = bitrate or bitrates(sample_rate)[-1]
-        self._target = follow(self.path)
+        self._target = resolve_target(self.path)
         self._part = temporary_name(self._target)
         self._done = 0
 

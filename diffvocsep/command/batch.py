@@ -16,7 +16,7 @@ from ..audio.turns import AT_ONCE, Part, join, split
 from ..audio.written import require_form
 from ..separator import BLOCK_SECONDS, Separator
 from ..uncertainty import Uncertainty
-from ..util.atomic import own_folder
+from ..util.atomic import temporary_folder
 from ..util.cli import print_notes
 from ..util.errors import UserError
 from .jobs import require_outputs
@@ -57,14 +57,14 @@ def separate_reader(
     rescale: bool = False,
     **options,
 ) -> float:
-    """`separate_file` for a file that is open. What was written is so many times as loud as what was separated."""
+    """`separate_file` for an open file. Returns the gain of what was written: 1, or less where `rescale` was needed."""
     print_notes(reader.notes)
     targets = [path for path in (vocals, instrumental) if path is not None]
     parts = _pairs(separator, reader, **options)
     if not rescale or {require_form(path, subtype) for path in targets} == {"float"}:
         _write(targets, reader, parts, subtype, bitrate)
         return 1.0
-    with own_folder() as folder, ExitStack() as stack:
+    with temporary_folder() as folder, ExitStack() as stack:
         drafts = [Path(folder, f"{stem}.wav") for stem in STEMS[: len(targets)]]
         peak = max(1.0, _write(drafts, reader, parts))
         size = round(BLOCK_SECONDS * reader.sample_rate)
@@ -78,15 +78,15 @@ def separate_reader(
 
 
 def uncertainty_for_picture(separator: Separator, channels: int, **options) -> Uncertainty | None:
-    """An empty one for a song that is separated with these options of `Separator.separate`; None where nothing can be
-    told: of a model without a head, under settings that it was not fitted to, in more channels than go at once."""
+    """An empty `Uncertainty` for a song that is separated with these options of `Separator.separate`. None where it
+    cannot be estimated: no head, settings that the head was not fitted to, or more than `AT_ONCE` channels."""
     head = separator.head
-    if head is None or channels > AT_ONCE or head.unfitted(separator.settings(**options)):
+    if head is None or channels > AT_ONCE or head.settings_not_fitted(separator.settings(**options)):
         return None
     return separator.uncertainty()
 
 
-def require_fit(reader: AudioReader, targets: list[Path], subtype: str | None, bitrate: int | None) -> None:
+def require_format(reader: AudioReader, targets: list[Path], subtype: str | None, bitrate: int | None) -> None:
     """Raise UserError, before any work, where a target's format cannot hold the song's rate and channels."""
     for path in targets:
         AudioWriter(path, reader.sample_rate, reader.channels, subtype, reader.frames, reader.mask, bitrate)
@@ -99,7 +99,7 @@ def _write(
     subtype: str | None = None,
     bitrate: int | None = None,
 ) -> float:
-    """Write the first part of each block to the first target, the second to the second; the highest peak of all."""
+    """Write the first part of each block to the first target, the second to the second; returns the highest peak."""
     peak = 0.0
     with ExitStack() as stack:
         layout = (reader.sample_rate, reader.channels, subtype, reader.frames, reader.mask, bitrate)
@@ -120,7 +120,7 @@ def _pairs(separator: Separator, reader: AudioReader, **options) -> Iterator[tup
     if options.get("uncertainty") is not None:
         raise UserError(f"--uncertainty measures songs of up to {AT_ONCE} channels; this one has {reader.channels}")
     short = max(1, size * AT_ONCE // reader.channels)  # as much memory as 8 channels take
-    with own_folder() as name:
+    with temporary_folder() as name:
         folder = Path(name)
         try:
             voices = []

@@ -1,5 +1,5 @@
-"""What is to be separated, and where the results go: known, or refused, before torch is imported; and the turns of many
-songs, of which one that fails never ends the others."""
+"""Which songs are separated and where the results go, checked before torch is imported; and the loop over many songs,
+in which one that fails does not end the others."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..util.errors import UserError
 
 
 class Output(NamedTuple):
-    """What was named for results: a folder, which need not exist, or a file for those of one song."""
+    """A path for results: a folder, which need not exist, or a file for one song."""
 
     path: Path
     slash: bool = False  # at its end, which means a folder
 
     @classmethod
-    def named(cls, text: str) -> Output:
+    def from_text(cls, text: str) -> Output:
         return cls(Path(text), text.endswith(("/", os.sep)))
 
     def is_folder(self, one: bool, stem: str) -> bool:
@@ -143,7 +143,7 @@ def require_outputs(source: Path, vocals: Path, instrumental: Path | None) -> No
 
 
 def separate_all(jobs: list[Job], separate: Callable[[Job], None], total: bool = True) -> int:
-    """Call `separate` for each job and say what became of it: the number of those that failed, of whatever cause.
+    """Call `separate` for each job and print what became of it; returns how many failed, for whatever reason.
 
     `total`: say which song of how many it is, how long the rest will take, and at the end how many were made; one of
     several processes knows only its own share.

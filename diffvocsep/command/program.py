@@ -52,7 +52,7 @@ def path(text: str) -> Path:
 
 def output(text: str) -> Output:
     path(text)
-    return Output.named(text)
+    return Output.from_text(text)
 
 
 def make_parser() -> Parser:
@@ -99,7 +99,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = make_parser()
     args = parser.parse_intermixed_args(argv)
-    if args.input:  # as ever: what else stands there is a setting
+    if args.input:  # then every other word is a setting
         args.songs, args.overrides = args.input, args.words
         if args.output is None:
             parser.error("--input wants --output, too")
@@ -121,27 +121,27 @@ def run(argv: list[str] | None = None) -> int:
     check(args, jobs)
 
     from ..audio import AudioReader
-    from ..training.backends import all_done
-    from ..util.device import announce, place, resolve_device
-    from .batch import require_fit
+    from ..training.backends import wait_for_all_processes
+    from ..util.device import announce_device, resolve_device, torchrun_env
+    from .batch import require_format
 
-    rank, _, processes = place()
+    rank, _, processes = torchrun_env()
     with ExitStack() as stack:
         song = stack.enter_context(AudioReader(jobs[0].source)) if one else None
         if song is not None:
-            require_fit(song, jobs[0].targets, SUBTYPES[args.bits], args.bitrate)
+            require_format(song, jobs[0].targets, SUBTYPES[args.bits], args.bitrate)
         model = choose_model(args.model_path, quiet=rank > 0)
         device = resolve_device(args.device)
-        separate = separation(args, model, str(device), rank)
+        separate = make_separate(args, model, str(device), rank)
         if rank == 0:
             print_notes(left_out_note(left_out))
-        announce(args.device, device)
+        announce_device(args.device, device)
         failed = 0
         if song is None:
             failed = separate_all(jobs[rank::processes], separate, total=processes == 1)
         elif rank == 0:
             separate(jobs[0], song)
-    all_done()  # torchrun ends all processes when one of them ends badly
+    wait_for_all_processes()  # torchrun ends all processes when one of them ends badly
     return 2 if failed else 0
 
 
@@ -182,7 +182,7 @@ def require_one(args: argparse.Namespace, songs: int) -> None:
 
 
 def choose_model(asked: Path | None, quiet: bool = False) -> Path:
-    """The model that was asked for, else the released one, else the local best; what was chosen is said."""
+    """The model that was asked for, else the released one, else the local best; printed unless `quiet`."""
     if asked:
         return asked
     shipped = find_released()
@@ -199,8 +199,9 @@ def choose_model(asked: Path | None, quiet: bool = False) -> Path:
     return chosen
 
 
-def separation(args: argparse.Namespace, model: Path, device: str, rank: int) -> Callable[..., None]:
-    """What separates one song as the options say. Settings that cannot be are said here, before any song is read."""
+def make_separate(args: argparse.Namespace, model: Path, device: str, rank: int) -> Callable[..., None]:
+    """A function that separates one song as the options say. Impossible settings are refused here, before any song is
+    read."""
     from ..audio import AudioReader
     from ..separator import Separator
     from ..uncertainty import save_uncertainty
@@ -215,7 +216,7 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
     uncertainty = separator.uncertainty() if args.uncertainty else None
     if uncertainty and rank == 0:
         print_notes(f"the uncertainty was fitted under another {key} and may mislead; leave that setting as it came"
-                    for key in separator.head.unfitted(settings))  # fmt: skip
+                    for key in separator.head.settings_not_fitted(settings))  # fmt: skip
     form = {"subtype": SUBTYPES[args.bits], "bitrate": args.bitrate, "rescale": args.rescale}
     form["progress"] = not args.no_progress and rank == 0
 
@@ -233,9 +234,11 @@ def separation(args: argparse.Namespace, model: Path, device: str, rank: int) ->
             if args.uncertainty:
                 save_uncertainty(args.uncertainty, found.values())
             if args.plot:
-                from ..plot import middle, plot_separation
+                from ..plot import middle_excerpt, plot_separation
 
-                (mixture, rate, start), (voice, _, _) = (middle(file, PICTURE_SECONDS) for file in (song, vocals))
+                (mixture, rate, start), (voice, _, _) = (
+                    middle_excerpt(file, PICTURE_SECONDS) for file in (song, vocals)
+                )
                 numbers = found.values() if found else None
                 plot_separation(args.plot, mixture, voice / gain, rate, start, uncertainty=numbers)
 
@@ -249,15 +252,15 @@ def say_sdr(middle: float, low: float, high: float) -> None:
 
 
 def notes_on_settings(args: argparse.Namespace, came: Config, config: Config, settings: Config) -> Iterator[str]:
-    """Settings without effect, and those of a config file that are not the model's: a whole config.yaml undoes what
-    suits the model."""
-    from ..config import differences, ignored_settings, is_used, key_of
+    """Notes on settings without effect, and on settings of a config file that differ from the model's: a whole
+    config.yaml would silently replace what suits the model."""
+    from ..config import affects_separation, differences, ignored_settings, key_of
     from ..util.strict_yaml import show
 
     given = [OPTIONS[name] for name in OPTIONS if getattr(args, name) is not None] + [*map(key_of, args.overrides)]
     yield from ignored_settings(settings, given)
     for key, (old, new) in differences(came, config).items():
-        if is_used(key) and key not in given:
+        if affects_separation(key) and key not in given:
             yield f"{args.config} sets {key} to {show(new)}; the model came with {show(old)}"
 
 

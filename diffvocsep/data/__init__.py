@@ -1,4 +1,11 @@
-"""Where songs come from (sources.py: a synthesizer, folders of stems, MUSDB18), and how they become batches."""
+"""Where songs come from, and how they become batches.
+
+sources.py     training and dev songs: synthetic/, folders of stems (stems.py), MUSDB18 (musdb.py, musdbhq.py,
+               download.py); testsets.py: songs to score
+mixing.py      which voice is mixed over which music; augment.py and effects.py alter them
+loader.py      batches, from loader processes or the GPU's memory (device_cache.py)
+check.py, pack.py    programs: what is wrong with a dataset; a smaller copy of one
+"""
 
 from __future__ import annotations
 

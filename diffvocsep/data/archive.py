@@ -1,9 +1,8 @@
-"""zip and 7z archives from strangers, unpacked so that nothing leaves the target folder.
+"""Unpack zip and 7z archives from strangers so that nothing is written outside of the target folder.
 
 What is refused, before anything is written: names that lead elsewhere (`../`, absolute, a drive) or that no disk can
 hold, links and other special files, encryption, two entries of one name, a file where another entry needs a folder, and
-more or larger entries than a dataset can have. A zip that lies
-about its sizes is stopped where it breaks its word.
+more or larger entries than a dataset can have. A zip entry that is larger than announced is stopped at that size.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from tqdm.auto import tqdm
 from ..util.errors import UserError
 from ..util.strict_yaml import shorten
 
-LARGEST = 100 * 10**9  # bytes unpacked; MUSDB18-HQ has 32e9
-ENTRIES = 100_000
-BLOCK = 1 << 20
-DEEPEST, LONGEST_NAME, LONGEST_PATH = 50, 255, 4000  # folders in one another, bytes of a name and of a path
-DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, FileExistsError,
+MAX_BYTES = 100 * 10**9  # bytes unpacked; MUSDB18-HQ has 32e9
+MAX_ENTRIES = 100_000
+BLOCK_BYTES = 1 << 20
+MAX_DEPTH, MAX_NAME_BYTES, MAX_PATH_BYTES = 50, 255, 4000  # folders in one another, bytes of a name and of a path
+DAMAGE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, FileExistsError,
           NotADirectoryError, IsADirectoryError, ValueError, struct.error, OverflowError, RuntimeError)  # fmt: skip
 ZIP, SEVEN_ZIP = b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c"
 
@@ -46,7 +45,7 @@ class _Entry:
     encrypted: bool = False
 
 
-def unpack(archive: Path, target: Path, largest: int = LARGEST) -> None:
+def unpack(archive: Path, target: Path, max_bytes: int = MAX_BYTES) -> None:
     """Unpack into `target`, which is made anew; it exists afterwards only if all of the archive is in it.
 
     Args:
@@ -59,21 +58,21 @@ def unpack(archive: Path, target: Path, largest: int = LARGEST) -> None:
     with archive.open("rb") as file:
         magic = file.read(6)
     if magic[:4] == ZIP:
-        how = _unpack_zip
+        unpack_into = _unpack_zip
     elif magic == SEVEN_ZIP:
-        how = _unpack_7z
+        unpack_into = _unpack_7z
     else:
         raise BadArchive(f"'{archive}' is neither a zip nor a 7z archive; perhaps a web page came instead, try again")
-    clear(target)
+    remove(target)
     target.mkdir(parents=True)
     try:
-        how(archive, target, largest)
+        unpack_into(archive, target, max_bytes)
     except BaseException:
-        clear(target)
+        remove(target)
         raise
 
 
-def clear(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file, a folder or a link, not what it leads to."""
     if path.is_symlink() or path.is_file():
         path.unlink()
@@ -81,8 +80,8 @@ def clear(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _check(archive: Path, entries: list[_Entry], target: Path, largest: int) -> dict[str, Path]:
-    """Where each entry goes. Raises UserError if there is anything in the archive that a dataset has no use for."""
+def _safe_targets(archive: Path, entries: list[_Entry], target: Path, max_bytes: int) -> dict[str, Path]:
+    """Where each entry is to be written. Raises UserError for anything that a dataset has no use for."""
 
     def refuse(entry: _Entry, reason: str) -> None:
         raise BadArchive(
@@ -90,12 +89,12 @@ def _check(archive: Path, entries: list[_Entry], target: Path, largest: int) -> 
         )
 
     total = sum(entry.size for entry in entries)
-    if len(entries) > ENTRIES or total > largest:
+    if len(entries) > MAX_ENTRIES or total > max_bytes:
         raise BadArchive(
             f"'{archive}' is refused: it has {len(entries)} entries and {total / 1e9:.3g} GB unpacked, more than the "
-            f"{ENTRIES} and {largest / 1e9:.3g} GB that a dataset may have; get it from somewhere else"
+            f"{MAX_ENTRIES} and {max_bytes / 1e9:.3g} GB that a dataset may have; get it from somewhere else"
         )
-    places: dict[str, Path] = {}
+    destinations: dict[str, Path] = {}
     taken = set()
     for entry in entries:
         path = PurePosixPath(entry.name.replace("\\", "/"))
@@ -111,55 +110,55 @@ def _check(archive: Path, entries: list[_Entry], target: Path, largest: int) -> 
         if not entry.folder and str(path).lower() in taken:
             refuse(entry, "is in it twice")
         taken.add(str(path).lower())
-        places[entry.name] = target.joinpath(*path.parts)
-    folders = {folder for place in places.values() for folder in place.parents}
+        destinations[entry.name] = target.joinpath(*path.parts)
+    folders = {folder for destination in destinations.values() for folder in destination.parents}
     for entry in entries:
-        if not entry.folder and places[entry.name] in folders:
-            raise _damaged(archive, f"its entry {shorten(repr(entry.name))} is a file and a folder at once")
+        if not entry.folder and destinations[entry.name] in folders:
+            raise _damaged_archive(archive, f"its entry {shorten(repr(entry.name))} is a file and a folder at once")
     free = shutil.disk_usage(target).free
     if total > free:
         raise UserError(
             f"'{archive}' needs {total / 1e9:.1f} GB unpacked but only {free / 1e9:.1f} GB are free in "
             f"'{target.parent}'; make room"
         )
-    return places
+    return destinations
 
 
 def _storable(path: PurePosixPath, target: Path) -> bool:
     try:
-        sizes = [len(part.encode()) for part in (*path.parts, str(target.joinpath(*path.parts[: DEEPEST + 1])))]
+        sizes = [len(part.encode()) for part in (*path.parts, str(target.joinpath(*path.parts[: MAX_DEPTH + 1])))]
     except UnicodeEncodeError:  # half a character
         return False
     control = any(ord(character) < 32 for character in str(path))
     return (
-        len(path.parts) <= DEEPEST
-        and max(sizes[:-1], default=0) <= LONGEST_NAME
-        and sizes[-1] <= LONGEST_PATH
+        len(path.parts) <= MAX_DEPTH
+        and max(sizes[:-1], default=0) <= MAX_NAME_BYTES
+        and sizes[-1] <= MAX_PATH_BYTES
         and not control
     )
 
 
-def _damaged(archive: Path, reason: object) -> BadArchive:
+def _damaged_archive(archive: Path, reason: object) -> BadArchive:
     text = str(reason).strip().splitlines() or ["no reason given"]
     return BadArchive(f"'{archive}' is damaged ({shorten(text[-1], 120)}); fetch it again")
 
 
-def _unpack_zip(archive: Path, target: Path, largest: int) -> None:
+def _unpack_zip(archive: Path, target: Path, max_bytes: int) -> None:
     try:
         with zipfile.ZipFile(archive) as file:
             infos = file.infolist()
-            places = _check(archive, [_zip_entry(info) for info in infos], target, largest)
+            destinations = _safe_targets(archive, [_zip_entry(info) for info in infos], target, max_bytes)
             total = sum(info.file_size for info in infos)
             with tqdm(total=total, desc=f"Unpacking {archive.name}", unit="B", unit_scale=True) as bar:
                 for info in infos:
-                    place = places[info.filename]
+                    destination = destinations[info.filename]
                     if info.is_dir():
-                        place.mkdir(parents=True, exist_ok=True)
+                        destination.mkdir(parents=True, exist_ok=True)
                         continue
-                    place.parent.mkdir(parents=True, exist_ok=True)
+                    destination.parent.mkdir(parents=True, exist_ok=True)
                     written = 0
-                    with file.open(info) as source, place.open("xb") as sink:
-                        while block := _read(source):
+                    with file.open(info) as source, destination.open("xb") as sink:
+                        while block := _read_block(source):
                             written += len(block)
                             if written > info.file_size:
                                 raise zipfile.BadZipFile(f"{info.filename} is larger than announced")
@@ -167,21 +166,21 @@ def _unpack_zip(archive: Path, target: Path, largest: int) -> None:
                             bar.update(len(block))
                     if written != info.file_size:
                         raise zipfile.BadZipFile(f"{info.filename} ends early")
-    except DAMAGE as error:
-        raise _damaged(archive, error) from None
+    except DAMAGE_ERRORS as error:
+        raise _damaged_archive(archive, error) from None
     except OSError as error:
-        if error.errno != errno.EINVAL:  # of the disk; this one is of a place before the file's beginning
+        if error.errno != errno.EINVAL:  # an error of the disk; EINVAL: the archive points before its own beginning
             raise
-        raise _damaged(archive, error) from None
+        raise _damaged_archive(archive, error) from None
 
 
-def _read(source: IO[bytes]) -> bytes:
+def _read_block(source: IO[bytes]) -> bytes:
     try:
-        return source.read(BLOCK)
+        return source.read(BLOCK_BYTES)
     except OSError as error:
-        if error.errno is not None:  # of the disk
+        if error.errno is not None:  # an error of the disk
             raise
-        raise zipfile.BadZipFile(str(error)) from None  # of bzip2, whose errors are of no kind of their own
+        raise zipfile.BadZipFile(str(error)) from None  # bzip2 raises plain OSErrors for damaged data
 
 
 def _zip_entry(info: zipfile.ZipInfo) -> _Entry:
@@ -190,7 +189,7 @@ def _zip_entry(info: zipfile.ZipInfo) -> _Entry:
     return _Entry(info.filename, info.file_size, info.is_dir(), special, bool(info.flag_bits & 1))
 
 
-def _unpack_7z(archive: Path, target: Path, largest: int) -> None:
+def _unpack_7z(archive: Path, target: Path, max_bytes: int) -> None:
     try:
         import py7zr
     except ImportError:
@@ -201,19 +200,19 @@ def _unpack_7z(archive: Path, target: Path, largest: int) -> None:
                 raise BadArchive(f"'{archive}' is refused: it is encrypted; get it from somewhere else")
             entries = [_Entry(i.filename, i.uncompressed or 0, i.is_directory, not (i.is_directory or i.is_file))
                        for i in file.list()]  # fmt: skip
-            _check(archive, entries, target, largest)
+            _safe_targets(archive, entries, target, max_bytes)
             print(f"unpacking {archive.name}: {sum(e.size for e in entries) / 1e9:.3g} GB", flush=True)
             file.extractall(target)
     except py7zr.exceptions.PasswordRequired:  # even the list of names is encrypted
         raise BadArchive(f"'{archive}' is refused: it is encrypted; get it from somewhere else") from None
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise _damaged(archive, error) from None
+        raise _damaged_archive(archive, error) from None
     except (UserError, OSError, MemoryError):  # of the disk or the computer, not of the archive
         raise
     except py7zr.exceptions.UnsupportedCompressionMethodError as error:
         raise UserError(f"'{archive}' is packed in a way that py7zr does not know ({error})") from None
     except Exception as error:  # the decoders of 7z have errors of many kinds for damaged data
-        raise _damaged(archive, error) from None
-    for path in target.rglob("*"):  # whatever the list said
+        raise _damaged_archive(archive, error) from None
+    for path in target.rglob("*"):  # the list of names may have lied
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise BadArchive(f"'{archive}' is refused: its entry '{path.name}' is a link or a special file")

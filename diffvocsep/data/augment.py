@@ -1,4 +1,4 @@
-"""A stem played faster or slower, through another equalizer, in another room, at another place: other singers, studios.
+"""Augmentation of a stem: another speed, equalizer, room and place in the stereo image, for other singers and studios.
 
 All of it happens in one Fourier transform of the whole segment. That makes the segment circular: a few milliseconds at
 its ends ring, and the room's tail at its end sounds at its start. As the mixture is added up afterwards, the stems stay
@@ -56,7 +56,7 @@ def responses(rooms: Sequence[Room], channels: int, length: int, sample_rate: in
     return 1 + torch.fft.rfft(tails * (level / tails.norm(dim=-1, keepdim=True)), length)
 
 
-def alter(
+def augment(
     waveform: Tensor,
     samples: Sequence[int],
     length: int,
@@ -86,7 +86,7 @@ def alter(
     return torch.fft.irfft(spectrum, length)
 
 
-def turn(waveform: Tensor, angles: Tensor) -> Tensor:
+def rotate_stereo(waveform: Tensor, angles: Tensor) -> Tensor:
     """Turn the stereo images of `(B, 2, N)` by angles `(B,)` in radians: pi / 4 takes the centre to the left, pi / 2 to
     opposite phases. The energy stays. Songs keep their voices where they like; a model must not find them by place."""
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]

@@ -27,9 +27,9 @@ from .testsets import songs_to_score
 from .tracks import Track
 
 BLOCK = 10.0  # s
-FULL = 0.99  # where clipping begins
-FLAT = 3  # samples in a row of one value, at full scale: no sound does that
-DC = 0.005  # of full scale
+FULL_SCALE = 0.99  # where clipping begins
+CLIPPED_RUN = 3  # samples in a row of one value, at full scale: no sound does that
+MAX_OFFSET = 0.005  # of full scale
 RESIDUAL_DB = -15.0  # mixture minus stems; exact stems reach -80, those of lossy files -20
 ACTIVE_DB = -40.0  # a second is sung if it is not more below the loudest second of the song
 
@@ -48,7 +48,7 @@ def file_problems(path: Path) -> Iterator[str]:
                 total = total + samples.sum(axis=0, dtype=np.float64)
                 frames += len(samples)
                 flat += _flat_tops(np.concatenate([tail, samples]))
-                tail = samples[-(FLAT - 1) :]
+                tail = samples[-(CLIPPED_RUN - 1) :]
             announced = file.frames
     except (UserError, soundfile.LibsndfileError) as error:
         yield f"cannot be read ({error})"
@@ -60,22 +60,22 @@ def file_problems(path: Path) -> Iterator[str]:
     if flat:
         yield f"is clipped {flat} times"
     offset = np.abs(total / max(frames, 1)).max()
-    if offset > DC:
+    if offset > MAX_OFFSET:
         yield f"has a DC offset of {offset:.3f}"
 
 
 def _flat_tops(samples: np.ndarray) -> int:
-    """How often `(N, C)` begins to stay at one value near full scale for `FLAT` samples."""
-    if len(samples) < FLAT:
+    """How often `(N, C)` begins to stay at one value near full scale for `CLIPPED_RUN` samples."""
+    if len(samples) < CLIPPED_RUN:
         return 0
-    same = (samples[1:] == samples[:-1]) & (np.abs(samples[1:]) >= FULL)
-    runs = np.lib.stride_tricks.sliding_window_view(same, FLAT - 1, axis=0).all(axis=-1)
+    same = (samples[1:] == samples[:-1]) & (np.abs(samples[1:]) >= FULL_SCALE)
+    runs = np.lib.stride_tricks.sliding_window_view(same, CLIPPED_RUN - 1, axis=0).all(axis=-1)
     return int(runs[0].sum() + (runs[1:] & ~runs[:-1]).sum())
 
 
-def look(track: Track, sides: Collection[str]) -> tuple[float, float]:
-    """The level of what the stems lack of the mixture, in dB of the mixture (-inf without one), and the share of the
-    seconds in which there are vocals (nan without them), as far as `sides` tell."""
+def measure_track(track: Track, sides: Collection[str]) -> tuple[float, float]:
+    """The level of mixture minus stems, in dB of the mixture (-inf without one), and the share of the seconds that have
+    vocals (nan without them); only `sides` are read."""
     rate = int(track.source_rate)
     residual = power = 0.0
     seconds: list[np.ndarray] = []
@@ -109,7 +109,7 @@ def check_split(name: str, tracks: Sequence[Track]) -> str:
     for track in tqdm(tracks, f"Checking {name}", unit="song", leave=False):
         found = [] if test else list(problems(track))
         try:
-            residual, sung = look(track, ["vocals"] if test else track.stems)
+            residual, sung = measure_track(track, ["vocals"] if test else track.stems)
         except UserError:  # named already
             residual, sung = -np.inf, np.nan
         if residual > RESIDUAL_DB:

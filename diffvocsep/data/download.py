@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 from ..config import DataConfig
 from ..util.atomic import replace_file
 from ..util.errors import UserError
-from .archive import BadArchive, clear, unpack
+from .archive import BadArchive, remove, unpack
 
 WORK, LOCK = ".download", ".download.lock"  # in the root
-WHOLE, UNPACKED = "archive", "unpacked"  # in WORK, each there only when complete
+ARCHIVE, UNPACKED = "archive", "unpacked"  # in WORK, each there only when complete
 BLOCK = 1 << 20
 ATTEMPTS = 5  # without a new byte
 PAUSE = 2.0  # s before the second attempt; twice as long before each further one
@@ -54,8 +54,8 @@ GDRIVE = Source("Google Drive", "1ieGcVPPfgWg__BTDlIGi1TpntdOWwwdn", ZENODO.size
 LICENCE = "for non-commercial, academic use; see https://zenodo.org/records/3338373"
 
 
-def provide(data: DataConfig) -> None:
-    """See to it that something is in `data.musdbhq_root`: nothing is done unless it is missing or empty.
+def ensure_musdbhq(data: DataConfig) -> None:
+    """Download and unpack MUSDB18-HQ into `data.musdbhq_root`, if that is missing or empty.
 
     Raises:
         UserError: a download that is needed is not allowed, does not fit, fails, or is not what it should be.
@@ -80,11 +80,11 @@ def provide(data: DataConfig) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def must_fetch(data: DataConfig) -> bool:
-    """Whether `provide` would fetch the archive: it may, and neither the dataset nor all of the archive is there."""
+def needs_download(data: DataConfig) -> bool:
+    """Whether `ensure_musdbhq` would download: it may, and neither the dataset nor the whole archive is there."""
     root = Path(data.musdbhq_root)
-    whole = (root / WORK / UNPACKED).is_dir() or (root / WORK / WHOLE).is_file()
-    return data.download and _is_missing(root) and not whole
+    fetched = (root / WORK / UNPACKED).is_dir() or (root / WORK / ARCHIVE).is_file()
+    return data.download and _is_missing(root) and not fetched
 
 
 def source_of(data: DataConfig) -> Source:
@@ -99,9 +99,9 @@ def _is_missing(root: Path) -> bool:
 
 
 def _fetch(data: DataConfig, work: Path) -> None:
-    """Have the whole archive in `work`."""
-    whole = work / WHOLE
-    if whole.is_file():
+    """Download the archive to `work`, unless all of it is there."""
+    archive = work / ARCHIVE
+    if archive.is_file():
         return
     source = source_of(data)
     name = "-".join(filter(None, (data.download_source, data.download_id)))  # what came of another id is another file
@@ -122,7 +122,7 @@ def _fetch(data: DataConfig, work: Path) -> None:
         fetch_gdrive(data.download_id or source.url, partial)
     else:
         fetch_http(source, partial)
-    replace_file(partial, whole)
+    replace_file(partial, archive)
 
 
 def fetch_gdrive(file_id: str, target: Path) -> None:
@@ -154,7 +154,7 @@ def fetch_http(source: Source, target: Path) -> None:
         while (done := target.stat().st_size if target.exists() else 0) < source.size:
             bar.n = done
             try:
-                _go_on(source, target, done, bar)
+                _append_rest(source, target, done, bar)
             except urllib.error.HTTPError as error:
                 if error.code < 500 and error.code != 429:
                     raise UserError(f"{source.name} refuses the download ({error}); see {source.url}") from None
@@ -177,8 +177,8 @@ def fetch_http(source: Source, target: Path) -> None:
         raise UserError(f"what came from {source.name} is not the file that it should be; run the same command again")
 
 
-def _go_on(source: Source, target: Path, done: int, bar: tqdm) -> None:
-    """Append what follows the first `done` bytes, as far as it comes."""
+def _append_rest(source: Source, target: Path, done: int, bar: tqdm) -> None:
+    """Append to `target` what follows its first `done` bytes, until the connection ends."""
     request = urllib.request.Request(source.url, headers={"Range": f"bytes={done}-", "User-Agent": "diffvocsep"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {done}-")
@@ -201,23 +201,23 @@ def _sha256(path: Path) -> str:
 
 
 def _unpack(work: Path) -> None:
-    """`work/unpacked` appears, with all of the archive in it, and the archive disappears, as one that is bad does."""
+    """Unpack the archive to `work/unpacked` and delete it, as a bad one is deleted too."""
     unpacking = work / "unpacking"
     try:
-        unpack(work / WHOLE, unpacking)
-        home = _home(unpacking)
-        if not home:
-            clear(unpacking)
+        unpack(work / ARCHIVE, unpacking)
+        dataset = _dataset_folder(unpacking)
+        if not dataset:
+            remove(unpacking)
             raise BadArchive("there are no songs as in MUSDB18-HQ in what was fetched; see data.download_id")
     except BadArchive:
-        clear(work / WHOLE)
+        remove(work / ARCHIVE)
         raise
-    replace_file(home, work / UNPACKED)
-    clear(unpacking)
-    clear(work / WHOLE)
+    replace_file(dataset, work / UNPACKED)
+    remove(unpacking)
+    remove(work / ARCHIVE)
 
 
-def _home(folder: Path) -> Path | None:
+def _dataset_folder(folder: Path) -> Path | None:
     """The folder, or one at most two levels below, that holds `train` or songs."""
     for pattern in ("", "*", "*/*"):
         for parent in sorted(folder.glob(pattern)) if pattern else [folder]:
@@ -231,4 +231,4 @@ def _move(unpacked: Path, root: Path) -> None:
     """Move the dataset to its place. If this stops half-way, `unpacked` is still there, and the next call goes on."""
     for entry in list(unpacked.iterdir()):
         replace_file(entry, root / entry.name)
-    clear(unpacked)
+    remove(unpacked)

@@ -42,7 +42,7 @@ def shift_pitch(waveform: Tensor, semitones: float | Sequence[float]) -> Tensor:
     steps = move(torch.from_numpy((factors * 2**FRACTION).round()).long(), waveform.device)[..., None]
     positions = torch.arange(length, device=waveform.device) * steps  # (B, 1, N), in parts of a sample
     offsets = (positions & (2**FRACTION - 1)) * 2.0**-FRACTION
-    return at_positions(stretched, positions >> FRACTION, offsets).reshape(waveform.shape)
+    return interpolate(stretched, positions >> FRACTION, offsets).reshape(waveform.shape)
 
 
 def stretch(spectrum: Tensor, factors: np.ndarray, frames: int) -> Tensor:
@@ -60,7 +60,7 @@ def stretch(spectrum: Tensor, factors: np.ndarray, frames: int) -> Tensor:
     return torch.polar(torch.lerp(magnitude.gather(-1, before), magnitude.gather(-1, before + 1), share), phase)
 
 
-def at_positions(waveform: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
+def interpolate(waveform: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
     """Values of `(..., C, N)` at samples `places`, int64, plus `offsets`, `(..., 1 or C, M)` or `(M,)`, on the cubic
     through four neighbours (Catmull-Rom); zero outside."""
     whole = offsets.floor()
@@ -87,7 +87,7 @@ def levels(waveform: Tensor, frames: int | Sequence[int]) -> Tensor:
     power = F.avg_pool1d(F.pad(power, (0, -length % FRAME)), FRAME)[:, 0]
     frames = [frames] if isinstance(frames, int) else frames
     near, counts = neighbours(power, frames, frames)
-    return spread((near * counts).sum(-1) / counts.sum(-1), length).sqrt().reshape(*batch, length)
+    return interpolate_frames((near * counts).sum(-1) / counts.sum(-1), length).sqrt().reshape(*batch, length)
 
 
 def neighbours(values: Tensor, before: Sequence[int], after: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -101,12 +101,12 @@ def neighbours(values: Tensor, before: Sequence[int], after: Sequence[int]) -> t
     return near, counted[:, None] * exist
 
 
-def spread(values: Tensor, length: int) -> Tensor:
+def interpolate_frames(values: Tensor, length: int) -> Tensor:
     """A value for each piece of 256 samples, `(B, M)`, joined by straight lines at every sample, `(B, length)`."""
     return F.interpolate(values[:, None], scale_factor=FRAME, mode="linear")[:, 0, :length]
 
 
-def as_loud_as(waveform: Tensor, before: Tensor) -> Tensor:
+def match_energy(waveform: Tensor, before: Tensor) -> Tensor:
     """`(B, C, N)` with the energies of `before`."""
     return waveform * (_norm(before) / _norm(waveform).clamp_min(FLOOR))
 
@@ -142,7 +142,7 @@ class Pitch(Effect):
 
     @classmethod
     def apply(cls, effects: Sequence[Pitch], waveforms: Tensor, sample_rate: int) -> Tensor:
-        return as_loud_as(shift_pitch(waveforms, [effect.semitones for effect in effects]), waveforms)
+        return match_energy(shift_pitch(waveforms, [effect.semitones for effect in effects]), waveforms)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Harmony(Effect):
     def apply(cls, effects: Sequence[Harmony], waveforms: Tensor, sample_rate: int) -> Tensor:
         (gain,) = _numbers(waveforms, [effect.gain for effect in effects])
         second = shift_pitch(waveforms, [effect.semitones for effect in effects])
-        return as_loud_as(waveforms + gain * second, waveforms)
+        return match_energy(waveforms + gain * second, waveforms)
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Doubling(Effect):
         )  # fmt: skip
         places = torch.arange(waveforms.shape[-1], device=waveforms.device)
         swing = depth * torch.sin(2 * np.pi * hertz * (places / sample_rate) + phases)
-        return as_loud_as(waveforms + gain * at_positions(waveforms, places, -(late + swing) * sample_rate), waveforms)
+        return match_energy(waveforms + gain * interpolate(waveforms, places, -(late + swing) * sample_rate), waveforms)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Compressor(Effect):
         level = levels(waveforms, [effect.frames for effect in effects])[:, None]
         threshold = level.amax(-1, keepdim=True) * 10 ** (db / 20)
         gain = (level.clamp_min(FLOOR) / threshold.clamp_min(FLOOR)).clamp_min(1).pow(1 / ratio - 1)
-        return as_loud_as(waveforms * gain, waveforms)
+        return match_energy(waveforms * gain, waveforms)
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class Saturation(Effect):
     def apply(cls, effects: Sequence[Saturation], waveforms: Tensor, sample_rate: int) -> Tensor:
         (drive,) = _numbers(waveforms, [effect.drive for effect in effects])
         rms = waveforms.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp_min(FLOOR)
-        return as_loud_as(torch.tanh(waveforms * (drive / rms)), waveforms)
+        return match_energy(torch.tanh(waveforms * (drive / rms)), waveforms)
 
 
 @dataclass(frozen=True)
@@ -259,13 +259,13 @@ class Echo(Effect):
         for k in range(1, REPEATS + 1):
             at = places - k * late.long()
             total = total + gain**k * waveforms.gather(-1, at.clamp_min(0).expand_as(waveforms)) * (at >= 0)
-        return as_loud_as(total, waveforms)
+        return match_energy(total, waveforms)
 
 
 STUDIO = (Pitch, Compressor, Saturation, Harmony, Doubling, Echo)  # in this order
 
 
-def affect(waveforms: Tensor, chains: Sequence[Sequence[Effect]], sample_rate: int) -> Tensor:
+def apply_effects(waveforms: Tensor, chains: Sequence[Sequence[Effect]], sample_rate: int) -> Tensor:
     """`(B, C, N)` of voices, each through its own effects, which stand in the order of `STUDIO`."""
     for kind in STUDIO:
         found = {i: effect for i, chain in enumerate(chains) for effect in chain if type(effect) is kind}
@@ -295,7 +295,7 @@ class Limiter:
         peaks = F.max_pool1d(F.pad(mixtures.abs().amax(1, keepdim=True), (0, -length % FRAME)), FRAME)[:, 0]
         near, counts = neighbours(peaks, frames, frames)  # ahead of a peak, too
         near, counts = neighbours((near * counts).amax(-1), [n // 2 for n in frames], [(n - 1) // 2 for n in frames])
-        envelope = spread((near * counts).sum(-1) / counts.sum(-1), length)[:, None]
+        envelope = interpolate_frames((near * counts).sum(-1) / counts.sum(-1), length)[:, None]
         (db,) = _numbers(mixtures, [limiter.threshold_db for limiter in limiters])
         threshold = envelope.amax(-1, keepdim=True).clamp_min(FLOOR) * 10 ** (db / 20)
         return (threshold / envelope.clamp_min(FLOOR)).clamp_max(1)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -21,12 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..util.device import move
 from ..util.errors import UserError, WorkFailed
-from ..util.rng import DRAWING, generator, hashed_normal, key, normal
+from ..util.rng import NOISE_THREADS, generator, hashed_normal, key, normal
 from .device_cache import device_batches
 from .mixing import Segments
 
 T = TypeVar("T")
-STUCK = 74  # exit code of a loader that cannot hand over a batch (EX_IOERR of sysexits.h)
+EXIT_BATCH_NOT_SENT = 74  # exit code of a worker whose batch cannot reach this process (EX_IOERR of sysexits.h)
+WORKER_END_SECONDS = 5.0  # how long a worker may take from closing its connection to its end
 SMALL_SHM = (
     "the loader processes have too little shared memory (/dev/shm): give the container more (docker run "
     "--shm-size=8g), or set data.workers=0"
@@ -56,11 +58,11 @@ class Batches(Iterator[dict[str, Tensor]]):
             self.batches = device_batches(segments, indices, segments.config.train.batch_size, device)
             return
         loader = DataLoader(
-            _Told(segments, indices),
+            _SegmentSubset(segments, indices),
             batch_size=segments.config.train.batch_size,
             num_workers=data.workers,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_begin,
+            worker_init_fn=_init_worker,
         )
         others = set(active_children())
         ended = getattr(signal, "SIGCHLD", None)  # Windows has none
@@ -68,7 +70,7 @@ class Batches(Iterator[dict[str, Tensor]]):
         try:
             self.batches = iter(loader)
         except Exception as error:
-            raise _failure(error, ()) from error
+            raise _loading_failure(error, ()) from error
         finally:
             self.workers = set(active_children()) - others
             # torch would let the main thread raise for a dead loader wherever it is; `next` notices by itself.
@@ -82,21 +84,22 @@ class Batches(Iterator[dict[str, Tensor]]):
         except StopIteration:
             raise
         except (UserError, WorkFailed) as error:
-            raise type(error)(_reason(error)) from error  # from a loader it comes with its traceback
+            raise type(error)(_original_message(error)) from error  # from a loader it comes with its traceback
         except Exception as error:
-            raise _failure(error, self.workers) from error
+            raise _loading_failure(error, self.workers) from error
 
     def close(self) -> None:
-        """Loaders ignore polite signals, see `_begin`, and Python would wait for them at its end for ever."""
+        """Kill the workers: they ignore the signals that ask for a stop (`_init_worker`), and Python would wait for
+        them at its end for ever."""
         for worker in self.workers:
             worker.kill()
         for worker in self.workers:
             worker.join()
 
 
-class _Told(Dataset):
-    """`segments[i]` of all `indices`; whatever goes wrong becomes one sentence where it happens, for not every
-    exception can travel between processes."""
+class _SegmentSubset(Dataset):
+    """The segments of `indices`. An error becomes a WorkFailed of one sentence here, in the worker, for not every
+    exception can be pickled."""
 
     def __init__(self, segments: Segments, indices: Sequence[int]) -> None:
         self.segments, self.indices = segments, indices
@@ -113,29 +116,31 @@ class _Told(Dataset):
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}, line {frame.lineno}"
-            raise WorkFailed(f"segment {index} could not be made: {_named(error)} ({where})") from error
+            raise WorkFailed(f"segment {index} could not be made: {_one_line(error)} ({where})") from error
 
 
-def _named(error: BaseException) -> str:
-    """Kind and message of an error on one line."""
+def _one_line(error: BaseException) -> str:
+    """Type and message of an error on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
-def _reason(error: Exception) -> str:
-    """The message; of an exception that a DataLoader has raised again, what stands after its traceback."""
+def _original_message(error: Exception) -> str:
+    """The message of an error; a DataLoader that raises one of a worker again puts the traceback before it."""
     text = str(error).strip()
     if not text.startswith("Caught "):
         return text
     return re.split(rf"^[\w.]*{type(error).__name__}: ", text, flags=re.M)[-1].strip()
 
 
-def _failure(error: Exception, workers: Sequence[BaseProcess]) -> WorkFailed:
-    """What is wrong when the loading of segments ends with `error`, which no segment is to blame for."""
+def _loading_failure(error: Exception, workers: Sequence[BaseProcess]) -> WorkFailed:
+    """The sentence for an `error` that is not about a segment but about the workers or their memory."""
     text = str(error)
+    if workers and isinstance(error, ConnectionError | EOFError):  # a worker has just died: wait for its exit code
+        wait([worker.sentinel for worker in workers], WORKER_END_SECONDS)
     codes = {worker.exitcode for worker in workers} - {None, 0}
     crashed, killed = (getattr(signal, name, None) for name in ("SIGBUS", "SIGKILL"))
-    if "shared memory" in text or "/dev/shm" in text or codes & {STUCK, crashed and -crashed}:
+    if "shared memory" in text or "/dev/shm" in text or codes & {EXIT_BATCH_NOT_SENT, crashed and -crashed}:
         return WorkFailed(SMALL_SHM)
     if killed and -killed in codes:
         return WorkFailed("a loader process was killed, perhaps for want of memory: set data.workers to fewer, or to 0")
@@ -143,19 +148,19 @@ def _failure(error: Exception, workers: Sequence[BaseProcess]) -> WorkFailed:
         return WorkFailed(f"a loader process has ended with code {min(codes)}; data.workers=0 may show why")
     lines = text.strip().splitlines() or [""]
     kind = re.match(r"Caught (\w+) in", text)
-    said = lines[-1] if kind else _named(error)
-    return WorkFailed(f"loading segments failed: {said}")
+    message = lines[-1] if kind else _one_line(error)
+    return WorkFailed(f"loading segments failed: {message}")
 
 
 def with_noise(
     batches: Iterator[dict[str, Tensor]], shape: tuple[int, ...], seed: int, device: torch.device | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """The batches, and with each what decides the timesteps of its items and which of them see a guess, `uniform`
-    `(B, 2)` in [0, 1), and their `noise` `(B, C, F, T)`: functions of an item's global index, like the item.
+    """The batches, each with `uniform` `(B, 2)` in [0, 1), which decides the timesteps of its items and which of them
+    refine a guess, and with `noise` `(B, C, F, T)`. Both are functions of an item's global index, like the item.
 
-    With a `device`, the noise is drawn there, and is another.
+    With a `device`, the noise is drawn there by another generator, so its numbers are others.
     """
-    with ThreadPoolExecutor(DRAWING, "noise") as threads:
+    with ThreadPoolExecutor(NOISE_THREADS, "noise") as threads:
         for batch in batches:
             indices = batch["index"].tolist()
             uniform = torch.stack([torch.from_numpy(generator(seed, "timestep", i).random(2)) for i in indices]).float()
@@ -172,23 +177,24 @@ def prefetch(items: Iterator[T], device: torch.device | None = None) -> Iterator
 
     On a GPU, `device` is that thread's current one, too: threads begin on the first, and would pin memory there.
     """
-    begin = torch.cuda.set_device if device is not None and device.type == "cuda" and device.index else None
-    with ThreadPoolExecutor(1, "prefetch", begin, (device,)) as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
+    initializer = torch.cuda.set_device if device is not None and device.type == "cuda" and device.index else None
+    with ThreadPoolExecutor(1, "prefetch", initializer, (device,)) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
             yield item
 
 
-def _begin(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal, as torchrun's SIGTERM does; the main one decides when to stop.
+def _init_worker(worker: int) -> None:
+    """Ignore the signals that ask for a stop: Ctrl-C and torchrun's SIGTERM reach all processes, and the main one
+    decides when to stop.
 
-    And a batch that cannot be handed over ends its loader: multiprocessing would print a traceback and drop it, and the
-    main process wait for it for ever.
+    A batch that cannot be sent ends its worker: multiprocessing would print a traceback and drop the batch, and the
+    main process would wait for it for ever.
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if (crashed := getattr(signal, "SIGBUS", None)) is not None:
         signal.signal(crashed, signal.SIG_DFL)  # a full /dev/shm; torch prints, and the main process does, too
-    Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(STUCK))
+    Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(EXIT_BATCH_NOT_SENT))

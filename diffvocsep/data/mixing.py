@@ -1,4 +1,4 @@
-"""From tracks to training segments: which voice over which music, at what level, how altered.
+"""From tracks to training segments: which voice is mixed over which music, at what level, and how both are altered.
 
 Segment `index` is a function of (seed, index) alone: any number of workers, any number of processes and any resumed
 run draw the same segments. `Segments.draw` makes the decisions, `render` carries them out, for one segment in a loader
@@ -19,18 +19,18 @@ from ..config import Config
 from ..util.device import move
 from ..util.errors import UserError
 from ..util.rng import generator
-from .augment import KNOTS, Room, alter, source_length, turn
-from .effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation, affect
+from .augment import KNOTS, Room, augment, rotate_stereo, source_length
+from .effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation, apply_effects
 from .tracks import SIDES, Track, to_channels
 
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
 SECOND_DB = (-9.0, 0.0)  # level of a second voice beside the first
-PITCHED = 0.25  # share of the voices whose pitch data.pitch_semitones changes
+PITCH_PROBABILITY = 0.25  # share of the voices whose pitch data.pitch_semitones changes
 VOICE_CHAIN = {  # key of `data` that says how often -> effect
     "compressor": Compressor, "saturation": Saturation, "harmony": Harmony, "doubling": Doubling, "echo": Echo,
 }  # fmt: skip
 TWIN_GAINS = (0.5, 2.0)  # -6 and +6 dB
-HISS = 1e-3  # a stem 60 dB below the other holds noise only, which is not made louder
+NOISE_FLOOR = 1e-3  # a stem 60 dB below the other holds only noise, which must not be made louder
 SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration
 
 
@@ -42,7 +42,7 @@ class Cut:
     start: float
     samples: int
     gain: float  # factor, negative where the polarity is flipped
-    equalizer_db: np.ndarray  # (9,), see `alter`
+    equalizer_db: np.ndarray  # (9,), see `augment`
     swap: bool  # left and right
     turn: float  # of the stereo image, in radians
     room: Room | None
@@ -51,8 +51,8 @@ class Cut:
 
 @dataclass(frozen=True)
 class Twin:
-    """The same music under another voice: the segment's own vocals times `gain`, and a `guest`. By default, it is no
-    other voice."""
+    """The same music under another voice: the segment's own vocals times `gain`, plus those of a `guest`. The default
+    leaves the vocals as they are."""
 
     gain: float = 1.0
     guest: Cut | None = None
@@ -60,8 +60,14 @@ class Twin:
 
 @dataclass(frozen=True)
 class Draw:
-    """All that is decided by chance about segment `index`. `source_rate` is in Hz; `level_db` is how much louder than
-    the segment the song is that it pretends to come from; `second` is another voice beside `vocals`."""
+    """All random choices for segment `index`.
+
+    Attributes:
+        source_rate: the lowest sample rate of its recordings, Hz, times the speed at which they are played.
+        level_db: the level, relative to the segment, of the song that it stands for.
+        second: another voice beside `vocals`.
+        twin: the same music under another voice, for `train.consistency_share`.
+    """
 
     index: int
     vocals: Cut
@@ -79,16 +85,16 @@ def render(crops: Tensor, cuts: Sequence[Cut], length: int, config: Config) -> T
     if data.speed_semitones or data.equalizer_db or data.reverb:
         gains_db = move(torch.from_numpy(np.array([cut.equalizer_db for cut in cuts], np.float32)), device)
         samples, rooms = [cut.samples for cut in cuts], [cut.room for cut in cuts]
-        crops = alter(crops, samples, length, config.audio.sample_rate, gains_db, rooms)
+        crops = augment(crops, samples, length, config.audio.sample_rate, gains_db, rooms)
     crops = crops[..., :length]
-    crops = affect(crops, [cut.effects for cut in cuts], config.audio.sample_rate)
+    crops = apply_effects(crops, [cut.effects for cut in cuts], config.audio.sample_rate)
     gains = move(torch.tensor([cut.gain for cut in cuts], dtype=torch.float32), device)
     swap = move(torch.tensor([cut.swap for cut in cuts]), device)[:, None, None]
     crops = crops * gains[:, None, None]
     crops = torch.where(swap, crops.flip(1), crops)
     if not any(cut.turn for cut in cuts):
         return crops
-    return turn(crops, move(torch.tensor([cut.turn for cut in cuts], dtype=torch.float32), device))
+    return rotate_stereo(crops, move(torch.tensor([cut.turn for cut in cuts], dtype=torch.float32), device))
 
 
 def limit(batch: dict[str, Tensor], limiters: Sequence[Limiter | None]) -> dict[str, Tensor]:
@@ -176,8 +182,8 @@ class Segments(Dataset):
         if data.silent_accompaniment and rng.random() < data.silent_accompaniment and not silent:
             accompaniment = replace(accompaniment, gain=0.0)
         twin = self._twin(index, sung, silent)
-        heard = [cut for cut in (vocals, accompaniment, second, twin.guest) if cut and cut.gain]
-        source_rate = min(self.tracks[cut.track].source_rate * cut.samples / self.length for cut in heard)
+        sounding = [cut for cut in (vocals, accompaniment, second, twin.guest) if cut and cut.gain]
+        source_rate = min(self.tracks[cut.track].source_rate * cut.samples / self.length for cut in sounding)
         return Draw(index, vocals, accompaniment, source_rate, level_db, second, limiter, twin)
 
     def _pair(self, rng: np.random.Generator) -> tuple[int, int, float]:
@@ -188,7 +194,7 @@ class Segments(Dataset):
             return singer, singer, 0.0
         band = int(rng.choice(len(self.tracks), p=self.weights["accompaniment"]))
         voice, music = self._loudness(singer, "vocals"), self._loudness(band, "accompaniment")
-        audible = voice > HISS * music and music > HISS * voice
+        audible = voice > NOISE_FLOOR * music and music > NOISE_FLOOR * voice
         return singer, band, REMIX_DB + 20 * np.log10(music / voice) if audible else 0.0
 
     def _crop(self, track: int, rng: np.random.Generator) -> tuple[float, int]:
@@ -214,7 +220,7 @@ class Segments(Dataset):
     def _effects(self, rng: np.random.Generator) -> tuple[Effect, ...]:
         """What a voice goes through, in the order of a studio."""
         data, effects = self.config.data, []
-        if data.pitch_semitones and rng.random() < PITCHED:
+        if data.pitch_semitones and rng.random() < PITCH_PROBABILITY:
             effects.append(Pitch(rng.uniform(-data.pitch_semitones, data.pitch_semitones)))
         for name, effect in VOICE_CHAIN.items():
             share = getattr(data, name)

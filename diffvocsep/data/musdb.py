@@ -26,7 +26,7 @@ CODEC_FRAMES = 2 * 1024  # samples by which the lengths of coded stems may diffe
 ABANDONED = 3600.0  # s without a change, after which a folder is no longer being written
 
 
-def decoded(root: str | Path) -> dict[str, Path]:
+def decode_musdb(root: str | Path) -> dict[str, Path]:
     """The songs in `<root>/train`, each with its folder `<root>/decoded/<song>/{mixture,vocals,drums,bass,other}.flac`.
 
     A song that is not there yet, or was decoded from another file, is decoded: a few minutes and 9 GB for the whole
@@ -53,7 +53,7 @@ def decoded(root: str | Path) -> dict[str, Path]:
 
 
 def stamp(path: Path) -> str:
-    """What tells a source from another of the same name."""
+    """A text that changes with the file: its size and time."""
     return f"{path.stat().st_size} bytes, changed {path.stat().st_mtime_ns} ns after 1970\n"
 
 

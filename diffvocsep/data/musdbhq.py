@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..audio import AudioReader
-from ..util.device import place
+from ..util.device import torchrun_env
 from ..util.errors import UserError
 from .musdb_songs import DEV_SONGS, TEST_SONGS
 from .stems import EXTENSIONS, StemTrack
@@ -54,7 +54,7 @@ def musdbhq_tracks(
         )
     wanted = [song for song in songs if split == "test" or (song.name.lower() in DEV_SONGS) == (split == "dev")]
     for song in wanted:
-        if song in bad and place().rank == 0:
+        if song in bad and torchrun_env().rank == 0:
             print(f"note: the song '{song.name}' is left out: {bad[song]}", file=sys.stderr)
     good = [song for song in wanted if song not in bad]
     if not good:

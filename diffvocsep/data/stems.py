@@ -75,7 +75,7 @@ class StemTrack:
         for path in self.stems[side]:
             if self.cache:
                 first = round(start * sample_rate)
-                samples = cached(path, sample_rate, self.cache)[first : first + length]
+                samples = decode_cached(path, sample_rate, self.cache)[first : first + length]
                 crop = torch.from_numpy(samples.astype(np.float32).T) / FULL_SCALE
             else:
                 with AudioReader(path) as reader:
@@ -94,14 +94,14 @@ class StemTrack:
         return self._loudness[side]
 
 
-def cached(path: Path, sample_rate: int, cache: Path) -> np.ndarray:
+def decode_cached(path: Path, sample_rate: int, cache: Path) -> np.ndarray:
     """Samples `(N, C)` int16 of one file at `sample_rate`, decoded once and then mapped from `cache`.
 
     Mapped files are shared by all processes and live in the system's page cache. The name holds path, size and time of
     the source: a changed file is decoded anew.
     """
-    target = _target(path, sample_rate, cache)
-    samples = _load(target)
+    target = _cache_file(path, sample_rate, cache)
+    samples = _map_cache_file(target)
     if samples is None:
         waveform, rate = read(path)
         decoded = (resample(waveform, rate, sample_rate) * FULL_SCALE).round().clamp(-32768, 32767)
@@ -111,7 +111,7 @@ def cached(path: Path, sample_rate: int, cache: Path) -> np.ndarray:
 
 
 def fill_cache(tracks: Iterable[Track], sample_rate: int) -> None:
-    """Decode whatever `cached` would have to decode for vocals and accompaniment of those tracks that have a cache.
+    """Decode what is not in the cache yet, of the vocals and accompaniment of those tracks that have one.
 
     It is done file by file: interrupted, it goes on where it stopped. With nothing to do, it is quick.
 
@@ -122,8 +122,8 @@ def fill_cache(tracks: Iterable[Track], sample_rate: int) -> None:
     for track in tracks:
         if isinstance(track, StemTrack) and track.cache:
             for path in (path for side in SIDES for path in track.stems.get(side, ())):
-                target = _target(path, sample_rate, track.cache)
-                if _load(target) is None:
+                target = _cache_file(path, sample_rate, track.cache)
+                if _map_cache_file(target) is None:
                     missing[target] = path
     if not missing:
         return
@@ -136,17 +136,17 @@ def fill_cache(tracks: Iterable[Track], sample_rate: int) -> None:
             f"the decoded songs need another {needed / 1e9:.1f} GB in '{cache}', where {free / 1e9:.1f} GB are free; "
             "make room, set data.cache_dir to another disk, or data.cache to none"
         )
-    in_threads(cached, [(path, sample_rate, cache) for path in missing.values()], "Decoding songs", "stem")
+    in_threads(decode_cached, [(path, sample_rate, cache) for path in missing.values()], "Decoding songs", "stem")
 
 
-def _target(path: Path, sample_rate: int, cache: Path) -> Path:
+def _cache_file(path: Path, sample_rate: int, cache: Path) -> Path:
     """Where the decoded samples of a file belong."""
     stat = path.stat()
     identity = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}"
     return cache / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:24]}.npy"
 
 
-def _load(target: Path) -> np.ndarray | None:
+def _map_cache_file(target: Path) -> np.ndarray | None:
     """What is there, mapped; None if it is not there yet, or damaged."""
     try:
         return np.load(target, mmap_mode="r")

@@ -1,8 +1,8 @@
 """Calibration of the uncertainty: does an interval cover as much of the truth as it says, by octave and by level, and
 does the predicted SDR tell good songs from bad ones?
 
-A clip becomes counts: how often its error, in scales of the head without its factors, is how large. Everything is read
-from them, and factors can be fitted anew to any choice of songs.
+Each clip is reduced to a histogram of its errors, in units of the scale that the head predicts without its factors.
+All results are computed from these histograms, so factors can be fitted anew to any choice of songs.
 """
 
 from __future__ import annotations
@@ -29,20 +29,25 @@ from .parallel import parallel_map
 from .report import new_figure, save
 from .systems import Model
 
-EDGES = np.linspace(-12, 12, 1201)  # of the counts: logarithms of how large an error is in scales
+EDGES = np.linspace(-12, 12, 1201)  # of the histogram: logarithms of error / scale
 MIDDLES = np.exp((EDGES[1:] + EDGES[:-1]) / 2)
 CLASSES = (OCTAVES, len(LEVELS_DB) + 1)
 FREEDOMS = np.geomspace(1.4, 20, 40)  # of Student's t, from which the best is chosen; near 1, draws have no mean
-CENTRAL = 0.8  # coverage of the interval of an SDR
-FEWEST = 0.0015  # share of a song's bins that makes a class of it count
+SDR_COVERAGE = 0.8  # coverage of the interval of an SDR
+MIN_SHARE = 0.0015  # share of a song's bins that makes a class of it count
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Of a clip, or of the clips of a song: by octave, level and size of the error in scales, how many parts (real and
-    imaginary) there are, `counts`, and their scales added up, `scales`, `(octaves, levels, sizes)`; by octave and level
-    the energy of the scales, `power`; that of the vocals that were found, `signal`; and the energies of the true vocals
-    and of their error, as waveforms, `energies`."""
+    """The errors of a clip, or of all clips of a song.
+
+    Attributes:
+        counts: how many real and imaginary parts there are, by octave, level and size (error / scale), `(O, L, S)`.
+        scales: the sum of their scales, likewise.
+        power: energy of the scales by octave and level, `(O, L)`.
+        signal: energy of the separated vocals.
+        energies: of the true vocals and of their error, as waveforms.
+    """
 
     song: str
     counts: np.ndarray
@@ -53,7 +58,7 @@ class Errors:
 
     @property
     def sdr(self) -> float:
-        """The true one, in dB."""
+        """The true SDR, in dB."""
         true, error = self.energies
         return float(10 * np.log10(true / max(error, 1e-12 * true)))
 
@@ -71,7 +76,7 @@ class Calibration:
     line: tuple[float, float, float, float]
 
     @classmethod
-    def of(cls, head: ScaleHead) -> Calibration:
+    def from_head(cls, head: ScaleHead) -> Calibration:
         return cls(head.log_factor.cpu().double().numpy(), float(head.freedom), tuple(head.sdr.tolist()))
 
 
@@ -125,12 +130,18 @@ def compare(
     level: Tensor,
     energies: tuple[float, float],
 ) -> Errors:
-    """`mixture`, vocals that were `found` and `true` ones, complex `(B, C, F, T)`; `raw`, the scales without factors,
-    and `group`, the number of their class, likewise; the `level` of the song `(B, 1, 1, 1)`;
-    `energies` as in `Errors`."""
-    heard = (mixture.abs() > level * 10 ** (QUIET_DB / 20)) & (raw > 0)
-    size = torch.view_as_real(true - found).abs()[heard] / raw[heard][:, None]
-    place = torch.bucketize(size.log(), torch.from_numpy(EDGES[1:-1]).float()) + group[heard][:, None] * len(MIDDLES)
+    """The `Errors` of separated vocals.
+
+    Args:
+        mixture, found, true: STFT of the mixture and of the separated and true vocals, complex `(B, C, F, T)`.
+        raw: scales without factors, `(B, C, F, T)`.
+        group: the number of each bin's class of octave and level, `(B, C, F, T)`.
+        level: of the song, `(B, 1, 1, 1)`.
+        energies: as in `Errors`.
+    """
+    judged = (mixture.abs() > level * 10 ** (QUIET_DB / 20)) & (raw > 0)
+    size = torch.view_as_real(true - found).abs()[judged] / raw[judged][:, None]
+    index = torch.bucketize(size.log(), torch.from_numpy(EDGES[1:-1]).float()) + group[judged][:, None] * len(MIDDLES)
     shape = (*CLASSES, len(MIDDLES))
 
     def add_up(places: Tensor, weights: Tensor | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -139,8 +150,8 @@ def compare(
 
     return Errors(
         song,
-        add_up(place, None, shape),
-        add_up(place, raw[heard].double()[:, None].expand(-1, 2).flatten(), shape),
+        add_up(index, None, shape),
+        add_up(index, raw[judged].double()[:, None].expand(-1, 2).flatten(), shape),
         add_up(group, raw.double().square().flatten(), CLASSES),
         float(found.abs().square().double().sum()),
         energies,
@@ -151,7 +162,7 @@ def fit(clips: Sequence[Errors]) -> Calibration:
     """Factors, shape and the line of the SDR from songs with known stems, each song counting once."""
     counts = by_song(clips)
     found = {freedom: _factors(counts, freedom) for freedom in FREEDOMS}
-    freedom = min(found, key=lambda f: _misses(counts, Calibration(found[f], f, (0, 1, 0, 0))))
+    freedom = min(found, key=lambda f: _coverage_error(counts, Calibration(found[f], f, (0, 1, 0, 0))))
     log_factor = found[freedom]
     songs = merge(clips)
     implied, true = (np.array(x) for x in zip(*((s.implied_sdr(log_factor), s.sdr) for s in songs), strict=True))
@@ -178,10 +189,11 @@ def by_song(clips: Sequence[Errors]) -> np.ndarray:
 
 
 def _factors(counts: np.ndarray, freedom: float) -> np.ndarray:
-    """The log of what the scales must be multiplied by, `(octaves, levels)`: the intervals of `COVERAGE` shall cover
-    what they say, in the mean over the songs that have bins of that class. A class that none has gets that of all."""
+    """The logarithms of the factors of the scales, `(octaves, levels)`, by which the intervals of `COVERAGE` cover what
+    they promise, in the mean over the songs that have bins of that class. A class without bins gets the factor of all
+    bins together."""
     share = counts.sum(-1, keepdims=True)
-    equal = np.where(share > FEWEST, counts / np.maximum(share, 1e-30), 0).sum(0)
+    equal = np.where(share > MIN_SHARE, counts / np.maximum(share, 1e-30), 0).sum(0)
     whole = counts.sum((0, 1, 2))
     wanted = np.log(students_t.ppf((1 + np.array(COVERAGE)) / 2, freedom))
 
@@ -192,11 +204,11 @@ def _factors(counts: np.ndarray, freedom: float) -> np.ndarray:
     return np.array([[factor(row if row.sum() else whole) for row in line] for line in equal])
 
 
-def _misses(counts: np.ndarray, calibration: Calibration) -> float:
-    return sum(abs(covered(counts.sum(0), calibration, coverage) - coverage) for coverage in COVERAGE)
+def _coverage_error(counts: np.ndarray, calibration: Calibration) -> float:
+    return sum(abs(coverage_of(counts.sum(0), calibration, coverage) - coverage) for coverage in COVERAGE)
 
 
-def covered(counts: np.ndarray, calibration: Calibration, coverage: float) -> float:
+def coverage_of(counts: np.ndarray, calibration: Calibration, coverage: float) -> float:
     """The share of the truth that the intervals of that coverage hold, of `counts` `(octaves, levels, sizes)`."""
     width = np.log(students_t.ppf((1 + coverage) / 2, calibration.freedom)) + calibration.log_factor
     below = np.clip((width[..., None] - EDGES[:-1]) / (EDGES[1] - EDGES[0]), 0, 1)
@@ -214,13 +226,13 @@ def _line(implied: np.ndarray, true: np.ndarray) -> tuple[float, float, float, f
     offset, slope = inverse @ true
     leverage = np.einsum("ij,ji->i", design, inverse)
     missed = (true - design @ (offset, slope)) / np.maximum(1 - leverage, 1e-3)  # left out one by one
-    below = max(1, int((len(true) + 1) * (1 - CENTRAL) / 2))  # songs that lie as low as the lower end, or lower
+    below = max(1, int((len(true) + 1) * (1 - SDR_COVERAGE) / 2))  # songs that lie as low as the lower end, or lower
     missed.sort()
     return float(offset), float(slope), float(missed[below - 1]), float(missed[-below])
 
 
-def left_out(clips: Sequence[Errors], song: str) -> Calibration:
-    """Fitted to all songs but that one."""
+def fit_without(clips: Sequence[Errors], song: str) -> Calibration:
+    """A calibration fitted to all songs but `song`."""
     return fit([clip for clip in clips if clip.song != song])
 
 
@@ -245,7 +257,7 @@ def rank_shares(counts: np.ndarray, calibration: Calibration, samples: int) -> n
 
 
 def predicted(clip: Errors, calibration: Calibration) -> tuple[float, float, float]:
-    """As `Uncertainty.sdr` says it of that clip."""
+    """The SDR that `Uncertainty.sdr` predicts for the clip, and the ends of its interval, in dB."""
     error = (clip.power * np.exp(2 * calibration.log_factor)).sum()
     return predict_sdr(clip.signal, error, list(calibration.line))
 
@@ -257,7 +269,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
 def coverage_table(clips: Sequence[Errors], used: Mapping[str, Calibration]) -> dict[str, list[float]]:
     """What the intervals of `COVERAGE` cover, over all bins, by octave and by level, each song counting once; and the
-    share of the bins. `used` says by song how it is calibrated."""
+    share of the bins. `used` holds the calibration of each song, by its name."""
     counts = dict(zip(used, by_song(clips), strict=True))
     whole = np.ones(CLASSES)
     rows = {"all bins": whole}
@@ -268,11 +280,11 @@ def coverage_table(clips: Sequence[Errors], used: Mapping[str, Calibration]) -> 
 
     def row(chosen: np.ndarray) -> list[float]:
         own = {song: count * chosen[..., None] for song, count in counts.items()}
-        own = {song: count for song, count in own.items() if count.sum() > FEWEST}
-        means = [np.mean([covered(count, used[song], c) for song, count in own.items()]) for c in COVERAGE]
+        own = {song: count for song, count in own.items() if count.sum() > MIN_SHARE}
+        means = [np.mean([coverage_of(count, used[song], c) for song, count in own.items()]) for c in COVERAGE]
         return [*means, np.mean([count.sum() for count in own.values()])]
 
-    return {name: row(chosen) for name, chosen in rows.items() if any((c * chosen[..., None]).sum() > FEWEST
+    return {name: row(chosen) for name, chosen in rows.items() if any((c * chosen[..., None]).sum() > MIN_SHARE
                                                                       for c in counts.values())}  # fmt: skip
 
 
@@ -283,8 +295,8 @@ def _span(unit: str, edges: Sequence[float], index: int, sign: str = "") -> str:
     return f"above {ends[-1]} {unit}" if index == len(ends) else f"{ends[index - 1]} to {ends[index]} {unit}"
 
 
-def numbers(clips: Sequence[Errors], used: Mapping[str, Calibration], samples: int) -> dict[str, float]:
-    """The other numbers of the table; `used` as above."""
+def summary(clips: Sequence[Errors], used: Mapping[str, Calibration], samples: int) -> dict[str, float]:
+    """The table of CRPS, ranks and predicted SDR; `used` as in `coverage_table`."""
     scores, errors = zip(*(crps(clip, used[clip.song]) for clip in clips), strict=True)
     ranks = np.mean([rank_shares(clip.counts, used[clip.song], samples) for clip in clips], axis=0)
     sdrs = np.array([[clip.sdr, *predicted(clip, used[clip.song])] for clip in clips])
@@ -296,7 +308,7 @@ def numbers(clips: Sequence[Errors], used: Mapping[str, Calibration], samples: i
         * float(ranks[1:-1].sum()),
         "rank correlation of predicted and true SDR": rank_correlation(middle, true),
         "predicted SDR is off by, dB (median)": float(np.median(np.abs(middle - true))),
-        f"true SDR within its {100 * CENTRAL:.0f} % interval, % of songs": 100
+        f"true SDR within its {100 * SDR_COVERAGE:.0f} % interval, % of songs": 100
         * float(((low <= true) & (true <= high)).mean()),
     }
 

@@ -29,7 +29,7 @@ RATE = 44100  # Hz, of what is composed here
 
 
 @dataclass(frozen=True)
-class Part:
+class FamilySong:
     """One song: voice number `index` over an accompaniment of one family, composed here or read from a track."""
 
     family: str
@@ -68,12 +68,12 @@ def _composed(index: int, families: Sequence[str], side: str) -> Tensor:
     return torch.from_numpy(getattr(song, side))
 
 
-def synthetic_parts(songs: int) -> list[Part]:
+def synthetic_parts(songs: int) -> list[FamilySong]:
     """Every synthetic family under the same `songs` voices."""
-    return [Part(family, index) for family in FAMILIES for index in range(songs)]
+    return [FamilySong(family, index) for family in FAMILIES for index in range(songs)]
 
 
-def folder_parts(root: Path, songs: int, vocals: Path | None) -> list[Part]:
+def folder_parts(root: Path, songs: int, vocals: Path | None) -> list[FamilySong]:
     """`<root>/<family>/.../<song>/accompaniment.*`, the first `songs` of each family, under the same voices: those of
     the synthesizer, or of the tracks in `vocals`.
 
@@ -91,7 +91,7 @@ def folder_parts(root: Path, songs: int, vocals: Path | None) -> list[Part]:
         raise UserError(f"'{root}' is not sorted by family; expected <root>/<family>/<song>/accompaniment.*")
     count = min(songs, *map(len, families.values()))
     return [
-        Part(family, index, voices[index % len(voices)] if voices else None, track)
+        FamilySong(family, index, voices[index % len(voices)] if voices else None, track)
         for family, tracks in families.items()
         for index, track in enumerate(tracks[:count])
     ]
@@ -103,26 +103,26 @@ def held_out_of(model: Model) -> tuple[str, ...]:
     return config.data.held_out_families if config.data.dataset == "synthetic" else ()
 
 
-def instruments(parts: Sequence[Part], model: Model, jobs: int) -> dict[str, dict[str, np.ndarray]]:
+def instruments(parts: Sequence[FamilySong], model: Model, jobs: int) -> dict[str, dict[str, np.ndarray]]:
     """System -> family -> global SDR of the vocals of each song, dB; song i is sung by the same voice in all.
 
     A song in which nobody sings, or nobody plays in some family, is left out of every family.
     """
-    found = parallel_map(partial(_part, model=model), parts, jobs, "Instruments")
+    found = parallel_map(partial(_score_song, model=model), parts, jobs, "Instruments")
     silent = {part.index for part, one in zip(parts, found, strict=True) if np.isnan(one[SILENCE])}
     if silent >= {part.index for part in parts}:
         raise UserError("in every one of these songs nobody sings or nobody plays: there is nothing to score")
-    heard = [(part, one) for part, one in zip(parts, found, strict=True) if part.index not in silent]
+    sounding = [(part, one) for part, one in zip(parts, found, strict=True) if part.index not in silent]
     return {
         system: {
-            family: np.array([one[system] for part, one in heard if part.family == family])
+            family: np.array([one[system] for part, one in sounding if part.family == family])
             for family in dict.fromkeys(part.family for part in parts)
         }
         for system in (SILENCE, MIXTURE, model.name)
     }
 
 
-def _part(part: Part, model: Model) -> dict[str, float]:
+def _score_song(part: FamilySong, model: Model) -> dict[str, float]:
     vocals, rest, rate = part.waves()
     if not (vocals.any() and rest.any()):
         return dict.fromkeys((SILENCE, MIXTURE, model.name), math.nan)

@@ -28,8 +28,8 @@ ONLY_VOCALS = "nobody plays: accompaniment found / mixture"
 SCALED_VOCALS = "vocals +-6 dB: estimate that did not follow / vocals"
 SCALED_REST = "vocals +-6 dB: change of the accompaniment / accompaniment"
 SECOND_SINGER = "a second singer joins: change of the accompaniment / accompaniment"
-AGAIN = "separated again: vocals found / accompaniment"
-TESTS = (NO_VOCALS, ONLY_VOCALS, SCALED_VOCALS, SCALED_REST, SECOND_SINGER, AGAIN)
+REPEATED = "separated again: vocals found / accompaniment"
+TESTS = (NO_VOCALS, ONLY_VOCALS, SCALED_VOCALS, SCALED_REST, SECOND_SINGER, REPEATED)
 
 
 def identity(mixture: Tensor, truth: Tensor) -> Tensor:
@@ -47,17 +47,17 @@ def oracle(mixture: Tensor, truth: Tensor) -> Tensor:
     return truth
 
 
-BESIDE = {"identity": identity, "silence": silence, "oracle": oracle}
+REFERENCES = {"identity": identity, "silence": silence, "oracle": oracle}
 
 
-def suite(excerpts: Sequence[Excerpt], model: Model, jobs: int) -> dict[str, dict[str, list[float]]]:
+def measure_invariance(excerpts: Sequence[Excerpt], model: Model, jobs: int) -> dict[str, dict[str, list[float]]]:
     """Test -> system -> dB of every clip in which somebody sings and something plays.
 
     The mixture is vocals + accompaniment, whatever the files' own mixture is: only then is the truth known.
     """
     if not excerpts:
         raise UserError("there are no songs to test")
-    work = partial(_suite_pair, model=model)
+    work = partial(_measure_pair, model=model)
     pairs = list(zip(excerpts, guests(excerpts), strict=True))
     found = [numbers for numbers in parallel_map(work, pairs, jobs, "Counterfactual") if numbers]
     if not found:
@@ -76,7 +76,7 @@ def guests(excerpts: Sequence[Excerpt]) -> list[Excerpt]:
     return found
 
 
-def _suite_pair(pair: tuple[Excerpt, Excerpt], model: Model) -> dict[str, dict[str, float]] | None:
+def _measure_pair(pair: tuple[Excerpt, Excerpt], model: Model) -> dict[str, dict[str, float]] | None:
     clip = pair[0].read()
     if not (clip.vocals.any() and clip.accompaniment.any()):
         return None
@@ -87,8 +87,8 @@ def _suite_pair(pair: tuple[Excerpt, Excerpt], model: Model) -> dict[str, dict[s
         return separator.separate(mixture, clip.sample_rate)[1]
 
     return {
-        name: examine(clip.vocals, clip.accompaniment, guest, one)
-        for name, one in {**BESIDE, model.name: separate}.items()
+        name: measure_song(clip.vocals, clip.accompaniment, guest, one)
+        for name, one in {**REFERENCES, model.name: separate}.items()
     }
 
 
@@ -104,7 +104,7 @@ def second_singer(clip: Clip, other: Clip) -> Tensor:
     return voice * (clip.vocals.norm() / voice.norm().clamp_min(1e-9))
 
 
-def examine(vocals: Tensor, accompaniment: Tensor, guest: Tensor, separate: Separate) -> dict[str, float]:
+def measure_song(vocals: Tensor, accompaniment: Tensor, guest: Tensor, separate: Separate) -> dict[str, float]:
     """Test -> dB for one song; waveforms `(C, N)`."""
     mixture = vocals + accompaniment
     rest = separate(mixture, accompaniment)
@@ -124,7 +124,7 @@ def examine(vocals: Tensor, accompaniment: Tensor, guest: Tensor, separate: Sepa
         SCALED_VOCALS: decibels(sum(follow) / 2),
         SCALED_REST: decibels(sum(steady) / 2),
         SECOND_SINGER: decibels(ratio(joined - rest, accompaniment)),
-        AGAIN: decibels(ratio(rest - again, accompaniment)),
+        REPEATED: decibels(ratio(rest - again, accompaniment)),
     }
 
 

@@ -40,7 +40,7 @@ def _refuse(args: Namespace, keys: Iterable[str], option: str) -> None:
 
 def scores(args: Namespace) -> None:
     """The scores of the field, the model beside silence, mixture, untrained network and ceilings."""
-    from .scores import METRICS, TARGETS, lines, medians, score, systems_of
+    from .scores import METRICS, TARGETS, medians, result_rows, score, systems_of
 
     excerpts, model = _excerpts(args), _model(args)
     frames = not args.no_museval
@@ -63,11 +63,11 @@ def scores(args: Namespace) -> None:
         }
         if not frames:
             cells = {system: values[:2] for system, values in cells.items()}
-        print(table(f"{target}, dB, {count} clips", METRICS if frames else METRICS[:2], _dashes(cells)))
+        print(table(f"{target}, dB, {count} clips", METRICS if frames else METRICS[:2], _dashes_for_nan(cells)))
         print()
     for target, by_system in columns.items():
         cells = {system: [f"{quartiles(values[m])[0]:.2f}" for m in BEYOND_SDR] for system, values in by_system.items()}
-        print(table(f"{target} beyond SDR", BEYOND_SDR, _dashes(cells)))
+        print(table(f"{target} beyond SDR", BEYOND_SDR, _dashes_for_nan(cells)))
         print()
     missing = sum(one.silent_frames for one in own)
     seconds = sum(one.frames for one in own)
@@ -76,7 +76,7 @@ def scores(args: Namespace) -> None:
     if missing and frames:
         print(f"museval leaves out {missing} of {seconds} seconds, for something is silent there")
     if args.output:
-        write_csv(args.output / "results.csv", lines(found))
+        write_csv(args.output / "results.csv", result_rows(found))
         ceilings = [name for name in (systems.MIXTURE, *systems.CEILINGS) if name in rows]
         in_db = {
             target: {system: {m: values[m] for m in METRICS} for system, values in by_system.items()}
@@ -130,10 +130,10 @@ def uncertainty(args: Namespace) -> None:
     songs = calibration.merge(clips)
     if args.leave_one_out and len(songs) < 3:
         raise UserError("--leave_one_out fits to all songs but one; give it at least three")
-    own = calibration.Calibration.of(model.separator().head)
-    used = {one.song: calibration.left_out(songs, one.song) if args.leave_one_out else own for one in songs}
+    own = calibration.Calibration.from_head(model.separator().head)
+    used = {one.song: calibration.fit_without(songs, one.song) if args.leave_one_out else own for one in songs}
     coverage = calibration.coverage_table(songs, used)
-    numbers = calibration.numbers(songs, used, args.samples)
+    numbers = calibration.summary(songs, used, args.samples)
     title = f"covered, %, {len(clips)} clips of {len(songs)} songs"
     columns = [f"{100 * c:.0f} % interval" for c in calibration.COVERAGE] + ["% of bins"]
     print(table(title, columns, {name: [f"{100 * value:.1f}" for value in row] for name, row in coverage.items()}))
@@ -147,10 +147,10 @@ def uncertainty(args: Namespace) -> None:
 
 def counterfactual(args: Namespace) -> None:
     """What must not change, in dB."""
-    from .invariance import suite
+    from .invariance import measure_invariance
 
     excerpts, model = _excerpts(args), _model(args)
-    found = suite(excerpts, model, processes(args.jobs, len(excerpts), args.device))
+    found = measure_invariance(excerpts, model, processes(args.jobs, len(excerpts), args.device))
     names = list(next(iter(found.values())))
     rows = {test: [f"{quartiles(by_system[name])[0]:.1f}" for name in names] for test, by_system in found.items()}
     clips = len(next(iter(next(iter(found.values())).values())))
@@ -184,7 +184,7 @@ def instruments(args: Namespace) -> None:
     show_scores(measured, model, held_out, len({part.index for part in parts}), args.output)
 
 
-def _dashes(rows: dict[str, list[str]]) -> dict[str, list[str]]:
+def _dashes_for_nan(rows: dict[str, list[str]]) -> dict[str, list[str]]:
     return {name: ["-" if cell == "nan" else cell for cell in cells] for name, cells in rows.items()}
 
 

@@ -21,18 +21,18 @@ from ..util.errors import UserError
 from ..util.memory import keep_freed_memory
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-ON_ONE_DEVICE = 4  # processes that share a GPU; each holds the model of its own
+PROCESSES_PER_GPU = 4  # processes that share a GPU; each holds the model of its own
 
 
 def processes(wanted: int, items: int, device: str) -> int:
     """How many processes to use: as asked for, or one per core (0)."""
     most = os.cpu_count() or 1
     if resolve_device(device).type != "cpu":
-        most = min(most, ON_ONE_DEVICE)
+        most = min(most, PROCESSES_PER_GPU)
     return max(1, min(wanted or most, items))
 
 
-def progress(items: Iterable[Item], label: str, total: int, unit: str = "song") -> Iterable[Item]:
+def progress_bar(items: Iterable[Item], label: str, total: int, unit: str = "song") -> Iterable[Item]:
     """The items with a bar, or where nobody can watch one, one line on stderr that says what has begun."""
     if not sys.stderr.isatty():
         print(f"{label}: {total} {unit}{'s' if total > 1 else ''}", file=sys.stderr, flush=True)
@@ -48,15 +48,15 @@ def parallel_map(work: Callable[[Item], Result], items: Sequence[Item], jobs: in
         UserError: one of the system's own: a process was killed (usually for its memory).
     """
     if jobs == 1:
-        return [work(item) for item in progress(items, label, len(items))]
+        return [work(item) for item in progress_bar(items, label, len(items))]
     results: dict[int, Result] = {}
     context = multiprocessing.get_context("spawn")  # a process that forks while torch has threads may hang
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with _threads(threads):
-        pool = ProcessPoolExecutor(jobs, context, _begin, (threads,))
+    with _numpy_threads(threads):
+        pool = ProcessPoolExecutor(jobs, context, _init_worker, (threads,))
         try:
             futures = {pool.submit(work, item): index for index, item in enumerate(items)}
-            for future in progress(as_completed(futures), label, len(items)):
+            for future in progress_bar(as_completed(futures), label, len(items)):
                 results[futures[future]] = future.result()
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -71,7 +71,7 @@ def parallel_map(work: Callable[[Item], Result], items: Sequence[Item], jobs: in
     return [results[index] for index in range(len(items))]
 
 
-def _begin(threads: int) -> None:
+def _init_worker(threads: int) -> None:
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its children
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -85,7 +85,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _numpy_threads(count: int) -> Iterator[None]:
     """NumPy's threads are chosen where a process starts, by the environment."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = before or str(count)

@@ -52,12 +52,12 @@ def score(
 ) -> list[Score]:
     """Every song by every system, in the order of the songs; `frames`: with museval's scores."""
     if output and frames:
-        _leave_only(output / "museval", {f"{file_name(excerpt.name)}.json" for excerpt in excerpts})
+        _delete_others(output / "museval", {f"{file_name(excerpt.name)}.json" for excerpt in excerpts})
     work = partial(_score_song, model=model, fingerprint=model.fingerprint(), output=output, frames=frames)
     return [one for song in parallel_map(work, excerpts, jobs, "Scoring") for one in song]
 
 
-def _leave_only(museval: Path, names: set[str]) -> None:
+def _delete_others(museval: Path, names: set[str]) -> None:
     """Delete what earlier runs left of other songs and clips: `museval.EvalStore` would count them in."""
     for system in (systems.MIXTURE, *systems.CEILINGS, "model"):
         for path in (museval / system / "test").glob("*.json"):
@@ -127,7 +127,7 @@ def medians(scores: Sequence[Score], system: str, target: str) -> dict[str, np.n
     return {name: column[np.isfinite(column)] for name, column in columns.items()}
 
 
-def lines(scores: Sequence[Score]) -> Iterator[list[object]]:
+def result_rows(scores: Sequence[Score]) -> Iterator[list[object]]:
     """The rows of results.csv, its header first."""
     yield ["clip", "system", "target", *COLUMNS, "frames", "frames without a score"]
     for one in scores:

@@ -15,7 +15,7 @@ from ..separator import Separator
 from ..util.errors import UserError
 from .clips import Excerpt
 from .metrics import BEYOND_SDR, beyond_sdr, sdr, si_sdr
-from .parallel import progress
+from .parallel import progress_bar
 from .report import new_figure, save
 from .systems import Model
 
@@ -53,10 +53,10 @@ DEFAULT_GRIDS = (
     "steps=1,4 sampler=ddim samples=4",
 )
 SCORES = ("global SDR", "SI-SDR", *BEYOND_SDR)
-KINDS = {"sampler": str, "steps": int, "eta": float, "samples": int}
+TYPES = {"sampler": str, "steps": int, "eta": float, "samples": int}
 
 
-def grid(text: str) -> list[Setting]:
+def parse_grid(text: str) -> list[Setting]:
     """All combinations of `steps=1,4 sampler=ddim,dpmpp ...`, those that do the same only once.
 
     Raises:
@@ -66,16 +66,16 @@ def grid(text: str) -> list[Setting]:
     for word in text.split():
         name, _, given = word.partition("=")
         try:
-            values[name] = [KINDS[name](value) for value in given.split(",")]
+            values[name] = [TYPES[name](value) for value in given.split(",")]
         except (KeyError, ValueError):
             raise UserError(
-                f"'{word}' in --grid must be one of {', '.join(KINDS)} with values, such as steps=1,4,16"
+                f"'{word}' in --grid must be one of {', '.join(TYPES)} with values, such as steps=1,4,16"
             ) from None
     settings = (Setting(**dict(zip(values, chosen, strict=True))) for chosen in product(*values.values()))
-    return list(dict.fromkeys(map(_plain, settings)))
+    return list(dict.fromkeys(map(_simplest, settings)))
 
 
-def _plain(setting: Setting) -> Setting:
+def _simplest(setting: Setting) -> Setting:
     """The simplest setting that does the same: one step is the same by every sampler, and only ddim reads eta."""
     if setting.steps == 1:
         return replace(setting, sampler="ddim", eta=0.0)
@@ -97,14 +97,14 @@ class Measured:
 
 def sweep(excerpts: Sequence[Excerpt], model: Model, grids: Sequence[str]) -> Iterator[Measured]:
     """Measure each setting on the same clips, in this process alone, so that times can be compared."""
-    settings = list(dict.fromkeys(setting for text in grids for setting in grid(text)))
+    settings = list(dict.fromkeys(setting for text in grids for setting in parse_grid(text)))
     separator = model.separator()
     separators = {setting: separator.configured(None, setting.overrides()) for setting in settings}
     for one in separators.values():
         one.settings()  # an impossible one is said before any work
     first = excerpts[0].read()
     separator.separate(first.mixture, first.sample_rate)  # the first call is slower than the others
-    for setting, one in progress(separators.items(), "Sweep", len(separators), "setting"):
+    for setting, one in progress_bar(separators.items(), "Sweep", len(separators), "setting"):
         yield _measure(setting, one, excerpts)
 
 

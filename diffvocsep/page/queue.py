@@ -21,7 +21,7 @@ class Cancelled(Exception):
 
 
 @dataclass
-class Song:
+class QueuedSong:
     """A song on its way: `sending`, `waiting`, `running`, then `done` (with `facts`) or `failed` (with `error`)."""
 
     visitor: str
@@ -44,7 +44,7 @@ class Song:
         return self.folder / ("song" + (suffix if suffix[1:].isascii() and suffix[1:].isalnum() else ""))
 
     def watch(self, share: float) -> None:
-        """Hear how far the work is. Raises `Cancelled` to end it."""
+        """Called with the share of the work that is done. Raises `Cancelled` to end it."""
         if self.cancelled:
             raise Cancelled
         self.progress = share
@@ -58,22 +58,22 @@ class Queue:
         folder: of the songs' folders.
     """
 
-    def __init__(self, work: Callable[[Song], dict[str, int]], folder: Path) -> None:
+    def __init__(self, work: Callable[[QueuedSong], dict[str, int]], folder: Path) -> None:
         self.work, self.folder = work, folder
-        self._songs: dict[str, Song] = {}  # in the order of the line
+        self._songs: dict[str, QueuedSong] = {}  # in the order of the line
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="separation", daemon=True)
         self._thread.start()
 
-    def add(self, visitor: str, name: str, size: int, steps: int, samples: int) -> Song:
+    def add(self, visitor: str, name: str, size: int, steps: int, samples: int) -> QueuedSong:
         """A new song, whose audio is still to come; `ready` puts it in line."""
-        song = Song(visitor, name, size, self.folder / secrets.token_hex(8), steps, samples)
+        song = QueuedSong(visitor, name, size, self.folder / secrets.token_hex(8), steps, samples)
         song.folder.mkdir()
         with self._changed:
             self._songs[song.id] = song
         return song
 
-    def ready(self, song: Song) -> None:
+    def ready(self, song: QueuedSong) -> None:
         """The audio of a song is there: it goes to the end of the line."""
         with self._changed:
             if self._songs.pop(song.id, None):
@@ -81,11 +81,11 @@ class Queue:
                 song.state = "waiting"
                 self._changed.notify_all()
 
-    def find(self, visitor: str, song_id: str) -> Song | None:
+    def find(self, visitor: str, song_id: str) -> QueuedSong | None:
         song = self._songs.get(song_id)
         return song if song is not None and song.visitor == visitor else None
 
-    def remove(self, song: Song) -> None:
+    def remove(self, song: QueuedSong) -> None:
         """End the work on a song, whatever its state, and delete its files."""
         with self._changed:
             self._songs.pop(song.id, None)
@@ -99,17 +99,17 @@ class Queue:
             self.remove(song)
 
     def report(self, visitor: str) -> list[dict[str, Any]]:
-        """What a visitor is told of each of their songs."""
-        told, ahead = [], 0
+        """The state of each song of a visitor, as JSON for the page."""
+        entries, ahead = [], 0
         with self._changed:
             for song in self._songs.values():
                 if song.visitor == visitor:
-                    told.append({
+                    entries.append({
                         "id": song.id, "name": song.name, "state": song.state, "progress": round(song.progress, 3),
                         "ahead": ahead, "error": song.error, **song.facts,
                     })  # fmt: skip
                 ahead += song.state in ("waiting", "running")
-        return told
+        return entries
 
     def close(self, seconds: float = 60.0) -> None:
         """End all work and delete all files; waits so long for the song at work."""
@@ -120,7 +120,7 @@ class Queue:
             self.remove(song)
         self._thread.join(seconds)
 
-    def _next(self) -> Song | None:
+    def _next(self) -> QueuedSong | None:
         """The first song in line, as soon as there is one; None when the line is closed."""
         with self._changed:
             while not self._closed:

@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 
 from ..util.errors import UserError
-from .queue import Queue, Song
+from .queue import Queue, QueuedSong
 from .separation import WatchedSeparator, separate_song
 from .server import Page
 
@@ -41,7 +41,7 @@ def serve(model: Path, host: str, port: int, device: str = "auto", browser: bool
     with listener, tempfile.TemporaryDirectory(prefix="diffvocsep-page-", ignore_cleanup_errors=True) as folder:
         separator = WatchedSeparator.from_checkpoint(model, device)
 
-        def work(song: Song) -> dict[str, int]:
+        def work(song: QueuedSong) -> dict[str, int]:
             return separate_song(separator, song.source, song.folder, song.steps, song.samples, song.watch)
 
         def check(steps: int, samples: int) -> None:

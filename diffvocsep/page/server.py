@@ -30,13 +30,13 @@ from starlette.routing import Route
 
 from ..util.errors import UserError
 from .guard import Guard
-from .queue import Queue, Song
+from .queue import Queue, QueuedSong
 from .separation import PICTURE, STEMS, stems
 
-LARGEST = 2 << 30  # bytes of a song: an hour of 32-bit stereo at 48 kHz is 1.4 GB
-LONGEST_NAME = 200  # characters
-MOST_SAMPLES = 1 << 21  # that a player asks for at once
-ROOM = 1 << 28  # bytes that stay free on the disk
+MAX_BYTES = 2 << 30  # bytes of a song: an hour of 32-bit stereo at 48 kHz is 1.4 GB
+MAX_NAME = 200  # characters
+MAX_SAMPLES = 1 << 21  # that a player asks for at once
+FREE_BYTES = 1 << 28  # bytes that stay free on the disk
 FILES = (*(f"{stem}.wav" for stem in STEMS), PICTURE)
 INDEX = Path(__file__).with_name("index.html")
 
@@ -57,7 +57,7 @@ class Page:
         check: Callable[[int, int], object],
         facts: dict[str, Any],
         grace: float = 8.0,
-        largest: int = LARGEST,
+        largest: int = MAX_BYTES,
     ) -> None:
         self.queue, self.check, self.grace, self.largest = queue, check, grace, largest
         self.facts = facts | {"largest": largest}
@@ -81,7 +81,7 @@ class Page:
             routes=routes, middleware=[Middleware(Guard, listening=listening)], exception_handlers=handlers
         )
 
-    def find(self, request: Request) -> Song:
+    def find(self, request: Request) -> QueuedSong:
         song = self.queue.find(request.path_params["visitor"], request.path_params["song"])
         if song is None:
             raise HTTPException(404, "this song is no longer here; drop it again")
@@ -130,14 +130,14 @@ class Page:
             raise HTTPException(400, "steps and samples are whole numbers")
         if not 0 < size <= self.largest:
             limit = f"give a file of up to {self.largest / 1e9:.1f} GB" if size > 0 else "give a file with sound in it"
-            raise HTTPException(413, f"'{name[:LONGEST_NAME]}' has {size / 1e9:.1f} GB; {limit}")
-        if shutil.disk_usage(self.queue.folder).free < size + ROOM:
+            raise HTTPException(413, f"'{name[:MAX_NAME]}' has {size / 1e9:.1f} GB; {limit}")
+        if shutil.disk_usage(self.queue.folder).free < size + FREE_BYTES:
             raise HTTPException(507, "the disk of this page is full; try again later")
         try:
             self.check(steps, samples)
         except UserError as error:
             raise HTTPException(400, str(error)) from None
-        name = Path(name.replace("\\", "/")).name[-LONGEST_NAME:] or "song"
+        name = Path(name.replace("\\", "/")).name[-MAX_NAME:] or "song"
         return JSONResponse({"id": self.queue.add(visitor, name, size, steps, samples).id})
 
     async def receive(self, request: Request) -> Response:
@@ -177,6 +177,6 @@ class Page:
             start, count = (int(request.query_params[key]) for key in ("start", "count"))
         except (KeyError, ValueError):
             raise HTTPException(400, "start and count are whole numbers") from None
-        if song.state != "done" or not (0 <= start < song.facts["frames"] and 0 < count <= MOST_SAMPLES):
+        if song.state != "done" or not (0 <= start < song.facts["frames"] and 0 < count <= MAX_SAMPLES):
             raise HTTPException(416, "there is no such part of the song")
         return Response(stems(song.folder, start, count).astype("<f4").tobytes(), media_type="application/octet-stream")

@@ -1,6 +1,13 @@
-"""How a network comes to its weights.
+"""Training.
 
-trainer.py (the loop) -> objective.py (what is minimized), muon.py and schedule.py (how the weights follow), backends.py
-and xla.py (where it is computed), validation.py (the dev score), monitor.py (curves, bars), resume.py and
-run_folder.py (what a run leaves on disk, and how it goes on from there).
+trainer.py      the loop; one optimizer step; the EMA of the weights
+objective.py    the loss
+muon.py         the optimizer
+schedule.py     the learning rate, the decay of the EMA, when to validate and to end
+backends.py     CPU, CUDA, MPS and several processes; xla.py: TPUs
+validation.py   the dev score
+monitor.py      curves and bars, with history.py and events.py
+run.py          what a run consists of: network, EMA, optimizer, progress.py; it saves `last.pt`
+resume.py       how a run goes on from it; run_folder.py: what else a run leaves on disk
+failures.py, nonfinite.py    what ends a run
 """

@@ -28,9 +28,9 @@ def ask_before_download(config: Config, agreed: bool) -> None:
     Raises:
         UserError: it may not, or there is no terminal.
     """
-    from ..data.download import LICENCE, must_fetch, source_of
+    from ..data.download import LICENCE, needs_download, source_of
 
-    if agreed or config.data.dataset != "musdbhq" or not must_fetch(config.data):
+    if agreed or config.data.dataset != "musdbhq" or not needs_download(config.data):
         return
     source, root = source_of(config.data), config.data.musdbhq_root
     absent = f"MUSDB18-HQ is not in '{root}'"

@@ -1,8 +1,9 @@
-"""Where training computes. One strategy for each kind of hardware, so that the loop (trainer.py) is the same for all.
+"""Where training computes. One backend for each kind of hardware, so that the loop (trainer.py) is the same for all.
+Which device it is (`--device`) is decided in util/device.py, `resolve_device`.
 
-Backend    one process on one device: CPU, CUDA or MPS
-Ranks      several processes, each with a GPU or some cores of a CPU: DistributedDataParallel, started by torchrun
-XLA        TPUs, see xla.py
+Backend       one process on one device: CPU, CUDA or MPS
+Distributed   several processes, each with a GPU or some cores of a CPU: DistributedDataParallel, started by torchrun
+XLA           TPUs, see xla.py
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..data.loader import prefetch
-from ..util.device import choose_device, move, place
+from ..util.device import choose_device, move, torchrun_env
 from ..util.errors import UserError
 from .muon import Muon
 
-# Of a step of another process. When one is gone, gloo notices at once; NCCL would after this, but torchrun ends all of
-# them 30 s after the first.
+# How long a process waits for the step of another. If one is gone, gloo notices at once; NCCL would after this time,
+# but torchrun ends all processes 30 s after the first.
 TIMEOUT = timedelta(minutes=10)
-PATIENCE = timedelta(days=7)  # while the first process downloads, decodes or validates
+LONG_TIMEOUT = timedelta(days=7)  # while the first process downloads, decodes or validates
 
 
 class Backend:
@@ -59,7 +60,7 @@ class Backend:
         return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """What is called instead of the model, with its weights."""
+        """The module that is called in training in place of the model, and shares its weights."""
         return model
 
     def batches(self, made: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
@@ -82,59 +83,59 @@ class Backend:
         return values
 
     def gather(self, values: Tensor) -> Tensor:
-        """`(N,)` of every process, one after the other."""
+        """The `(N,)` of all processes, concatenated in the order of their ranks."""
         return values
 
     def update(self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
-        """Change the weights."""
+        """Let the optimizer change the weights, unless the scaler skips this step."""
         scaler.step(optimizer)
 
     def finish_step(self) -> None:
-        """The weights and their average have changed."""
+        """Called at the end of a step, when the weights and their average have changed."""
 
-    def lost(self, error: RuntimeError) -> bool:
+    def is_process_lost(self, error: RuntimeError) -> bool:
         """Whether `error` means that another process is gone."""
         return False
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """What the first process downloads or decodes in here, the others find done.
+        """The other processes enter when the first one leaves: it downloads and decodes for all.
 
         Raises:
-            ConnectionError: it has ended instead; why, it has said itself.
+            ConnectionError: the first process has ended; it has printed why.
         """
         if not self.main:
             try:
-                self.wait()
+                self.barrier()
             except RuntimeError as error:
-                if not self.lost(error):
+                if not self.is_process_lost(error):
                     raise
                 raise ConnectionError("the first process of this run has ended, and says why") from None
         yield
         if self.main:
-            self.wait()
+            self.barrier()
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
 
     def to_host(self, state: Any) -> Any:
-        """A nested state with tensors that any computer can read."""
+        """A nested state with its tensors where any computer can read them: XLA's are copied to the CPU."""
         return state
 
-    def more_curves(self) -> dict[str, float]:
+    def extra_curves(self) -> dict[str, float]:
         """Values for curves that only this hardware has, see `monitor.CURVES`."""
         return {}
 
     def close(self) -> None:
-        """The last call of a run that has come to a good end, or been stopped."""
+        """Called last, when a run has ended or was stopped."""
 
 
-class Ranks(Backend):
+class Distributed(Backend):
     """One of the processes that torchrun started: N of them train as one would with N times the batch."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.rank, _, self.world_size = place()
+        self.rank, _, self.world_size = torchrun_env()
         if device.type not in ("cpu", "cuda"):
             raise UserError(f"several processes cannot share '{device}'; start train.py without torchrun")
         if device.type == "cuda":
@@ -143,7 +144,7 @@ class Ranks(Backend):
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        self.patient = dist.new_group(timeout=PATIENCE, backend="gloo")
+        self.long_timeout_group = dist.new_group(timeout=LONG_TIMEOUT, backend="gloo")
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model, [self.device] if self.device.type == "cuda" else None)
@@ -161,30 +162,30 @@ class Ranks(Backend):
         dist.all_gather(parts, values.contiguous())
         return torch.cat(parts)
 
-    def lost(self, error: RuntimeError) -> bool:
+    def is_process_lost(self, error: RuntimeError) -> bool:
         text = str(error).lower()
         return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection"))
 
-    def wait(self) -> None:
-        dist.all_reduce(torch.zeros(1), group=self.patient)
+    def barrier(self) -> None:
+        dist.all_reduce(torch.zeros(1), group=self.long_timeout_group)
 
     def close(self) -> None:
         dist.destroy_process_group()
 
 
 def find_backend(name: str) -> Backend:
-    """The strategy for `--device name`, alone or under torchrun.
+    """The backend for `--device name`, alone or under torchrun.
 
     Raises:
         UserError: that device is not there.
     """
     device = choose_device(name)
-    return Ranks(device) if place().world_size > 1 else Backend(device)
+    return Distributed(device) if torchrun_env().world_size > 1 else Backend(device)
 
 
-def all_done() -> None:
+def wait_for_all_processes() -> None:
     """Under torchrun, wait until all processes have come this far."""
-    if place().world_size > 1:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+    if torchrun_env().world_size > 1:
+        dist.init_process_group("gloo", timeout=LONG_TIMEOUT)
         dist.barrier()
         dist.destroy_process_group()

@@ -15,7 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from ..util.atomic import named
+from ..util.atomic import with_filename
 
 
 class EventFile:
@@ -45,7 +45,7 @@ class EventFile:
         """Append what is pending. Where that fails, it is not tried again: the file may have got a part of it."""
         data, self.pending = self.pending, bytearray()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with named(self.path), open(self.path, "ab", buffering=0) as file:
+        with with_filename(self.path), open(self.path, "ab", buffering=0) as file:
             while data:
                 del data[: file.write(data)]
 

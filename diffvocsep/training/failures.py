@@ -1,4 +1,4 @@
-"""What ends a training from outside the program, as one sentence that says what to do: little memory, a full disk."""
+"""Too little memory and a full disk, as one sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from ..config import Config
 from ..util.errors import WorkFailed
 
-FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 @contextmanager
-def told(config: Config, device: torch.device) -> Iterator[None]:
-    """Around all of a training.
+def explained_failures(config: Config, device: torch.device) -> Iterator[None]:
+    """Around a whole training: turns such errors into that sentence.
 
     Raises:
         WorkFailed: the disk is full, or the memory of the computer or of `device` is.
@@ -36,7 +36,7 @@ def told(config: Config, device: torch.device) -> Iterator[None]:
             f"close other programs; {on}"
         ) from error
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
         at = f" at '{error.filename}'" if error.filename else ""
         raise WorkFailed(f"the disk is full{at} ({error.strerror}): make room, and {on}") from error

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..util.atomic import named, numbered, write_atomic
+from ..util.atomic import numbered_names, with_filename, write_atomic
 
 
 class History:
@@ -41,7 +41,7 @@ class History:
             return []
         rows, understood = read_table(self.path.read_bytes())
         if not understood:
-            kept = next(name for name in map(self.path.with_name, numbered("history.old")) if not name.exists())
+            kept = next(name for name in map(self.path.with_name, numbered_names("history.old")) if not name.exists())
             shutil.copyfile(self.path, kept)
         return rows
 
@@ -59,7 +59,7 @@ class History:
     def write(self) -> None:
         """Append what is pending, or leave it for the next time: on Windows, Excel lets no one else write to a file."""
         try:
-            with named(self.path):
+            with with_filename(self.path):
                 if not self._is_ours():
                     self._rewrite(self._read())
                 with open(self.path, "a", encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""What one sees of a run: progress bars, TensorBoard's curves, pictures and sounds, and the same curves as a table.
+"""What a run shows: progress bars, TensorBoard's curves, pictures and sounds, and the same curves as a table.
 
 Nothing here draws a random number, and nothing waits for a GPU but every `log.every_steps` steps.
 """
@@ -24,7 +24,7 @@ from .history import History
 from .validation import Validation, median_sdr
 
 EXAMPLES = 3  # dev clips that are drawn and can be listened to
-PICTURES = 10  # times a run that they are, about
+PICTURES = 10  # how often in a run, about
 QUARTERS = 4
 
 # Columns of history.csv and the names of their curves.
@@ -56,7 +56,7 @@ class Monitor:
     Args:
         folder: of the run; a run that goes on writes into the same folder, from `step` on.
         step, total: steps already done, and steps of the whole run; None where the clock ends it.
-        scored: whether a validation at `step`, if one is due there, is done; else it will be done (again).
+        scored: whether a validation that is due at `step` has been done; if not, it will be done (again).
         best: the highest dev score so far, dB.
         about: what was started, as text.
         more_curves: gives further values for the curves, whenever a point is drawn.
@@ -64,9 +64,9 @@ class Monitor:
 
     def __init__(
         self, folder: Path, config: Config, device: torch.device, step: int, total: int | None, best: float, about: str,
-        more_curves: Callable[[], dict[str, float]] = dict, scored: bool = True,
+        extra_curves: Callable[[], dict[str, float]] = dict, scored: bool = True,
     ) -> None:  # fmt: skip
-        self.more_curves = more_curves
+        self.extra_curves = extra_curves
         self.config, self.device, self.total, self.best = config, device, total, best
         table = folder / "history.csv"
         self.writer = EventFile(folder, purge_step=step + scored)
@@ -86,7 +86,7 @@ class Monitor:
         epochs, done = total and math.ceil(total / self.per_epoch), step // self.per_epoch
         self.epochs = tqdm(total=epochs, initial=done, desc="Epochs", unit="epoch")
         self.bar: tqdm | None = None
-        self.heard, self.pictures = False, 0
+        self.reference_written, self.pictures_drawn = False, 0
         self.terms: list[dict[str, Tensor]] = []
         self.seconds, self.waited = 0.0, 0.0
         self.epoch_loss = torch.zeros(2, device=device)  # sum and number of the epoch's finite losses
@@ -138,7 +138,7 @@ class Monitor:
         self.seconds = max(self.seconds, 1e-9)
         wait = self.waited / self.seconds
         values |= {"learning_rate": rate, "skipped_steps": skipped, "data_wait": wait}
-        values |= {"steps_per_second": len(self.terms) / self.seconds, **memory(self.device), **self.more_curves()}
+        values |= {"steps_per_second": len(self.terms) / self.seconds, **memory(self.device), **self.extra_curves()}
         self._write(step, values)
         self.bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{rate:.2g}", wait=f"{wait:.0%}")
         self._show()
@@ -149,10 +149,10 @@ class Monitor:
         total, steps = self.epoch_loss.tolist()
         self.epochs.set_postfix(loss=f"{total / max(1, steps):.4f}", best=best)
 
-    def validated(
+    def log_validation(
         self, step: int, previous: int, result: Validation, best: float, progress: float | None = None
     ) -> None:
-        """Write the scores; about `PICTURES` times a run, and the first time, pictures and sounds too.
+        """Write the scores of a validation; about `PICTURES` times a run, and the first time, pictures and sounds too.
 
         Args:
             previous: the step of the validation before this one.
@@ -168,25 +168,25 @@ class Monitor:
         tqdm.write(f"step {step}: median SDR of the vocals on {len(result.scores)} dev clips{also} {several:.2f} dB")
         self._show()
         if self.total is None:
-            before, self.pictures = self.pictures, int((progress or 0) * PICTURES)
+            before, self.pictures_drawn = self.pictures_drawn, int((progress or 0) * PICTURES)
         else:
-            before, self.pictures = (at * PICTURES // self.total for at in (previous, step))
-        if not self.heard or self.pictures > before:
+            before, self.pictures_drawn = (at * PICTURES // self.total for at in (previous, step))
+        if not self.reference_written or self.pictures_drawn > before:
             self._examples(step, result.examples)
 
     def _examples(self, step: int, examples: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """Spectrograms and sounds (mono); mixture and truth do not change, and are heard once."""
+        """Spectrograms and sounds (mono); the sounds of mixture and truth do not change and are written once."""
         rate = self.config.audio.sample_rate
         for n, (mixture, vocals, truth) in enumerate(examples, 1):
             self.writer.image(f"clip_{n}/spectrograms", picture(mixture, vocals, truth, rate), step)
             sounds = {"vocals": vocals, "counterfactual": mixture - vocals}
-            if not self.heard:
+            if not self.reference_written:
                 sounds |= {"mixture": mixture, "true_vocals": truth}
             sounds = {name: sound.mean(0) for name, sound in sounds.items()}
             peak = max([1.0, *(float(sound.abs().max()) for sound in sounds.values())])
             for name, sound in sounds.items():
                 self.writer.audio(f"clip_{n}/{name}", sound / peak, step, rate)
-        self.heard = True
+        self.reference_written = True
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

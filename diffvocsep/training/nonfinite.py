@@ -13,7 +13,7 @@ BAD_STEPS = 20  # so many in a row end a run
 
 
 class NonFiniteSteps:
-    """Counts them, and names the songs that they were made of.
+    """Counts such steps and names the songs of their segments.
 
     Attributes:
         in_a_row: how many the last steps were; the trainer sets it to 0 after a good one.

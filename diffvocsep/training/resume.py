@@ -1,4 +1,8 @@
-"""Going on with a run: which checkpoint, whether it fits the config, and what a change of the config means."""
+"""Resuming a run exactly: which checkpoint, whether it fits the config, and what a change of the config means.
+
+`load_initial_state` reads and checks `last.pt`, `restore` puts it into network, average and optimizer. What a run draws
+is a function of `Progress.samples` (util/rng.py), so no state of a random generator is saved.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import config_in, is_plain_tensor, load_checkpoint, load_weights, require_fit
+from ..checkpoint import is_plain_tensor, load_checkpoint, load_weights, require_weights_fit, saved_config
 from ..config import Config, differences, is_fixed, require_same_network
-from ..util.atomic import numbered, replace_file
+from ..util.atomic import numbered_names, replace_file
 from ..util.errors import UserError
 from ..util.strict_yaml import show
 from .progress import Progress
-from .run_folder import home_of
+from .run_folder import checkpoint_folder_of
 
-# Under other values of these, dev scores cannot be compared.
-DECISIVE = """data.dataset data.dev_root data.musdb_root data.musdbhq_root data.synthetic_seconds
+# Keys whose change makes dev scores incomparable with earlier ones.
+VALIDATION_KEYS = """data.dataset data.dev_root data.musdb_root data.musdbhq_root data.synthetic_seconds
     train.seed train.val_batches train.val_seconds
     diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples
     separation.subtract separation.chunk_seconds separation.margin_seconds"""
 
-NEEDED = ("step", "model", "ema", "optimizer", "scaler", "run_id", "best_sdr")  # older versions saved no more
+REQUIRED_FIELDS = ("step", "model", "ema", "optimizer", "scaler", "run_id", "best_sdr")  # all that older versions saved
 
 
 def find_checkpoint(resume: str, last: Path) -> Path | None:
@@ -35,50 +39,51 @@ def find_checkpoint(resume: str, last: Path) -> Path | None:
     return last if resume == "auto" else Path(resume)
 
 
-def is_copy(last: Path, run: str, curves: Path) -> bool:
-    """Whether `last` is a copy of the last checkpoint of `run`, which lies elsewhere still and owns the curves in
-    `curves`: those must stay as they are."""
-    home = home_of(curves)
-    if home is None or home.resolve() == last.parent.resolve() or not (home / last.name).is_file():
+def is_copied_run(last: Path, run: str, curves: Path) -> bool:
+    """Whether `last` is a copy: the run `run` still has its own last checkpoint in another folder, and may go on from
+    there, so its curves in the folder `curves` must stay as they are."""
+    folder = checkpoint_folder_of(curves)
+    if folder is None or folder.resolve() == last.parent.resolve() or not (folder / last.name).is_file():
         return False
     try:
-        return load_checkpoint(home / last.name).get("run_id") == run
+        return load_checkpoint(folder / last.name).get("run_id") == run
     except UserError:  # damaged: nobody goes on there
         return False
 
 
 def is_same_run(path: Path, last: Path, progress: Progress, curves: Path, say: Callable[[str], None]) -> bool:
-    """Whether training from the checkpoint `path` goes on with its run, into its curves in `curves`; else a new run
-    begins with its weights, as from a checkpoint of another folder than that of `last`."""
+    """Whether training from the checkpoint `path` goes on with its run and its curves in the folder `curves`. Otherwise
+    a new run begins with its weights, as it does from any checkpoint but `last`."""
     if path.resolve() != last.resolve():
         return False
-    if is_copy(last, progress.run_id, curves):
+    if is_copied_run(last, progress.run_id, curves):
         say(f"{last} is a copy, whose original can go on as well: this run gets curves of its own")
         return False
     return True
 
 
 def keep_aside(path: Path, say: Callable[[str], None]) -> None:
-    """Give a checkpoint, if it is there, a name of its own, `last.<its run>.pt`: no other run replaces it."""
+    """Rename a checkpoint, if it is there, to `last.<its run>.pt`, so that no other run replaces it."""
     if not path.exists():
         return
     try:
         run = load_checkpoint(path).get("run_id", "old")
     except UserError:  # damaged, or of another version
         run = "old"
-    names = (path.with_name(f"{name}.pt") for name in numbered(f"{path.stem}.{run}"))
+    names = (path.with_name(f"{name}.pt") for name in numbered_names(f"{path.stem}.{run}"))
     kept = next(name for name in names if not name.exists())
     replace_file(path, kept)
     say(f"what {path} has held so far is kept as {kept.name}")
 
 
 @dataclass
-class State:
+class InitialState:
     """What a run begins with.
 
     Attributes:
-        weights: of the network and, but for a run that begins, of their average.
-        optimizer: its state; None where it begins anew. `scaler`: that of the loss, empty where it was not in use.
+        weights, average: of the network, and their EMA; None where they begin anew.
+        optimizer: its state; None where it begins anew.
+        scaler: state of the loss scaler, empty where none was in use.
         changes: a line for each setting that differs from those of the checkpoint.
     """
 
@@ -90,13 +95,13 @@ class State:
     changes: list[str] = field(default_factory=list)
 
 
-def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str], None]) -> State:
-    """The training state in `path`; under another validation, the best score is forgotten. Of a released file, its
-    weights.
+def load_initial_state(path: Path, config: Config, automatic: bool, say: Callable[[str], None]) -> InitialState:
+    """The training state in `path`, or the weights of a released file. The best score is forgotten where a change of
+    the config makes scores incomparable.
 
     Args:
-        automatic: nobody named this file.
-        say: told of everything that is not as it was.
+        automatic: the file was found by `--resume auto`, not named by the user.
+        say: called with a line of text for everything that is not as it was.
 
     Raises:
         UserError: no checkpoint, or one of another network or of other data.
@@ -105,19 +110,21 @@ def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str],
         weights, released = load_weights(path)
         require_same_network(released, config, str(path))
         say(f"a new run begins with the weights of {path}; it holds no more, so this is no exact resume")
-        return State(weights=weights)
+        return InitialState(weights=weights)
     try:
         saved = load_checkpoint(path)
-        before = _whole(saved, path)
+        before = _checked_config(saved, path)
     except UserError as error:
         advice = "; --resume none starts anew and keeps this file aside" if automatic else ""
         raise UserError(f"{error}{advice}") from None
-    progress, changed = Progress.loaded(saved), differences(before, config)
-    if progress.step == 0:  # nothing is learnt, so nothing binds; but its weights may be those of a released file
+    progress, changed = Progress.from_checkpoint(saved), differences(before, config)
+    if (
+        progress.step == 0
+    ):  # nothing is learnt, so every setting may change; but the weights may come from a released file
         same = not any(map(is_fixed, changed)) and "train.seed" not in changed
-        return State(progress, weights=saved["model"] if same else None)
+        return InitialState(progress, weights=saved["model"] if same else None)
     if automatic:
-        _require_meant(path, before, config)
+        _require_same_data_and_optimizer(path, before, config)
     changes = [f"{key}: {show(old)} -> {show(new)}" for key, (old, new) in changed.items() if not is_fixed(key)]
     if changes:
         say(f"changed since {path} was written, and accepted: {', '.join(changes)}")
@@ -131,28 +138,28 @@ def load_state(path: Path, config: Config, automatic: bool, say: Callable[[str],
         progress.validated = progress.step
     if "samples" not in saved:
         progress.samples = progress.step * before.train.accumulate * before.train.batch_size
-    decisive = [key for key in changed if key in DECISIVE.split()]
-    if decisive:
-        say(f"{', '.join(decisive)} changed what is validated: the best SDR so far is forgotten")
+    validation = [key for key in changed if key in VALIDATION_KEYS.split()]
+    if validation:
+        say(f"{', '.join(validation)} changed what is validated: the best SDR so far is forgotten")
         progress.best_sdr = -math.inf
     say(f"resumed {path} at step {progress.step}")
-    return State(progress, saved["model"], saved["ema"], optimizer, saved["scaler"], changes)
+    return InitialState(progress, saved["model"], saved["ema"], optimizer, saved["scaler"], changes)
 
 
-def _whole(saved: dict[str, Any], path: Path) -> Config:
-    """See that a training state has all its parts; returns its config."""
-    missing = [name for name in NEEDED if name not in saved]
+def _checked_config(saved: dict[str, Any], path: Path) -> Config:
+    """The config of a training state; raises UserError where a part is missing or does not fit the others."""
+    missing = [name for name in REQUIRED_FIELDS if name not in saved]
     if missing:
         raise UserError(f"'{path}' holds no training to go on with: it has no {', '.join(missing)}; use another file")
-    config = config_in(path, saved["config"])
+    config = saved_config(path, saved["config"])
     for weights in ("ema", "model"):
-        require_fit(saved[weights], config, f"'{path}'")
-    require_fitting(saved, path)
+        require_weights_fit(saved[weights], config, f"'{path}'")
+    require_optimizer_state(saved, path)
     return config
 
 
-def _require_meant(path: Path, before: Config, config: Config) -> None:
-    """Of a checkpoint that nobody named, other data or another optimizer may be a slip.
+def _require_same_data_and_optimizer(path: Path, before: Config, config: Config) -> None:
+    """Where `--resume auto` found the checkpoint, other data or another optimizer may be a mistake.
 
     Raises:
         UserError: which says how to go on.
@@ -171,17 +178,17 @@ def _require_meant(path: Path, before: Config, config: Config) -> None:
 
 
 def restore(
-    state: State,
+    state: InitialState,
     model: nn.Module,
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Put a state into what trains, in its own memory layout."""
+    """Put a state into network, average, optimizer and scaler, which keep their memory layout."""
     if state.weights is not None:
         model.load_state_dict(state.weights)
         for name, weight in model.state_dict().items():
-            average[name] = _like(weight, (state.average or state.weights)[name])
+            average[name] = _in_layout_of(weight, (state.average or state.weights)[name])
     if state.optimizer is not None:
         _restore_moments(optimizer, state.optimizer)
     if state.scaler.keys() == scaler.state_dict().keys():  # empty where it was, or is, not in use
@@ -189,7 +196,8 @@ def restore(
 
 
 def _restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take what has been learnt; settings are those of now, but for the learning rate, which every step sets."""
+    """Put the saved moments into the optimizer, whose settings stay those of the config; every step sets the learning
+    rate anew."""
     groups = [
         own | {name: group[name] for name in ("params", "lr")}
         for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
@@ -197,23 +205,23 @@ def _restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     for parameter, moments in optimizer.state.items():
         moments |= {
-            name: _like(parameter, value)
+            name: _in_layout_of(parameter, value)
             for name, value in moments.items()
             if isinstance(value, Tensor) and value.shape == parameter.shape
         }
 
 
-def _like(tensor: Tensor, values: Tensor) -> Tensor:
+def _in_layout_of(tensor: Tensor, values: Tensor) -> Tensor:
     """`values` in the memory layout of `tensor`: optimizers that take many weights in one kernel read weights and
     moments side by side, and the device that a checkpoint is from may have had another layout."""
     return torch.empty_like(tensor).copy_(values)
 
 
-def require_fitting(saved: dict[str, Any], path: Path) -> None:
-    """See that the scaler and the optimizer of a training state are such, the latter of its own weights.
+def require_optimizer_state(saved: dict[str, Any], path: Path) -> None:
+    """Check that the scaler of a training state has plain numbers, and that its optimizer fits its weights.
 
     Raises:
-        UserError: they are not.
+        UserError: they do not.
     """
     scale = saved["scaler"]
     if not isinstance(scale, dict) or not all(
@@ -221,17 +229,17 @@ def require_fitting(saved: dict[str, Any], path: Path) -> None:
     ):
         raise UserError(f"'{path}' is damaged, or somebody has changed it: its scaler is none")
     try:
-        fits = _fits(saved["optimizer"], list(saved["model"].values()))
+        fits = _is_optimizer_state(saved["optimizer"], list(saved["model"].values()))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):  # a tensor in the place of a list
         fits = False
     if not fits:
         raise UserError(f"'{path}' is damaged, or somebody has changed it: its optimizer does not fit its weights")
 
 
-def _fits(optimizer: dict[str, Any], weights: list[Tensor]) -> bool:
+def _is_optimizer_state(optimizer: dict[str, Any], weights: list[Tensor]) -> bool:
     """Whether these are groups and moments of one of our optimizers for a network with these weights."""
     groups, state = optimizer["param_groups"], optimizer["state"]
-    # A tensor can be walked, too, and a few bytes in a file stand for as many elements as somebody likes.
+    # Insist on lists: a tensor can be iterated too, and a few bytes in a file can stand for any number of elements.
     lists = isinstance(groups, list) and all(isinstance(group["params"], list) for group in groups)
     if not (lists and isinstance(state, dict)):
         return False

@@ -19,11 +19,12 @@ from ..util.atomic import remove_leftovers, require_folder
 from ..util.device import amp_dtype, channels_last
 from ..util.errors import UserError
 from .backends import Backend
-from .progress import Course, Progress
-from .resume import find_checkpoint, is_same_run, keep_aside, load_state, restore
+from .progress import Progress
+from .resume import find_checkpoint, is_same_run, keep_aside, load_initial_state, restore
 from .run_folder import make_run_folder, record_start
+from .schedule import Schedule
 
-SEEDING = threading.Lock()  # all threads share torch's random stream, and on some TPUs each device is a thread
+SEED_LOCK = threading.Lock()  # all threads share torch's random stream, and on some TPUs each device is a thread
 
 
 class Run:
@@ -38,7 +39,7 @@ class Run:
 
     Attributes:
         model, ema, optimizer, scaler: the network, the average of its weights, and what changes them.
-        progress, course: how far the run has come, and how far it goes.
+        progress, schedule: how far the run has come; its learning rate, validations and end.
         folder, curves: of its checkpoints, and of what TensorBoard shows.
         is_new: whether it begins, rather than goes on with a run of this folder.
         changes: a line for each setting that a resumed run has changed.
@@ -47,7 +48,7 @@ class Run:
     def __init__(self, config: Config, backend: Backend, resume: str) -> None:
         self.config, self.backend, self.device = config, backend, backend.device
         train = config.train
-        with SEEDING:
+        with SEED_LOCK:
             torch.manual_seed(train.seed)
             self.model = make_network(config).to(self.device)
         self.dtype = amp_dtype(train.amp, self.device)
@@ -56,22 +57,22 @@ class Run:
         self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.optimizer = backend.optimizer(train.optimizer, self.model.parameters(), train.lr, train.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.progress, self.course = Progress(run_id=time.strftime("%Y%m%d-%H%M%S")), Course(train)
+        self.progress, self.schedule = Progress(run_id=time.strftime("%Y%m%d-%H%M%S")), Schedule(train)
         self.folder, self.is_new, self.changes = Path(config.log.checkpoint_dir), True, list[str]()
         self.command = f"the same command{', without --resume,' if resume != 'auto' else ''}"  # that goes on
-        self.saved = self.released = time.monotonic()  # when a checkpoint and released weights were last written
+        self.last_saved = self.last_released = time.monotonic()  # when these files were last written
         if path := find_checkpoint(resume, self.folder / "last.pt"):
-            self.go_on(path, automatic=resume == "auto")
+            self.resume_from(path, automatic=resume == "auto")
 
     @property
     def ended(self) -> bool:
         """Whether all steps are done."""
-        return self.course.ended(self.progress)
+        return self.schedule.ended(self.progress)
 
     @property
-    def due(self) -> bool:
-        """Whether a validation is."""
-        return self.course.due(self.progress)
+    def validation_due(self) -> bool:
+        """Whether a validation belongs to this step and has not been done."""
+        return self.schedule.validation_due(self.progress)
 
     @property
     def complete(self) -> bool:
@@ -88,14 +89,14 @@ class Run:
         require_folder(self.curves.parent)
 
     def state(self) -> dict:
-        """Everything that `go_on` needs, as tensors and plain values."""
+        """Everything that `resume_from` needs, as tensors and plain values."""
         return {
             "config": to_dict(self.config),
             "model": self.model.state_dict(),
             "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            **self.progress.saved(),
+            **self.progress.to_dict(),
         }
 
     def save(self, name: str) -> None:
@@ -113,7 +114,7 @@ class Run:
                 "lower train.lr or set train.amp to none, and the same command goes on from last.pt"
             )
         save_checkpoint(self.folder / name, state)
-        self.saved = time.monotonic()
+        self.last_saved = time.monotonic()
 
     def release(self, name: str) -> None:
         """Write the averaged weights in half precision, if `log.release_minutes` asks for them: small enough to be
@@ -121,16 +122,16 @@ class Run:
         if self.config.log.release_minutes and self.backend.main:
             state = {"ema": self.backend.to_host(self.ema), "config": to_dict(self.config), "step": self.progress.step}
             release(state, self.folder / f"{name}.safetensors", torch.float16)
-            self.released = time.monotonic()
+            self.last_released = time.monotonic()
 
     def keep_aside(self, path: Path) -> None:
         """Let no checkpoint of this run replace one of another; see `resume.keep_aside`."""
         if self.backend.main:
             keep_aside(path, self.say)
 
-    def go_on(self, path: Path, automatic: bool) -> None:
-        """Take the state of a checkpoint; raises UserError as `load_state` does."""
-        state = load_state(path, self.config, automatic, self.say)
+    def resume_from(self, path: Path, automatic: bool) -> None:
+        """Take the state of a checkpoint; raises UserError as `load_initial_state` does."""
+        state = load_initial_state(path, self.config, automatic, self.say)
         progress, curves = state.progress, self.curves.parent / state.progress.run_id
         self.is_new = not is_same_run(path, self.folder / "last.pt", progress, curves, self.say)
         if self.is_new:
@@ -138,16 +139,16 @@ class Run:
         self.progress, self.changes = progress, state.changes
         restore(state, self.model, self.ema, self.optimizer, self.scaler)
 
-    def validate_on(self, songs: list[str]) -> None:
-        """Take note of the songs that validate from now on: with scores of other songs, theirs cannot be compared."""
+    def set_dev_songs(self, songs: list[str]) -> None:
+        """Set the dev songs. If they have changed, the best score is forgotten: it cannot be compared with new ones."""
         if self.backend.main and self.progress.dev_songs not in ([], songs):
             self.progress.best_sdr = -math.inf
             self.say("the dev songs are others than before: the best SDR so far is forgotten")
         self.progress.dev_songs = songs
 
-    def begin(self, data: str) -> str:
-        """Describe the run in the terminal and, as text that is returned too, in its folder, which is made if it is
-        new. Only the first process does.
+    def record_beginning(self, data: str) -> str:
+        """Print a line that describes the run and record this start in its folder, which is made if the run is new.
+        Only the first process calls it. Returns the record as text.
 
         Args:
             data: how much there is to learn from, in words.
@@ -157,7 +158,7 @@ class Run:
             self.progress.run_id = make_run_folder(self.curves).name
         about = record_start(self.curves, self.config, self.progress.step, str(self.backend), self.changes)
         parameters = sum(p.numel() for p in self.model.parameters())
-        length = f"{self.config.train.max_minutes:g} minutes" if self.course.timed else f"{self.course.steps} steps"
+        length = f"{self.config.train.max_minutes:g} minutes" if self.schedule.timed else f"{self.schedule.steps} steps"
         self.say(
             f"training on {self.backend}: {parameters / 1e6:.2f} M parameters, {data}, {length}; "
             f"config, versions and history in {self.curves}"

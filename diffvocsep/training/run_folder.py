@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..checkpoint import versions
 from ..config import Config, save_config
-from ..util.atomic import numbered, write_atomic
+from ..util.atomic import numbered_names, write_atomic
 from ..util.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,9 +29,9 @@ PACKAGES = ("torchaudio", "pyyaml", "tqdm", "tensorboard", "soundfile", "safeten
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder of the checkpoints, for a second training would overwrite those of the first. Where the file
-    system knows no locks, nobody is kept out.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock the folder of the checkpoints, for a second training would overwrite those of the first. Where the file
+    system knows no locks, nothing is locked.
 
     Raises:
         UserError: another training holds it.
@@ -53,7 +53,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 def make_run_folder(wanted: Path) -> Path:
     """Make the folder of a run that begins: `wanted`, or `wanted-2`, ... if another run began in the same second."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    for name in numbered(wanted.name):
+    for name in numbered_names(wanted.name):
         folder = wanted.with_name(name)
         with suppress(FileExistsError):
             folder.mkdir()
@@ -67,12 +67,12 @@ def record_start(folder: Path, config: Config, step: int, device: str, changes: 
         step: where this start begins.
         changes: what differs from the config that the run had before.
     """
-    path, starts = folder / "run.json", starts_in(folder)
+    path, starts = folder / "run.json", read_starts(folder)
     start = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "step": step,
         "command": shlex.join([sys.executable, *sys.argv]),  # as typed, in spawned processes too
-        "commit": commit(),
+        "commit": git_commit(),
         "device": device,
         "checkpoints": str(Path(config.log.checkpoint_dir).resolve()),
         "versions": versions() | {name: installed for name in PACKAGES if (installed := _installed(name))},
@@ -84,7 +84,7 @@ def record_start(folder: Path, config: Config, step: int, device: str, changes: 
     return json.dumps(start, indent=2, ensure_ascii=False)
 
 
-def starts_in(folder: Path) -> list:
+def read_starts(folder: Path) -> list:
     """The entries of `run.json`; none where there is no such file, or a damaged one."""
     try:
         starts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -93,14 +93,14 @@ def starts_in(folder: Path) -> list:
     return starts if isinstance(starts, list) else []
 
 
-def home_of(folder: Path) -> Path | None:
-    """Where the checkpoints of the run with this folder were written when it was last started, if it says."""
-    start = next(reversed(starts_in(folder)), None)
+def checkpoint_folder_of(folder: Path) -> Path | None:
+    """The folder that the run with this run folder last wrote its checkpoints to; None if its run.json does not say."""
+    start = next(reversed(read_starts(folder)), None)
     home = start.get("checkpoints") if isinstance(start, dict) else None
     return Path(home) if isinstance(home, str) and "\0" not in home else None
 
 
-def commit() -> str | None:
+def git_commit() -> str | None:
     """The git commit of this program, with `-dirty` where files differ from it; None without git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -1,7 +1,8 @@
 """The training loop. Interrupted and resumed, a run draws what it would have drawn.
 
-`run` -> `_train` (the loop) -> `steps` (batches), `optimize` (one step), `_validate`. What a run consists of and how it
-is saved is in run.py, what is minimized in objective.py, what each kind of hardware does its own way in backends.py.
+`run` -> `_train` (the loop) -> `steps` (batches), `optimize` (one step), `update_ema`, `_validate`. What a run consists
+of and how it is saved is in run.py, the loss in objective.py, the learning rate in schedule.py, what each kind of
+hardware does its own way in backends.py.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from .monitor import EXAMPLES, Monitor, NoMonitor
 from .nonfinite import NonFiniteSteps
 from .objective import Objective
 from .run import Run
-from .run_folder import alone_in
+from .run_folder import lock_folder
 from .schedule import ema_decay
-from .validation import averaged, dev_clips, median_sdr, validate
+from .validation import dev_clips, ema_separator, median_sdr, validate
 
-SAVE_SECONDS = 600.0  # last.pt is never older, but for the time that a validation takes
+SAVE_SECONDS = 600.0  # the most that last.pt may lag behind, beside the time of a validation
 
 
 class Trainer(Run):
@@ -56,20 +57,22 @@ class Trainer(Run):
             if main:
                 self.require_folders()
             dev = dev_tracks(config) if main else []
-            self.validate_on([track.name for track in dev])
+            self.set_dev_songs([track.name for track in dev])
             self.clips = dev_clips(dev, config) if main else []
             tracks = train_tracks(config)
             fill_cache(tracks, config.audio.sample_rate)
-        self.per_step = self.backend.world_size * train.accumulate * train.batch_size
-        left = 2**40 if self.course.timed else max(0, self.course.steps - self.progress.step) * self.per_step
+        self.samples_per_step = self.backend.world_size * train.accumulate * train.batch_size
+        left = (
+            2**40 if self.schedule.timed else max(0, self.schedule.steps - self.progress.step) * self.samples_per_step
+        )
         self.segments = Segments(tracks, config, self.progress.samples + left)
         self.non_finite = NonFiniteSteps(self.segments)
         self.interruption, self.agreed_to_stop = Interruption(self.say), False
-        self.stepped = time.monotonic()  # when the last step was taken
-        self.asked, self.waited = 0.0, 0.0  # when the last batches were asked for, and how long they took, s
+        self.last_step_time = time.monotonic()
+        self.step_started, self.data_wait = 0.0, 0.0  # s: when the step began, and how long it waited for its batches
 
     def run(self) -> int:
-        """Train to the end; returns the exit code: 0, or 130 after Ctrl-C or a polite kill.
+        """Train to the end; returns the exit code: 0, or 130 after Ctrl-C or SIGTERM.
 
         Raises:
             ConnectionError: another process of this run is gone.
@@ -79,7 +82,7 @@ class Trainer(Run):
         if self.complete:
             self.say(f"{last} has all its {self.progress.step} steps; --resume none starts anew")
             return 0
-        with alone_in(self.folder) if self.backend.main else nullcontext():
+        with lock_folder(self.folder) if self.backend.main else nullcontext():
             return self._run(last)
 
     def _run(self, last: Path) -> int:
@@ -88,9 +91,9 @@ class Trainer(Run):
             if self.is_new:
                 self.keep_aside(last)
                 self.save("last.pt")  # so that a run that is killed before its first validation keeps its folder
-            if self.progress.best_sdr == -math.inf:  # what is there cannot be compared with what this run will score
+            if self.progress.best_sdr == -math.inf:  # an older best.pt has a score that cannot be compared
                 self.keep_aside(self.folder / "best.pt")
-            with self.interruption, self._together():
+            with self.interruption, self._save_if_process_lost():
                 self._train(monitor)
                 self.release("last")
                 if self.complete:
@@ -98,7 +101,7 @@ class Trainer(Run):
                 else:
                     monitor.flush()
                     self.save("last.pt")
-                self.backend.wait()
+                self.backend.barrier()
         finally:
             monitor.close()
         if self.complete:
@@ -108,22 +111,22 @@ class Trainer(Run):
         return 130
 
     def _open_monitor(self) -> Monitor:
-        progress, steps = self.progress, None if self.course.timed else self.course.steps
-        about = self.begin(f"{len(self.segments.tracks)} tracks, {len(self.clips)} dev clips")
+        progress, steps = self.progress, None if self.schedule.timed else self.schedule.steps
+        about = self.record_beginning(f"{len(self.segments.tracks)} tracks, {len(self.clips)} dev clips")
         return Monitor(self.curves, self.config, self.backend.host, progress.step, steps, progress.best_sdr, about,
-                       self.backend.more_curves, progress.validated == progress.step)  # fmt: skip
+                       self.backend.extra_curves, progress.validated == progress.step)  # fmt: skip
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _save_if_process_lost(self) -> Iterator[None]:
         """Around what needs all processes: if one of them is gone, save the last whole step.
 
         Raises:
-            ConnectionError: one is.
+            ConnectionError: one is gone.
         """
         try:
             yield
         except RuntimeError as error:
-            if not self.backend.lost(error):
+            if not self.backend.is_process_lost(error):
                 raise
             self.save("last.pt")
             why = str(error).strip().splitlines()[0]
@@ -134,46 +137,46 @@ class Trainer(Run):
 
     def _train(self, monitor: Monitor | NoMonitor) -> None:
         """All steps and validations, or those until Ctrl-C."""
-        if self.due:  # Ctrl-C came before it
-            self._validate_alone(monitor)
+        if self.validation_due:  # Ctrl-C came before it
+            self._validate_on_main(monitor)
         with closing(self.steps()) as steps:
             for batches in steps:
                 terms = self.optimize(batches)
-                seconds, rate = time.perf_counter() - self.asked, self.optimizer.param_groups[0]["lr"]
+                seconds, rate = time.perf_counter() - self.step_started, self.optimizer.param_groups[0]["lr"]
                 progress = self.progress
-                monitor.step(progress.step, terms, seconds, self.waited, rate, progress.skipped, self.ended)
-                if self.due and not self.stopping:
-                    self._validate_alone(monitor)
-                elif self.backend.main and time.monotonic() - self.saved > SAVE_SECONDS:
+                monitor.step(progress.step, terms, seconds, self.data_wait, rate, progress.skipped, self.ended)
+                if self.validation_due and not self.stopping:
+                    self._validate_on_main(monitor)
+                elif self.backend.main and time.monotonic() - self.last_saved > SAVE_SECONDS:
                     monitor.flush()
                     self.save("last.pt")
-                if time.monotonic() - self.released > 60 * self.config.log.release_minutes:
+                if time.monotonic() - self.last_released > 60 * self.config.log.release_minutes:
                     self.release("last")
 
     @property
     def stopping(self) -> bool:
-        """Whether no further step begins. One process stops as soon as it is asked; several stop together, after the
-        step in which all of them have heard of it."""
-        return self.interruption.asked if self.backend.world_size == 1 else self.agreed_to_stop
+        """Whether no further step begins. One process stops as soon as a signal has come; several stop together, after
+        the step in which all of them have learnt of it."""
+        return self.interruption.requested if self.backend.world_size == 1 else self.agreed_to_stop
 
     def steps(self) -> Iterator[list[dict[str, Tensor]]]:
         """Lists of `train.accumulate` batches, one list per optimizer step, from the current step on."""
         train, backend = self.config.train, self.backend
-        made = load_segments(self.segments, self.progress.samples, backend.host, backend.rank, backend.world_size)
+        loaded = load_segments(self.segments, self.progress.samples, backend.host, backend.rank, backend.world_size)
         there = backend.host if self.config.data.cache == "device" else None
-        stream = backend.batches(with_noise(made, self.objective.shape(), train.seed, there))
-        self.stepped = time.monotonic()
+        stream = backend.batches(with_noise(loaded, self.objective.shape(), train.seed, there))
+        self.last_step_time = time.monotonic()
         try:
             while not self.ended and not self.stopping:
-                self.asked = time.perf_counter()
+                self.step_started = time.perf_counter()
                 batches = [next(stream) for _ in range(train.accumulate)]
-                self.waited = time.perf_counter() - self.asked
+                self.data_wait = time.perf_counter() - self.step_started
                 yield batches
-        except WorkFailed:  # Ctrl-C ends spawned loaders that have not come to ignore it yet
+        except WorkFailed:  # Ctrl-C ends spawned workers that do not ignore it yet
             if not self.stopping:
                 raise
         finally:
-            made.close()
+            loaded.close()
             stream.close()
 
     def optimize(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -184,18 +187,18 @@ class Trainer(Run):
         """
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.course.rate(self.progress)
+            group["lr"] = self.schedule.lr(self.progress)
         terms, stop, seconds = self._gradients(batches)
         scalars = torch.stack([stop, seconds, *(value for value in terms.values() if value.ndim == 0)])
         values = scalars.tolist()  # waits for the GPU
         self.progress.step += 1
-        self.progress.samples += self.per_step
+        self.progress.samples += self.samples_per_step
         self.agreed_to_stop = values[0] > 0
         self.progress.seconds += values[1]
         if all(map(math.isfinite, values)):
             self.non_finite.in_a_row = 0
             self.backend.update(self.scaler, self.optimizer)
-            self.average()
+            self.update_ema()
             self.backend.finish_step()
         else:
             self._skip(terms, batches)
@@ -217,10 +220,10 @@ class Trainer(Run):
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip or math.inf)
         names = [name for name, value in parts[0].items() if value.ndim == 0]
         means = [torch.stack([part[name] for part in parts]).mean() for name in names]
-        asked = torch.full_like(means[0], float(self.interruption.asked))
+        stop = torch.full_like(means[0], float(self.interruption.requested))
         now = time.monotonic()
-        passed, self.stepped = torch.full_like(means[0], now - self.stepped), now
-        *means, stop, seconds = self.backend.mean(torch.stack([*means, asked, passed]))
+        passed, self.last_step_time = torch.full_like(means[0], now - self.last_step_time), now
+        *means, stop, seconds = self.backend.mean(torch.stack([*means, stop, passed]))
         items = {name: self.backend.gather(torch.cat([part[name] for part in parts])) for name in ("per_item", "t")}
         return {**dict(zip(names, means, strict=True)), "gradient_norm": norm.to(stop.device), **items}, stop, seconds
 
@@ -233,32 +236,32 @@ class Trainer(Run):
         indices = self.backend.gather(torch.cat([batch["index"] for batch in batches]))
         self.progress.skipped += 1
         songs = self.non_finite.count(self.progress.step, indices.tolist(), terms["per_item"])
-        if not self.scaler.is_enabled() or not terms["loss"].isfinite():  # else it is the scaler, looking for its scale
+        if not self.scaler.is_enabled() or not terms["loss"].isfinite():  # else the scaler is looking for its scale
             self.say(f"step {self.progress.step} was skipped: loss or gradient not finite with the songs {songs}")
 
     @torch.no_grad()
-    def average(self) -> None:
-        """EMA of the weights."""
+    def update_ema(self) -> None:
+        """One step of the exponential moving average: ema <- decay * ema + (1 - decay) * weights."""
         decay = ema_decay(self.progress.step, self.config.train.ema_decay)
         weights = self.model.state_dict()
         torch._foreach_lerp_([self.ema[name] for name in weights], list(weights.values()), 1 - decay)
 
-    def _validate_alone(self, monitor: Monitor | NoMonitor) -> None:
+    def _validate_on_main(self, monitor: Monitor | NoMonitor) -> None:
         """The first process validates, and the others wait for it. If Ctrl-C ended the validation, all stop here: the
-        next start makes up for it only as long as no further step is taken."""
+        next start can catch up on it only if no further step is taken."""
         self._validate(monitor)
-        asked = torch.full((1,), float(self.interruption.asked), device=self.backend.host)
-        self.backend.wait()
-        self.agreed_to_stop = self.agreed_to_stop or bool(self.backend.mean(asked) > 0)
+        stop = torch.full((1,), float(self.interruption.requested), device=self.backend.host)
+        self.backend.barrier()
+        self.agreed_to_stop = self.agreed_to_stop or bool(self.backend.mean(stop) > 0)
 
     def _validate(self, monitor: Monitor | NoMonitor) -> None:
         """Separate the dev clips with the EMA weights; keep the best. After Ctrl-C it is left for the next start."""
         if not self.backend.main:
-            self.progress.scored()
+            self.progress.mark_validated()
             return
-        separator = averaged(self.model, self.ema, self.config, self.backend.host)
+        separator = ema_separator(self.model, self.ema, self.config, self.backend.host)
         try:
-            result = validate(separator, self.clips, EXAMPLES, lambda: self.interruption.asked)
+            result = validate(separator, self.clips, EXAMPLES, lambda: self.interruption.requested)
         except KeyboardInterrupt:  # the second
             self.save("last.pt")
             raise
@@ -268,9 +271,9 @@ class Trainer(Run):
         better = median > self.progress.best_sdr
         self.progress.best_sdr = max(median, self.progress.best_sdr)
         previous = self.progress.validated
-        self.progress.scored()
-        monitor.validated(
-            self.progress.step, previous, result, self.progress.best_sdr, self.course.share(self.progress)
+        self.progress.mark_validated()
+        monitor.log_validation(
+            self.progress.step, previous, result, self.progress.best_sdr, self.schedule.fraction_done(self.progress)
         )
         monitor.flush()
         if better:

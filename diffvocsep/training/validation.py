@@ -64,8 +64,8 @@ def dev_clips(tracks: list[Track], config: Config) -> list[tuple[Tensor, Tensor]
     return clips
 
 
-def averaged(model: nn.Module, ema: Mapping[str, Tensor], config: Config, host: device) -> Separator:
-    """The separator with the averaged weights; a copy of `model`, for a new network would draw random weights."""
+def ema_separator(model: nn.Module, ema: Mapping[str, Tensor], config: Config, host: device) -> Separator:
+    """A separator with the EMA weights, in a copy of `model`: a new network would draw random numbers."""
     model = copy.deepcopy(model).to(host)
     model.load_state_dict(ema)
     return Separator(model, config, host)

@@ -26,13 +26,13 @@ from ..util.device import amp_dtype, autocast
 from ..util.errors import UserError
 from .backends import Backend
 
-COMPILING = threading.Lock()  # one thread compiles a graph, the others of its process find it compiled
+COMPILE_LOCK = threading.Lock()  # one thread compiles a graph, the others of its process find it compiled
 
 
 class XLA(Backend):
     """One of the processes that `torch_xla.launch` started, or a thread of one: each has one device.
 
-    All shapes are the same in every step, so after the first steps nothing is compiled: `more_curves` counts.
+    All shapes are the same in every step, so after the first steps nothing is compiled: `extra_curves` counts.
     """
 
     def __init__(self, train: TrainConfig) -> None:
@@ -50,8 +50,8 @@ class XLA(Backend):
         return OnDevice(model, self.device, self.dtype)
 
     def reduce_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """What `xm.reduce_gradients` does, but in a graph of its own and not in place, see `_sum`."""
-        compute()
+        """As `xm.reduce_gradients`, but in a graph of its own and not in place, see `_sum`."""
+        sync()
         if self.world_size == 1:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -59,7 +59,7 @@ class XLA(Backend):
             parameter.grad = total / self.world_size
 
     def finish_step(self) -> None:
-        compute()
+        sync()
 
     def mean(self, values: Tensor) -> Tensor:
         if self.world_size == 1:
@@ -75,18 +75,18 @@ class XLA(Backend):
         table = table if table.is_floating_point() else table.int()
         return self._sum([table.to(self.device)])[0].to(values.device, values.dtype).flatten(0, 1)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         self.mean(torch.zeros(1))
 
     def _sum(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Over all devices, of tensors that have been computed.
+        """The sums over all devices of tensors that have been computed.
 
-        Two things keep threads of a process from waiting for each other for ever. Nothing is freed that the sum is made
-        of, for XLA's CPU waits for the sum before it frees it, and `compute` would hold its lock so long. And the sum
-        is there before anything else is computed.
+        Two rules keep the threads of a process from waiting for each other for ever. No input of the sum is freed
+        before: XLA's CPU device would wait for the sum to free it, and `sync` hold its lock so long. And the sum is
+        read before anything else is computed.
         """
         totals = [xm.all_reduce(xm.REDUCE_SUM, tensor) for tensor in tensors]
-        compute()
+        sync()
         totals[-1].cpu()
         return totals
 
@@ -95,7 +95,7 @@ class XLA(Backend):
             return {key: self.to_host(value) for key, value in state.items()}
         return state.cpu() if isinstance(state, Tensor) else state
 
-    def more_curves(self) -> dict[str, float]:
+    def extra_curves(self) -> dict[str, float]:
         return {"compilations": float(compilations())}
 
 
@@ -111,17 +111,18 @@ class OnDevice(nn.Module):
     def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
         with autocast(self.device, self.dtype):
             output = self.model(*(value.to(self.device) for value in (x_t, mixture, t, guessed))).float()
-        compute()
+        sync()
         return output.to(x_t.device)
 
 
-def compute() -> None:
+def sync() -> None:
     """Compile and start all that is pending on the device of this thread.
 
-    Before anything is read, for what is read alone is computed alone, and all that it was made of once more later on.
-    The threads of a process share what one of them has compiled: devices meet in a collective of one executable only.
+    Call it before a value is read: reading compiles a graph for that value alone, and its inputs would be computed
+    once more later. The threads of a process share what one of them has compiled: devices meet in a collective of one
+    executable only.
     """
-    with COMPILING:
+    with COMPILE_LOCK:
         torch_xla.sync()
 
 
@@ -131,13 +132,13 @@ def compilations() -> int:
     return data[0] if data else 0
 
 
-def end_all(error: Exception) -> None:
-    """End all processes of this run, for those that are not in trouble would wait for this one's next sum for ever; and
-    torch_xla.launch, for them. Alone, do nothing: the error is heard of by the one that launched it."""
+def kill_all_processes(error: Exception) -> None:
+    """Print the error and kill all processes of this run: the others would wait for this one's next sum for ever, and
+    torch_xla.launch for them. A single process does nothing, for its launcher reports the error."""
     if runtime.world_size() == 1:
         return
-    told = f"error: {error}" if isinstance(error, UserError | OSError) else traceback.format_exc()
-    print(told, file=sys.stderr, flush=True)
+    message = f"error: {error}" if isinstance(error, UserError | OSError) else traceback.format_exc()
+    print(message, file=sys.stderr, flush=True)
     for other in psutil.Process(os.getppid()).children():
         with suppress(psutil.Error):  # it may have ended by itself
             if other.pid != os.getpid() and "--multiprocessing-fork" in other.cmdline():  # not multiprocessing's helper

@@ -1,8 +1,9 @@
-"""How far the vocals may be wrong, bin by bin: a small head upon the trained network, whose weights it leaves alone.
+"""How far the vocals may be wrong, bin by bin: a small head upon the trained network, whose weights stay as they are.
 
-The real and the imaginary part of the error of a bin are each taken for `scale` times a draw of Student's t. The head
-learns the scale; a factor for each octave and level, fitted to songs that did not train, makes the intervals cover what
-they say in the mean over these songs; of one more song nothing is guaranteed. `scripts/fit_uncertainty.py` fits both.
+The real and the imaginary part of the error of a bin are each modelled as `scale` times a draw of Student's t. The
+head learns the scale. A factor for each octave and level, fitted to songs that did not train it, lets the intervals
+cover what they promise in the mean over these songs; for one further song nothing is guaranteed.
+`scripts/fit_uncertainty.py` fits both.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..unet import Patches
 HIDDEN = 8  # width of the hidden layer
 FLOOR = 1e-4  # 80 dB below the song's level, magnitudes look alike
 LOWEST_HZ, OCTAVES = 62.5, 7  # the first class ends at 125 Hz, the last has no end
-LEVELS_DB = (-15.0, 0.0, 15.0)  # of a bin of the mixture above the song's level, between the classes
+LEVELS_DB = (-15.0, 0.0, 15.0)  # edges between the classes of level: dB of a bin of the mixture above the song's level
 QUIET_DB = -30.0  # quieter bins of the mixture, some 60 dB below the loudest, are not what is fitted or judged
 
 
@@ -40,7 +41,7 @@ def levels(mixture: Tensor, level: Tensor) -> Tensor:
 class ScaleHead(nn.Module):
     """`head(features, mixture, vocals, level)` -> the log of the scale of each bin, `(B, C, F, T)`.
 
-    It is fitted to separations under `config`; under other settings the errors are others: see `unfitted`.
+    It is fitted to separations under `config`; under other settings the errors are others: see `settings_not_fitted`.
 
     Attributes:
         log_factor: `(octaves, levels)`, added to what was learnt.
@@ -65,7 +66,7 @@ class ScaleHead(nn.Module):
     def forward(self, features: Tensor, mixture: Tensor, vocals: Tensor, level: Tensor) -> Tensor:
         """
         Args:
-            features: what the network's last layer hears, `(B, W, T', F')` in patches.
+            features: the input of the network's last layer, `(B, W, T', F')` in patches.
             mixture, vocals: STFT, complex `(B, C, F, T)`.
             level: of the song, `(B, 1, 1, 1)`.
         """
@@ -81,23 +82,23 @@ class ScaleHead(nn.Module):
         factor = self.log_factor[octaves(bins, self.audio).to(found.device)[:, None], levels(mixture, level)]
         return found + factor + level.log()
 
-    def unfitted(self, config: Config) -> list[str]:
-        """The settings, `section.key`, that change the errors and in which `config` is not what the head was fitted
-        under: the config of its file."""
+    def settings_not_fitted(self, config: Config) -> list[str]:
+        """The settings, `section.key`, that change the errors and differ between `config` and the config that the head
+        was fitted under, which is that of its file."""
         changed = differences(self.config, config)
         return [key for key in changed if key.startswith("diffusion.") or key == "separation.subtract"]
 
 
 @contextmanager
-def listening(network: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that holds what the last layer of a UNet heard in its latest pass: the features of a `ScaleHead`."""
-    heard: list[Tensor] = []
+def record_features(network: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that holds the input of a UNet's last layer in its latest pass: the features of a `ScaleHead`."""
+    features: list[Tensor] = []
 
-    def hear(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        heard[:] = inputs
+    def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features[:] = inputs
 
-    hook = network.head[-1].register_forward_pre_hook(hear)
+    hook = network.head[-1].register_forward_pre_hook(record)
     try:
-        yield heard
+        yield features
     finally:
         hook.remove()

@@ -45,15 +45,15 @@ def require_folder(path: Path) -> None:
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that no other process uses and that says who writes it, see `_is_alive`. It is short: a
     suffix to a long Korean name could pass the 255 bytes of a file name."""
-    return path.with_name(f".{_owner()}-{uuid.uuid4().hex[:12]}{PART}")
+    return path.with_name(f".{_process_name()}-{uuid.uuid4().hex[:12]}{PART}")
 
 
-def _owner() -> str:
-    """This machine and this process, as a part of a name."""
-    return f"{_machine():08x}-{os.getpid()}-{_born(os.getpid())}"
+def _process_name() -> str:
+    """This machine and this process, as a part of a file name."""
+    return f"{_machine():08x}-{os.getpid()}-{_start_time(os.getpid())}"
 
 
-def _born(pid: int) -> int:
+def _start_time(pid: int) -> int:
     """When a process began, as a number that stays the same when the clock is set: a pid alone is used anew. On Linux
     psutil counts from the time of the boot, which moves with the clock. Raises psutil.Error."""
     try:
@@ -79,22 +79,22 @@ def _is_alive(path: Path) -> bool | None:
     if not found or int(found[1], 16) != _machine():
         return None
     try:
-        return _born(int(found[2])) == int(found[3])
+        return _start_time(int(found[2])) == int(found[3])
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:  # it is there, and somebody else's
         return True
 
 
-def own_folder() -> tempfile.TemporaryDirectory:
+def temporary_folder() -> tempfile.TemporaryDirectory:
     """A folder for temporary files of this process; those that killed processes left are removed. Raises OSError."""
     for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
         if _is_alive(left) is False:
             shutil.rmtree(left, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{_owner()}-", ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{_process_name()}-", ignore_cleanup_errors=True)
 
 
-def follow(path: Path) -> Path:
+def resolve_target(path: Path) -> Path:
     """Where writing to `path` leads: a symbolic link is written through.
 
     Raises:
@@ -135,8 +135,8 @@ def replace_file(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Let an OSError say which file it is about: of a full disk, Python does not."""
+def with_filename(path: Path) -> Iterator[None]:
+    """Add the name of the file to an OSError: Python leaves it out when the disk is full."""
     try:
         yield
     except OSError as error:
@@ -145,7 +145,7 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
-def numbered(name: str) -> Iterator[str]:
+def numbered_names(name: str) -> Iterator[str]:
     """`name`, `name-2`, `name-3`, ...: names to try until one is free."""
     return chain([name], (f"{name}-{number}" for number in count(2)))
 
@@ -156,11 +156,11 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         UserError: the file that is there is write-protected.
     """
-    path = follow(path)
+    path = resolve_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
-        with named(path):
+        with with_filename(path):
             write(temporary)
             flush(temporary)
             replace_file(temporary, path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .errors import UserError
-from .interrupt import listen
+from .interrupt import install_handlers
 from .memory import keep_freed_memory
 
 
@@ -33,18 +33,18 @@ def main(run: Callable[[], int]) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
-    listen()  # SIGTERM, of `timeout` and of clusters, is heard like Ctrl-C: what is unfinished is cleaned up
+    install_handlers()  # SIGTERM, of `timeout` and of clusters, acts like Ctrl-C: what is unfinished is cleaned up
     try:
-        _leave(run())
+        _exit(run())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        _leave(2)
+        _exit(2)
     except OSError as error:  # a full disk, a folder without rights: the sentence of the system names file and reason
         print(f"error: {error}", file=sys.stderr)
-        _leave(1)
+        _exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        _leave(130)
+        _exit(130)
 
 
 def open_streams() -> None:
@@ -68,9 +68,9 @@ def say(text: str) -> None:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
 
-def _leave(code: int) -> NoReturn:
-    """Exit; as a process of torchrun at once: while Python took itself down, torch 2.11 with gloo was seen to abort
-    ("terminate called without an active exception"), and the code of a run that had done its work was lost."""
+def _exit(code: int) -> NoReturn:
+    """Exit. A process of torchrun skips Python's own shutdown, in which torch 2.11 with gloo was seen to abort
+    ("terminate called without an active exception"), so that the exit code of a run that had ended well was lost."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -14,21 +14,22 @@ from torch import Tensor
 
 from .errors import UserError
 
-INSTALL = 'pip install "torch==2.11.*" "torchaudio==2.11.*" --index-url https://download.pytorch.org/whl/'
+PIP_INSTALL = 'pip install "torch==2.11.*" "torchaudio==2.11.*" --index-url https://download.pytorch.org/whl/'
 
 
-class Place(NamedTuple):
-    """Which of the processes that `torchrun` started this one is; alone, it is the first of one."""
+class TorchrunEnv(NamedTuple):
+    """Which of the processes that `torchrun` started this one is."""
 
     rank: int
     local_rank: int  # among those of this machine
     world_size: int
 
 
-def place() -> Place:
-    if "RANK" not in os.environ:  # some clusters set WORLD_SIZE for what they call tasks
-        return Place(0, 0, 1)
-    return Place(*(int(os.environ.get(name, default)) for name, default in
+def torchrun_env() -> TorchrunEnv:
+    """What torchrun's environment variables say; without torchrun, this is the only process."""
+    if "RANK" not in os.environ:  # some clusters set WORLD_SIZE alone, and mean their own tasks by it
+        return TorchrunEnv(0, 0, 1)
+    return TorchrunEnv(*(int(os.environ.get(name, default)) for name, default in
                    (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))))  # fmt: skip
 
 
@@ -41,13 +42,13 @@ def resolve_device(name: str = "auto") -> torch.device:
     """
     asked = name
     if name == "auto":
-        mps = torch.backends.mps.is_available() and place().world_size == 1
+        mps = torch.backends.mps.is_available() and torchrun_env().world_size == 1
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
-        if device.type == "cuda" and place().world_size > 1:
-            device = torch.device("cuda", place().local_rank)
-        (torch.ones(1, device=device) + 1).item()  # memory alone says little: torch may have no kernels for this GPU
+        if device.type == "cuda" and torchrun_env().world_size > 1:
+            device = torch.device("cuda", torchrun_env().local_rank)
+        (torch.ones(1, device=device) + 1).item()  # compute something: torch may have no kernels for this GPU
     except (RuntimeError, AssertionError) as error:
         why = str(error).strip().splitlines()[0]
         raise UserError(f"device '{name}' cannot be used here ({why}); {_remedy(asked, name, why)}") from None
@@ -57,26 +58,26 @@ def resolve_device(name: str = "auto") -> torch.device:
 def _remedy(asked: str, name: str, why: str) -> str:
     """What to do where device `name`, which `asked` led to, cannot be used, and torch says `why`."""
     gpus = torch.cuda.device_count()
-    if name.startswith("cuda") and place().local_rank >= gpus > 0:
+    if name.startswith("cuda") and torchrun_env().local_rank >= gpus > 0:
         return (
             f"each process needs a GPU of its own: give torchrun --nproc_per_node={gpus} or less, or use --device cpu"
         )
     if name.startswith("cuda") and not torch.version.hip and ("no kernel image" in why or (not gpus and nvidia_gpu())):
-        return f"use --device cpu, or mend this: {_misfit()}"
+        return f"use --device cpu, or mend this: {_gpu_unused_because()}"
     return "use --device cpu" if asked == "auto" else "use --device auto or --device cpu"
 
 
 def choose_device(name: str = "auto") -> torch.device:
     """`resolve_device`, and a line on stdout that says what was taken and why."""
     device = resolve_device(name)
-    announce(name, device)
+    announce_device(name, device)
     return device
 
 
-def announce(name: str, device: torch.device) -> None:
+def announce_device(name: str, device: torch.device) -> None:
     """Say, once, which device was taken when `name` was asked for, and why."""
-    if place().rank == 0:
-        print(f"device: {device_name(device)}, {reason(name, device)}")
+    if torchrun_env().rank == 0:
+        print(f"device: {device_name(device)}, {device_reason(name, device)}")
 
 
 def device_name(device: torch.device) -> str:
@@ -84,7 +85,7 @@ def device_name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
-def reason(name: str, device: torch.device) -> str:
+def device_reason(name: str, device: torch.device) -> str:
     """Why `device` was taken when `name` was asked for; where `auto` overlooks an NVIDIA GPU, how to get at it."""
     if name != "auto":
         return "as asked for"
@@ -92,27 +93,27 @@ def reason(name: str, device: torch.device) -> str:
         return "the fastest that torch can use here"
     if not nvidia_gpu():
         return "for torch finds no GPU here"
-    return f"though this computer has an NVIDIA GPU: {_misfit()}"
+    return f"though this computer has an NVIDIA GPU: {_gpu_unused_because()}"
 
 
-def _misfit() -> str:
+def _gpu_unused_because() -> str:
     """Why torch does not use the NVIDIA GPU of this computer, and how to get one that does."""
     version = torch.__version__
     if torch.version.cuda is None:
-        return f"the installed torch {version} is for CPUs only; get one for GPUs with: {install()}"
+        return f"the installed torch {version} is for CPUs only; get one for GPUs with: {install_command()}"
     if torch.cuda.is_available():
-        return f"the installed torch {version} has no kernels for it; get one that has with: {install()}"
+        return f"the installed torch {version} has no kernels for it; get one that has with: {install_command()}"
     return (
         f"torch {version}, made for CUDA {torch.version.cuda}, cannot use it; its driver may be too old for that, "
-        f"so update it, or get another torch with: {install()}"
+        f"so update it, or get another torch with: {install_command()}"
     )
 
 
-def install() -> str:
+def install_command() -> str:
     """The command that gets a torch for the NVIDIA GPU of this computer. Of version 2.11, cu126 has kernels for compute
     capabilities 5.0 to 9.0, cu128 for 7.5 to 12.0 (PyTorch's RELEASE.md)."""
     capabilities = re.findall(r"\d+\.\d+", nvidia_smi("--query-gpu=compute_cap", "--format=csv,noheader"))
-    return INSTALL + ("cu128" if any(float(capability) > 9 for capability in capabilities) else "cu126")
+    return PIP_INSTALL + ("cu128" if any(float(capability) > 9 for capability in capabilities) else "cu126")
 
 
 def nvidia_gpu() -> bool:
@@ -167,8 +168,9 @@ def move(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device)
 
 
-class Table:
-    """A constant tensor, kept once for every device and dtype that asks: to copy it anew is to wait for the GPU."""
+class Constant:
+    """A constant tensor, and its copies on the devices and in the dtypes it is needed in: each is made once, for every
+    copy waits for the GPU."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values

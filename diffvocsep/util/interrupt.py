@@ -1,4 +1,5 @@
-"""Ctrl-C, the polite kill of torchrun and of clusters, a closed terminal: what runs comes to a good end."""
+"""Signals that ask for a stop (Ctrl-C, SIGTERM of torchrun and clusters, a closed terminal): the step is finished and
+saved first."""
 
 from __future__ import annotations
 
@@ -12,62 +13,64 @@ from contextlib import contextmanager, suppress
 
 # SIGHUP: the terminal was closed. Windows has none.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-HEARING: set[Interruption] = set()
-BEGUN = True
+LISTENERS: set[Interruption] = set()  # those whose `with` block runs
+EXIT_AT_ONCE = False  # whether a signal ends the process without a word to them, see `exit_on_signal`
 
 
 class Interruption:
-    """Whether someone wants a stop, heard within `with`; the second time, it is a KeyboardInterrupt at once.
+    """Within its `with` block, the first signal only sets `requested`; the second raises KeyboardInterrupt.
 
-    Only the main thread can listen. In another one this hears what `listen`, called in the main one, passes on.
+    Python handles signals in the main thread only. A block in another thread needs `install_handlers`, called in the
+    main one.
 
     Args:
-        say: told of the first time.
+        say: called with a line of text at the first signal.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.asked = say, False
+        self.say, self.requested = say, False
 
     def __enter__(self) -> Interruption:
-        HEARING.add(self)
-        self.previous = listen() if threading.current_thread() is threading.main_thread() else {}
+        LISTENERS.add(self)
+        self.previous = install_handlers() if threading.current_thread() is threading.main_thread() else {}
         return self
 
     def __exit__(self, *_: object) -> None:
-        HEARING.discard(self)
+        LISTENERS.discard(self)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def hear(self) -> None:
-        if self.asked:
+    def request(self) -> None:
+        """A signal has come."""
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         self.say("stopping after this step (a second time: at once)")
 
 
-def listen() -> dict[int, object]:
-    """Let all interruptions of this process hear; returns the handlers that did so before. Under `nohup`, a closed
-    terminal stays unheard."""
-    heard = [number for number in SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
-    return {number: signal.signal(number, _deliver) for number in heard}
+def install_handlers() -> dict[int, object]:
+    """Pass signals on to the `Interruption`s of this process; returns the handlers that were there before, by number.
+    Under `nohup`, a closed terminal is still ignored."""
+    handled = [number for number in SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, _handle) for number in handled}
 
 
-def _deliver(number: int, *_: object) -> None:
+def _handle(number: int, *_: object) -> None:
     if number == getattr(signal, "SIGHUP", None):
-        _give_up_terminal()
-    if not BEGUN:
+        _detach_terminal()
+    if EXIT_AT_ONCE:
         with suppress(OSError):
             os.write(2, b"interrupted\n")
         os._exit(130)
-    if not HEARING:
+    if not LISTENERS:
         raise KeyboardInterrupt
-    for interruption in list(HEARING):
-        interruption.hear()
+    for interruption in list(LISTENERS):
+        interruption.request()
 
 
-def _give_up_terminal() -> None:
-    """Let stdout and stderr end in nothing where nobody reads them any more: who writes to a closed terminal, or to
-    the pipe of a program that went with it, would fail before anything is saved."""
+def _detach_terminal() -> None:
+    """Point stdout and stderr to the null device where nobody reads them any more: a write to a closed terminal, or to
+    the pipe of a program that ended with it, would fail before anything is saved."""
     for descriptor in (1, 2):
         try:
             mode = os.fstat(descriptor).st_mode
@@ -86,12 +89,12 @@ def _give_up_terminal() -> None:
 
 
 @contextmanager
-def nothing_begun() -> Iterator[None]:
-    """Around imports: whoever wants a stop gets it at once, with exit code 130. A KeyboardInterrupt in the middle of an
-    import can be caught there, or leave half a module behind."""
-    global BEGUN
-    BEGUN = False
+def exit_on_signal() -> Iterator[None]:
+    """Around imports: a signal ends the process at once, with exit code 130. A KeyboardInterrupt in the middle of an
+    import could be caught there, or leave half a module behind."""
+    global EXIT_AT_ONCE
+    EXIT_AT_ONCE = True
     try:
         yield
     finally:
-        BEGUN = True
+        EXIT_AT_ONCE = False

@@ -1,5 +1,5 @@
-"""What is said of a key of the config where the key stands: its limit, when it matters, whether trained weights are
-bound to it, and whether a separation reads it. Nothing here knows a key of this project."""
+"""Dataclass fields for config keys, with metadata: the limit of a value, when the key matters, whether trained weights
+are bound to it, and whether a separation reads it. Nothing here knows a key of this project."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ class Condition:
     holds: Callable[[Any], bool]  # of its value
 
 
-def about(limit: Limit | None = None, *used: Condition, fixed: bool = False, separates: bool = False) -> dict[str, Any]:
+def field_metadata(
+    limit: Limit | None = None, *conditions: Condition, fixed: bool = False, separates: bool = False
+) -> dict[str, Any]:
     """The metadata of a dataclass field.
 
     Args:
         limit: what a value must be, beside having the type.
-        used: conditions under which the key matters at all; where one does not hold, it is ignored.
+        conditions: where one of them does not hold, the key is ignored.
         fixed: whether trained weights are bound to the value.
-        separates: whether a separation reads it, of the settings that weights leave open.
+        separates: whether a separation reads it, of the settings that trained weights are not bound to.
     """
-    return {"limit": limit, "used": used, "fixed": fixed, "separates": separates}
+    return {"limit": limit, "used": conditions, "fixed": fixed, "separates": separates}
 
 
 def key(default: Any, *what: Limit | Condition | None, **flags: bool) -> Any:
-    """A dataclass field with its default, and the rest as `about` takes it."""
-    return field(default=default, metadata=about(*what, **flags))
+    """A dataclass field with its default, and the rest as `field_metadata` takes it."""
+    return field(default=default, metadata=field_metadata(*what, **flags))
 
 
 def between(low: float, high: float) -> Limit:
@@ -42,7 +44,7 @@ def between(low: float, high: float) -> Limit:
 
 
 def at_least(low: float, high: float) -> Limit:
-    """For keys whose upper bound is only what no computer can do more of."""
+    """For keys whose upper bound is merely out of any computer's reach."""
     return Limit(f"at least {low} and at most {high}", lambda v: low <= v <= high)
 
 

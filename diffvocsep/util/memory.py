@@ -7,8 +7,8 @@ import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-KEEP = 2**30  # bytes
-LARGEST = 2**25  # bytes; the most that every 64-bit glibc takes for M_MMAP_THRESHOLD
+KEPT_BYTES = 2**30  # bytes
+MAX_MMAP_THRESHOLD = 2**25  # bytes; the most that every 64-bit glibc takes for M_MMAP_THRESHOLD
 
 
 def keep_freed_memory() -> None:
@@ -18,7 +18,9 @@ def keep_freed_memory() -> None:
     Otherwise glibc hands tensors of some MB back to the kernel, which fills their pages with zeros anew, layer after
     layer: a fifth of the time of a separation on two CPU cores (docs/benchmarks.md). The peak stays about what it was.
     """
-    told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not told else None
-    if mallopt is not None and mallopt(M_MMAP_THRESHOLD, LARGEST):  # else it would never grow by itself again
-        mallopt(M_TRIM_THRESHOLD, KEEP)
+    configured = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not configured else None
+    if mallopt is not None and mallopt(
+        M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD
+    ):  # else it would never grow by itself again
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -14,24 +14,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DRAWING = 4  # threads that draw noise: NumPy lets them work side by side
+NOISE_THREADS = 4  # threads that draw noise: NumPy lets them work side by side
 NOISE_BLOCK = 64  # frames
-GAMMA, MIX = 0x9E3779B97F4A7C15 - 2**64, ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
-ORIGIN = 2**16  # blocks; keeps indices of frames before the song's start positive
+SPLITMIX_GAMMA, SPLITMIX_ROUNDS = (
+    0x9E3779B97F4A7C15 - 2**64,
+    ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)),
+)
+BLOCK_OFFSET = 2**16  # blocks; keeps indices of frames before the song's start positive
 
 
 def generator(seed: int, stream: str, *indices: int) -> np.random.Generator:
-    """A NumPy generator for one place of one stream."""
+    """A NumPy generator for one position, `indices`, of one stream."""
     return np.random.default_rng([seed, zlib.crc32(stream.encode()), *indices])
 
 
 def normal(shape: tuple[int, ...], seed: int, stream: str, *indices: int) -> Tensor:
-    """Standard normal float32 tensor of `shape` for one place of one stream."""
+    """Standard normal float32 tensor of `shape` for one position of one stream."""
     return torch.from_numpy(generator(seed, stream, *indices).standard_normal(shape, dtype=np.float32))
 
 
 def key(seed: int, stream: str, *indices: int) -> int:
-    """One place of one stream, for `hashed_normal`."""
+    """An int64 key of one position of one stream, for `hashed_normal`."""
     return int(generator(seed, stream, *indices).integers(-(2**63), 2**63))
 
 
@@ -44,8 +47,8 @@ def hashed_normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """
     count = math.prod(shape)
     places = torch.arange(1, count // 2 + 2, device=keys.device)
-    bits = keys[:, None] + places * GAMMA  # integers wrap around
-    for shift, factor in MIX:
+    bits = keys[:, None] + places * SPLITMIX_GAMMA  # integers wrap around
+    for shift, factor in SPLITMIX_ROUNDS:
         bits = (bits ^ _shifted(bits, shift)) * factor
     bits = bits ^ _shifted(bits, 31)
     radius = (-2 * ((_shifted(bits, 32) + 0.5) * 2**-32).log()).sqrt()
@@ -54,7 +57,7 @@ def hashed_normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _shifted(bits: Tensor, places: int) -> Tensor:
-    """To the right, with zeros from the left: torch repeats the sign."""
+    """A logical shift to the right; torch's own repeats the sign."""
     return (bits >> places) & (2 ** (64 - places) - 1)
 
 
@@ -63,8 +66,8 @@ def frame_noise(channels: int, bins: int, first: int, frames: int, seed: int, *i
     it is computed in."""
     blocks = range(first // NOISE_BLOCK, (first + frames - 1) // NOISE_BLOCK + 1)
     shape = (channels, bins, NOISE_BLOCK)
-    with ThreadPoolExecutor(DRAWING, "noise") as threads:
-        drawn = list(threads.map(lambda b: normal(shape, seed, "frames", *indices, ORIGIN + b), blocks))
+    with ThreadPoolExecutor(NOISE_THREADS, "noise") as threads:
+        drawn = list(threads.map(lambda b: normal(shape, seed, "frames", *indices, BLOCK_OFFSET + b), blocks))
     noise = torch.cat(drawn, dim=-1)
     start = first - blocks[0] * NOISE_BLOCK
     return noise[..., start : start + frames]

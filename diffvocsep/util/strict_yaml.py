@@ -22,11 +22,11 @@ import yaml
 
 from .errors import UserError
 
-LARGEST = 10**5  # characters of a file
-MOST = 5000  # names, values and brackets in it
-LONGEST = 4096  # characters of a name or value; the longest path
-LONGEST_NAME = 80  # characters of a name that is compared with the valid ones
-DEEPEST = 10  # collections in one another; sections, keys and lists make three
+MAX_CHARACTERS = 10**5  # characters of a file
+MAX_EVENTS = 5000  # names, values and brackets in it
+MAX_VALUE = 4096  # characters of a name or value; the longest path
+MAX_COMPARED = 80  # characters of a name that is compared with the valid ones
+MAX_DEPTH = 10  # collections in one another; sections, keys and lists make three
 
 Sections = dict[str, dict[str, Any]]
 
@@ -44,7 +44,7 @@ def read(path: Path) -> Any:
     """The content of a YAML file in UTF-8, with or without BOM; None if it is empty."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            text = file.read(LARGEST + 1)
+            text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise UserError("this file does not exist: give the path of a YAML file") from None
     except UnicodeDecodeError:
@@ -58,8 +58,8 @@ def read(path: Path) -> Any:
 
 def parse(text: str) -> Any:
     """The value of one YAML document; a key may stand only once."""
-    if len(text) > LARGEST:
-        raise UserError(f"this is longer than {LARGEST} characters: give a configuration")
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"this is longer than {MAX_CHARACTERS} characters: give a configuration")
     try:
         _refuse_bombs(text)
         loader = _Loader(text)  # refuses control characters
@@ -84,18 +84,18 @@ def _refuse_bombs(text: str) -> None:
     depth = 0
     for count, event in enumerate(yaml.parse(text, _Loader)):
         reason = ""
-        if count > MOST:
-            reason = f"begins more than the {MOST} names and values that there may be"
+        if count > MAX_EVENTS:
+            reason = f"begins more than the {MAX_EVENTS} names and values that there may be"
         elif isinstance(event, yaml.AliasEvent):
             reason = "an alias, such as *name, is not taken: write out what it stands for"
         elif getattr(event, "tag", None) is not None:
             reason = "a tag, such as !name, is not taken: leave it out"
-        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST:
-            reason = f"a name or value is longer than {LONGEST} characters"
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_VALUE:
+            reason = f"a name or value is longer than {MAX_VALUE} characters"
         elif isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > DEEPEST:
-                reason = f"brackets or lines are nested more than {DEEPEST} deep"
+            if depth > MAX_DEPTH:
+                reason = f"brackets or lines are nested more than {MAX_DEPTH} deep"
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if reason:
@@ -118,7 +118,7 @@ def _refuse_duplicates(node: yaml.Node, section: str = "") -> None:
 
 
 @contextmanager
-def blame(source: object) -> Iterator[None]:
+def prefix_errors(source: object) -> Iterator[None]:
     """Put the name of the source before the message of a UserError."""
     try:
         yield
@@ -174,7 +174,7 @@ def _unknown_key(section: str, key: str, sections: Mapping[str, Mapping[str, Any
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The most similar of the valid names, however different it is; `lr` for `learning_rate`, whose initials it is."""
-    name = name[:LONGEST_NAME]
+    name = name[:MAX_COMPARED]
     names, initials = list(valid), "".join(re.findall(r"(?<![a-z])[a-z]", name.lower()))
     return initials if initials in names else difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.0)[0]
 

@@ -24,7 +24,7 @@ from diffvocsep.audio import AudioReader, AudioWriter, containers, layout, mpeg,
 from diffvocsep.audio.formats import FFMPEG, SONGS
 from diffvocsep.audio.turns import join, split
 from diffvocsep.util import atomic
-from diffvocsep.util.atomic import own_folder, remove_leftovers, temporary_name
+from diffvocsep.util.atomic import remove_leftovers, temporary_folder, temporary_name
 from diffvocsep.util.errors import UserError
 
 RATE, SECONDS = 44100, 3
@@ -382,20 +382,20 @@ def test_leftovers_of_the_dead_are_removed_and_of_the_living_never(tmp_path, mon
     mine = temporary_name(tmp_path / "a.wav")
     mine.touch()
     os.utime(mine, (1, 1))  # the clock was set, or it was silent for long
-    begun = f"-{os.getpid()}-{atomic._born(os.getpid())}-"
+    begun = f"-{os.getpid()}-{atomic._start_time(os.getpid())}-"
     reused = tmp_path / temporary_name(tmp_path / "a.wav").name.replace(begun, f"-{os.getpid()}-7-")
     reused.touch()  # of one that had the number of this process before it
-    born = atomic._born(os.getpid())
-    monkeypatch.setattr(atomic, "_born", lambda pid: born)
+    born = atomic._start_time(os.getpid())
+    monkeypatch.setattr(atomic, "_start_time", lambda pid: born)
     monkeypatch.setattr(atomic.os, "getpid", lambda: dead.pid)
-    theirs, folder = temporary_name(tmp_path / "a.wav"), own_folder()
+    theirs, folder = temporary_name(tmp_path / "a.wav"), temporary_folder()
     theirs.touch()
     os.utime(theirs, (1, 1))
     monkeypatch.undo()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     remove_leftovers(tmp_path, seconds=0)
     assert mine.exists() and not theirs.exists() and not reused.exists()
-    own_folder().cleanup()
+    temporary_folder().cleanup()
     assert not Path(folder.name).exists()
 
 

@@ -61,4 +61,4 @@ def test_silence_in_a_song_with_an_offset_stays_silent():
 
 def test_silence_is_left_alone():
     silence = torch.zeros(2, RATE)
-    assert torch.equal(without(silence), silence) and Rumble(RATE).much() == (False, False)
+    assert torch.equal(without(silence), silence) and Rumble(RATE).is_significant() == (False, False)

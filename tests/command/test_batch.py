@@ -25,7 +25,7 @@ from diffvocsep.checkpoint import FORMAT, load_checkpoint, load_model, release, 
 from diffvocsep.command.batch import separate_file
 from diffvocsep.command.jobs import Job, Output, duration, pair_outputs, plan, separate_all
 from diffvocsep.config import to_dict
-from diffvocsep.plot import middle
+from diffvocsep.plot import middle_excerpt
 from diffvocsep.separator import Separator
 from diffvocsep.util.errors import UserError
 
@@ -103,10 +103,10 @@ def test_an_error_in_the_middle_leaves_the_old_output_and_nothing_else(tmp_path)
 def test_the_middle_of_a_song(tmp_path):
     mixture = song(10.0)
     write(tmp_path / "in.wav", mixture, RATE)
-    excerpt, rate, start = middle(tmp_path / "in.wav", 3.0)
+    excerpt, rate, start = middle_excerpt(tmp_path / "in.wav", 3.0)
     assert (rate, start) == (RATE, 3.5)
     assert torch.equal(excerpt, mixture[:, 28000:52000])
-    everything, _, start = middle(tmp_path / "in.wav", 20.0)
+    everything, _, start = middle_excerpt(tmp_path / "in.wav", 20.0)
     assert start == 0
     assert torch.equal(everything, mixture)
 
@@ -161,10 +161,10 @@ def test_where_results_go(tmp_path):
 def test_a_folder_need_not_exist(tmp_path):
     a, out = Song(tmp_path / "a.wav"), tmp_path / "out"
     for text in [str(out), f"{out}/", f"{tmp_path}/../{tmp_path.name}/out"]:
-        assert [p.resolve() for p in pair_outputs([a], Output.named(text), "vocals", one=True)] == [
+        assert [p.resolve() for p in pair_outputs([a], Output.from_text(text), "vocals", one=True)] == [
             out / "a_vocals.wav"
         ]
-    dots = Output.named(f"{tmp_path / 'Vol. 2.wav'}/")  # a slash says that it is one, whatever its name
+    dots = Output.from_text(f"{tmp_path / 'Vol. 2.wav'}/")  # a slash says that it is one, whatever its name
     assert pair_outputs([a], dots, "vocals", one=True, ending=".mp3") == [tmp_path / "Vol. 2.wav" / "a_vocals.mp3"]
     assert pair_outputs([a, Song(tmp_path / "b.wav")], dots, "vocals", one=False)[1].name == "b_vocals.wav"
 

@@ -112,13 +112,13 @@ def test_a_link_in_the_place_of_the_target_is_not_followed(tmp_path):
 def test_bombs_are_not_lit(tmp_path, make):
     path = make(tmp_path / "archive", {f"train/{i}.wav": bytes(300_000) for i in range(4)})
     assert path.stat().st_size < 12_000
-    text = refused(path, largest=1_000_000)
+    text = refused(path, max_bytes=1_000_000)
     assert "0.0012 GB unpacked" in text and "0.001 GB that a dataset may have" in text
-    unpack(path, tmp_path / "target", largest=1_200_000)
+    unpack(path, tmp_path / "target", max_bytes=1_200_000)
 
 
 def test_many_entries_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ENTRIES", 20)
+    monkeypatch.setattr(module, "MAX_ENTRIES", 20)
     assert "21 entries" in refused(zipped(tmp_path / "a.zip", {f"{i}.wav": b"" for i in range(21)}))
 
 
@@ -289,7 +289,7 @@ def try_mutated(content: bytes, folder: Path) -> None:
     archive, target = folder / "a", folder / "target"
     archive.write_bytes(content)
     try:
-        unpack(archive, target, largest=10**6)
+        unpack(archive, target, max_bytes=10**6)
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 300 + len(str(folder))
         assert not target.exists()

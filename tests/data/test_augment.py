@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffvocsep.config import load_config
-from diffvocsep.data.augment import KNOTS, Room, alter, source_length, turn
+from diffvocsep.data.augment import KNOTS, Room, augment, rotate_stereo, source_length
 from diffvocsep.data.mixing import Segments
 
 RATE = 16000
@@ -21,7 +21,7 @@ def sine(hertz: float, samples: int) -> torch.Tensor:
 
 def altered(waveform: torch.Tensor, gains_db: np.ndarray = FLAT, room: Room | None = None) -> torch.Tensor:
     """One item, as a batch of one."""
-    return alter(waveform[None], [waveform.shape[-1]], LENGTH, RATE, torch.from_numpy(gains_db)[None], [room])[0]
+    return augment(waveform[None], [waveform.shape[-1]], LENGTH, RATE, torch.from_numpy(gains_db)[None], [room])[0]
 
 
 def level(waveform: torch.Tensor) -> float:
@@ -47,7 +47,7 @@ def test_a_batch_is_its_items():
     waveforms = torch.randn(5, 2, max(samples))
     gains_db = generator.normal(0, 3, (5, len(KNOTS))).astype(np.float32)
     rooms = [Room.draw(generator), None, Room.draw(generator), None, None]
-    together = alter(waveforms, samples, LENGTH, RATE, torch.from_numpy(gains_db), rooms)
+    together = augment(waveforms, samples, LENGTH, RATE, torch.from_numpy(gains_db), rooms)
     for i, size in enumerate(samples):
         alone = altered(waveforms[i, :, :size], gains_db[i], rooms[i])
         torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=0)
@@ -73,7 +73,9 @@ def test_the_equalizer_has_its_gain_at_the_knots_and_half_of_it_between(knot):
 
 def test_a_turned_centre_goes_to_the_left_and_then_into_opposite_phases():
     voice = torch.randn(1, LENGTH).expand(2, LENGTH)
-    still, left, right, opposite = turn(voice.expand(4, 2, LENGTH), torch.tensor([0, 0.25, -0.25, 0.5]) * torch.pi)
+    still, left, right, opposite = rotate_stereo(
+        voice.expand(4, 2, LENGTH), torch.tensor([0, 0.25, -0.25, 0.5]) * torch.pi
+    )
     torch.testing.assert_close(still, voice)
     torch.testing.assert_close(left, torch.stack([2**0.5 * voice[0], torch.zeros(LENGTH)]), atol=1e-5, rtol=0)
     torch.testing.assert_close(right, left.flip(0), atol=1e-5, rtol=0)
@@ -82,7 +84,7 @@ def test_a_turned_centre_goes_to_the_left_and_then_into_opposite_phases():
 
 def test_turning_keeps_the_energy_of_any_stem():
     stems = torch.randn(8, 2, LENGTH)
-    turned = turn(stems, torch.linspace(-1.5, 1.5, 8))
+    turned = rotate_stereo(stems, torch.linspace(-1.5, 1.5, 8))
     torch.testing.assert_close(turned.square().sum((1, 2)), stems.square().sum((1, 2)))
 
 

@@ -24,7 +24,7 @@ from tracks import message
 
 from diffvocsep.config import Config, load_config
 from diffvocsep.data import check, download, train_tracks
-from diffvocsep.data.download import Source, fetch_http, provide
+from diffvocsep.data.download import Source, ensure_musdbhq, fetch_http
 
 
 def dataset(prefix: str = "") -> bytes:
@@ -157,7 +157,7 @@ def test_other_datasets_fetch_nothing(tmp_path, server):
 def test_free_space_is_checked_before(tmp_path, server, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage(10, 9, len(ARCHIVE) + 29_999))
-    assert "make room" in message(provide, config(tmp_path).data)
+    assert "make room" in message(ensure_musdbhq, config(tmp_path).data)
     assert server.requests == [] and visible(tmp_path) == []
 
 
@@ -166,30 +166,30 @@ def test_free_space_is_checked_before(tmp_path, server, monkeypatch):
 
 def test_a_connection_that_breaks_is_resumed(tmp_path, server):
     server.cut = [1000, 0, 5000, 1]
-    provide(config(tmp_path).data)
+    ensure_musdbhq(config(tmp_path).data)
     assert server.requests == ["bytes=0-", "bytes=1000-", "bytes=1000-", "bytes=6000-", "bytes=6001-"]
     assert visible(tmp_path) == ["test", "train"]
 
 
 def test_a_server_that_is_busy_is_asked_again(tmp_path, server):
     server.status = [503, 429]
-    provide(config(tmp_path).data)
+    ensure_musdbhq(config(tmp_path).data)
     assert len(server.requests) == 3 and visible(tmp_path) == ["test", "train"]
 
 
 def test_a_server_that_cannot_resume_starts_over(tmp_path, server):
     server.ranges, server.cut = False, [1000]
-    provide(config(tmp_path).data)
+    ensure_musdbhq(config(tmp_path).data)
     assert server.requests == ["bytes=0-", "bytes=1000-"] and visible(tmp_path) == ["test", "train"]
 
 
 def test_a_server_that_is_gone_leaves_what_has_come(tmp_path, server):
     server.cut = [3000] + [0] * download.ATTEMPTS
-    text = message(provide, config(tmp_path).data)
+    text = message(ensure_musdbhq, config(tmp_path).data)
     assert "the test's server cannot be reached" in text and "goes on" in text
     assert visible(tmp_path) == [] and (tmp_path / ".download" / "zenodo.part").stat().st_size == 3000
     server.cut = []
-    provide(config(tmp_path).data)
+    ensure_musdbhq(config(tmp_path).data)
     assert server.requests[-1] == "bytes=3000-" and visible(tmp_path) == ["test", "train"]
 
 
@@ -208,7 +208,7 @@ def test_a_killed_process_leaves_nothing_that_looks_whole_and_goes_on(tmp_path, 
         "import sys; from dataclasses import replace; from diffvocsep.config import DataConfig; "
         "from diffvocsep.data import download as d; d.BLOCK = 1000; u, size, root = sys.argv[1:]; "
         "d.ZENODO = replace(d.ZENODO, url=u, size=int(size), unpacked=1, sha256=None); "
-        "d.provide(DataConfig(musdbhq_root=root, download_source='zenodo'))"
+        "d.ensure_musdbhq(DataConfig(musdbhq_root=root, download_source='zenodo'))"
     )
     answer, hold = server.answer, threading.Event()
 
@@ -230,7 +230,7 @@ def test_a_killed_process_leaves_nothing_that_looks_whole_and_goes_on(tmp_path, 
     hold.set()
     server.answer, server.cut = answer, []
     assert visible(tmp_path) == []
-    provide(config(tmp_path).data)
+    ensure_musdbhq(config(tmp_path).data)
     assert visible(tmp_path) == ["test", "train"]
 
 
@@ -249,18 +249,18 @@ def test_unpacking_and_moving_go_on_where_they_stopped(tmp_path, server, monkeyp
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(download, "unpack", interrupted)
-        provide(config(tmp_path).data)
+        ensure_musdbhq(config(tmp_path).data)
     assert visible(tmp_path) == []
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", power_cut)
-        provide(config(tmp_path).data)
+        ensure_musdbhq(config(tmp_path).data)
     assert "train" not in visible(tmp_path)
     assert [t.name for t in train_tracks(config(tmp_path))] == ["A - B"]
     assert visible(tmp_path) == ["test", "train"] and len(server.requests) == 1
 
 
 def test_of_two_processes_one_fetches(tmp_path, server):
-    threads = [threading.Thread(target=provide, args=(config(tmp_path).data,)) for _ in range(3)]
+    threads = [threading.Thread(target=ensure_musdbhq, args=(config(tmp_path).data,)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -273,10 +273,10 @@ def test_of_two_processes_one_fetches(tmp_path, server):
 
 def test_a_wrong_checksum_is_found_and_the_file_removed(tmp_path, server):
     server.content = ARCHIVE[:-5000] + bytes([ARCHIVE[-5000] ^ 1]) + ARCHIVE[-4999:]
-    assert "not the file that it should be" in message(provide, config(tmp_path).data)
+    assert "not the file that it should be" in message(ensure_musdbhq, config(tmp_path).data)
     assert visible(tmp_path) == [] and not list((tmp_path / ".download").iterdir())
     server.content = ARCHIVE
-    provide(config(tmp_path).data)
+    ensure_musdbhq(config(tmp_path).data)
     assert visible(tmp_path) == ["test", "train"]
 
 

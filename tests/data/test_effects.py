@@ -25,14 +25,14 @@ from diffvocsep.data.effects import (
     Limiter,
     Pitch,
     Saturation,
-    affect,
-    at_positions,
+    apply_effects,
+    interpolate,
     levels,
     shift_pitch,
     stretch,
 )
 from diffvocsep.data.loader import load_segments
-from diffvocsep.data.mixing import PITCHED, SECOND_DB, VOICE_CHAIN, Segments, limit
+from diffvocsep.data.mixing import PITCH_PROBABILITY, SECOND_DB, VOICE_CHAIN, Segments, limit
 
 RATE = 16000
 SECOND = torch.arange(RATE, dtype=torch.float64) / RATE  # s
@@ -110,7 +110,7 @@ def test_a_batch_is_its_items(kind):
 
 def test_a_chain_goes_through_its_effects_in_order_and_leaves_the_others_alone():
     waveforms, chain = noise(3, 2, 9000), (Pitch(2.0), Compressor(-20.0, 4.0, 3), Echo(0.1, 0.4))
-    after = affect(waveforms, [(), chain, (Saturation(1.0),)], RATE)
+    after = apply_effects(waveforms, [(), chain, (Saturation(1.0),)], RATE)
     expected = waveforms[1]
     for effect in chain:
         expected = effect(expected, RATE)
@@ -161,11 +161,11 @@ def test_values_between_samples_lie_on_a_smooth_curve():
     wave, places = sine(200), torch.arange(100, 15000)
     for offset in (0.37, -7.9):
         expected = 0.1 * torch.sin(2 * torch.pi * 200 * (places + offset) / RATE)
-        between = at_positions(wave, places, torch.full((14900,), offset))
+        between = interpolate(wave, places, torch.full((14900,), offset))
         torch.testing.assert_close(between[0], expected, atol=2e-5, rtol=0)
-    assert torch.equal(at_positions(wave, torch.arange(RATE), torch.zeros(RATE)), wave)
+    assert torch.equal(interpolate(wave, torch.arange(RATE), torch.zeros(RATE)), wave)
     places, offsets = torch.tensor([-3, 0, 0, RATE - 1, RATE]), torch.tensor([0.0, -0.5, -9.2, 0.5, 9.0])
-    assert not at_positions(wave, places, offsets).any()
+    assert not interpolate(wave, places, offsets).any()
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
@@ -272,7 +272,7 @@ def test_an_effect_comes_as_often_as_its_key_says_and_on_voices_only(name):
 
 def test_a_quarter_of_the_voices_gets_another_pitch():
     shifts = [effect.semitones for draw in draws("data.pitch_semitones=5") for effect in draw.vocals.effects]
-    assert near(len(shifts), PITCHED)
+    assert near(len(shifts), PITCH_PROBABILITY)
     assert -5 <= min(shifts) < -4 and 4 < max(shifts) <= 5
 
 

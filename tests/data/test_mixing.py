@@ -364,7 +364,7 @@ def test_loader_processes_may_be_spawned(tmp_path):
     segments = Segments(train_tracks(settings), settings, 6)
     segments[0]
     assert len(pickle.dumps(segments)) < 10_000
-    options = {"multiprocessing_context": "spawn", "worker_init_fn": loader._begin}
+    options = {"multiprocessing_context": "spawn", "worker_init_fn": loader._init_worker}
     batches = list(DataLoader(segments, batch_size=3, num_workers=1, **options))
     for i in range(6):
         assert torch.equal(batches[i // 3]["vocals"][i % 3], segments[i]["vocals"])

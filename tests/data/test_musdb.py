@@ -284,7 +284,7 @@ def test_what_a_killed_run_left_is_swept_when_it_is_old(tmp_path, preview):
 def test_a_damaged_stem_file_leaves_nothing_half_done(tmp_path, stem_file):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "A - B.stem.mp4").write_bytes(b"not an mp4")
-    assert "A - B" in message(musdb.decoded, tmp_path)
+    assert "A - B" in message(musdb.decode_musdb, tmp_path)
     assert not (tmp_path / "decoded").exists()
 
 
@@ -295,30 +295,30 @@ def test_a_decoding_that_fails_leaves_nothing_half_done(tmp_path, preview, monke
 
     put(tmp_path, "A - B", source=preview)
     monkeypatch.setattr(musdb.soundfile, "write", fail)
-    assert "disk full" in message(musdb.decoded, tmp_path)
+    assert "disk full" in message(musdb.decode_musdb, tmp_path)
     assert not list((tmp_path / "decoded").iterdir())
 
 
 def test_musdb_says_what_it_lacks(tmp_path, monkeypatch):
-    text = message(musdb.decoded, tmp_path)
+    text = message(musdb.decode_musdb, tmp_path)
     assert "train/*.stem.mp4" in text and "download=True" in text
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "A - B.stem.mp4").write_bytes(b"never opened")
     (tmp_path / "ffmpeg.py").write_text("", encoding="utf-8")
     monkeypatch.setitem(sys.modules, "musdb", None)
-    assert "pip install musdb" in message(musdb.decoded, tmp_path)
+    assert "pip install musdb" in message(musdb.decode_musdb, tmp_path)
 
     monkeypatch.delitem(sys.modules, "musdb")
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "musdb.py").write_text("raise RuntimeError('as stempeg without ffmpeg')", encoding="utf-8")
-    assert "install ffmpeg" in message(musdb.decoded, tmp_path)
+    assert "install ffmpeg" in message(musdb.decode_musdb, tmp_path)
 
 
 def test_without_ffmpeg_one_sentence_says_so(tmp_path, preview):
     """In a real process, with the real packages and an empty PATH."""
     put(tmp_path, "A - B", source=preview)
     code = "import sys; from diffvocsep.util import cli; from diffvocsep.data import musdb as m; "
-    code += "cli.main(lambda: m.decoded(sys.argv[1]))"
+    code += "cli.main(lambda: m.decode_musdb(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PATH": ""}, text=True,
                           capture_output=True, cwd=Path(__file__).parents[2], encoding="utf-8")  # fmt: skip
     assert done.returncode == 2

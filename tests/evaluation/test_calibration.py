@@ -15,9 +15,18 @@ from test_evaluate import model as model  # fixtures
 from test_evaluate import songs as songs
 
 import evaluate
-from diffvocsep.checkpoint import config_in, load_checkpoint
+from diffvocsep.checkpoint import load_checkpoint, saved_config
 from diffvocsep.evaluation import calibration
-from diffvocsep.evaluation.calibration import CLASSES, Calibration, compare, covered, crps, fit, numbers, rank_shares
+from diffvocsep.evaluation.calibration import (
+    CLASSES,
+    Calibration,
+    compare,
+    coverage_of,
+    crps,
+    fit,
+    rank_shares,
+    summary,
+)
 from diffvocsep.separator import Separator
 from diffvocsep.uncertainty import ScaleHead
 from diffvocsep.util.errors import UserError
@@ -62,7 +71,7 @@ def test_what_the_errors_are_drawn_from_is_found(dozen):
 
 @pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9])
 def test_intervals_cover_what_they_say_of_songs_that_were_left_out(dozen, coverage):
-    used = {clip.song: calibration.left_out(dozen[:5], clip.song) for clip in dozen[:5]}
+    used = {clip.song: calibration.fit_without(dozen[:5], clip.song) for clip in dozen[:5]}
     rows = calibration.coverage_table(dozen[:5], used)
     place = calibration.COVERAGE.index(coverage)
     assert len(rows) == 1 + sum(CLASSES)
@@ -75,7 +84,7 @@ def test_scales_that_are_too_small_are_found_out():
     honest = Calibration(FACTORS, FREEDOM, (0, 1, 0, 0))
     clip = dice(0, wrong=3.0)
     expected = 2 * students_t.cdf(students_t.ppf(0.9, FREEDOM) / 3, FREEDOM) - 1
-    assert covered(clip.counts, honest, 0.8) == pytest.approx(expected, abs=0.01) and expected < 0.5
+    assert coverage_of(clip.counts, honest, 0.8) == pytest.approx(expected, abs=0.01) and expected < 0.5
     ranks = rank_shares(clip.counts, honest, 16)
     assert ranks[0] > 3 / 17 and ranks.sum() == pytest.approx(1)
 
@@ -139,14 +148,14 @@ def test_crps_is_the_mean_over_draws_of_its_definition():
 
 def test_numbers_of_songs_of_known_sdr(dozen):
     own = fit(dozen)
-    found = list(numbers(dozen, {clip.song: own for clip in dozen}, 16).values())
+    found = list(summary(dozen, {clip.song: own for clip in dozen}, 16).values())
     assert found[0] < 0.8 and found[1] == pytest.approx(100 * 15 / 17, abs=1)
     assert found[2] > 0.9 and found[3] < 0.3 and 60 <= found[4] <= 100
 
 
 def test_errors_of_a_separation_are_those_of_its_vocals(model):
     state = load_checkpoint(model)
-    config = config_in(model, state["config"])
+    config = saved_config(model, state["config"])
     torch.manual_seed(0)
     head = ScaleHead(config)
     head.log_factor.normal_()

@@ -32,7 +32,7 @@ from diffvocsep.data.synthetic.song import make_song
 from diffvocsep.evaluation import measurements, museval_scores, parallel, scores, systems
 from diffvocsep.evaluation.clips import find_excerpts
 from diffvocsep.evaluation.metrics import BEYOND_SDR
-from diffvocsep.evaluation.parallel import progress
+from diffvocsep.evaluation.parallel import progress_bar
 from diffvocsep.separator import Separator
 from diffvocsep.unet import UNet
 from diffvocsep.util import cli
@@ -274,7 +274,7 @@ def test_a_run_that_is_ended_goes_on_where_it_stopped(how, songs, model, tmp_pat
 
 
 def test_where_no_bar_can_be_watched_a_line_says_what_has_begun(capsys):
-    assert list(progress(iter("ab"), "Scoring", 2)) == ["a", "b"]
+    assert list(progress_bar(iter("ab"), "Scoring", 2)) == ["a", "b"]
     assert capsys.readouterr().err == "Scoring: 2 songs\n"
 
 
@@ -284,7 +284,7 @@ def test_processes_share_any_kind_of_gpu(monkeypatch):
     assert parallel.processes(7, 100, "cpu") == 7 and parallel.processes(0, 5, "cpu") == 5
     for kind in ("cuda", "mps"):
         monkeypatch.setattr(parallel, "resolve_device", lambda name, kind=kind: torch.device(kind))
-        assert parallel.processes(0, 100, "auto") == parallel.ON_ONE_DEVICE
+        assert parallel.processes(0, 100, "auto") == parallel.PROCESSES_PER_GPU
 
 
 def test_without_museval_the_other_scores_remain(songs, model, monkeypatch, capsys):
@@ -323,7 +323,7 @@ def test_tracks_are_cut_into_clips(songs):
 
 
 def test_the_synthetic_songs_are_those_of_the_test_split(monkeypatch):
-    monkeypatch.setattr(synthetic_tracks, "DECIDING_SONGS", 1)
+    monkeypatch.setattr(synthetic_tracks, "DEV_AND_TEST_SONGS", 1)
     made = []
     monkeypatch.setattr(
         synthetic_tracks, "make_song", lambda *args: made.append(args) or make_song(*args[:2], 1, 44100)

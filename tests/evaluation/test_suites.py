@@ -37,7 +37,7 @@ def waves(seed: int, gain: float = 1.0) -> torch.Tensor:
 
 def examined(separate) -> dict[str, float]:
     """Vocals, accompaniment and guest of equal energy."""
-    return invariance.examine(waves(0), waves(1), waves(2), separate)
+    return invariance.measure_song(waves(0), waves(1), waves(2), separate)
 
 
 def test_the_oracle_passes_every_test():
@@ -47,7 +47,7 @@ def test_the_oracle_passes_every_test():
 
 def test_doing_nothing_wins_where_nothing_is_asked_and_no_more():
     found = examined(invariance.identity)
-    assert found[invariance.NO_VOCALS] == found[invariance.AGAIN] == FLOOR
+    assert found[invariance.NO_VOCALS] == found[invariance.REPEATED] == FLOOR
     assert found[invariance.ONLY_VOCALS] == pytest.approx(0, abs=1e-6)
     assert found[invariance.SCALED_VOCALS] == pytest.approx(FLOOR, abs=40)  # silence scales as silence
     gains = [(2 - 1) ** 2, (0.5 - 1) ** 2]  # the accompaniment takes the change of the vocals
@@ -68,7 +68,7 @@ def test_taking_everything_wins_the_others_and_no_more():
 def test_a_network_that_does_the_same_scores_the_same(network, known):
     separator = stubbed(network)
     found = examined(lambda mixture, truth: separator.separate(mixture, RATE)[1])
-    expected = examined(invariance.BESIDE[known])
+    expected = examined(invariance.REFERENCES[known])
     for test, value in expected.items():
         assert found[test] < -60 if value < -60 else found[test] == pytest.approx(value, abs=0.01), test
 
@@ -105,13 +105,13 @@ def test_the_suite_runs_and_shows_all_four(songs, model, tmp_path, capsys):
 
 
 def test_a_grid_holds_every_combination_once():
-    found = sweep.grid("steps=1,4 sampler=ddim,ddpm,dpmpp eta=0,1 samples=1,2")
+    found = sweep.parse_grid("steps=1,4 sampler=ddim,ddpm,dpmpp eta=0,1 samples=1,2")
     assert len(found) == len(set(found)) == 2 * (1 + 4)  # K x (one step: all the same; four: ddim twice, ddpm, dpmpp)
     assert sweep.Setting("ddim", 4, 1.0, 2) in found
     assert {s.evaluations for s in found} == {1, 2, 4, 8}
     for wrong in ("step=1", "steps=many", "steps"):
         with pytest.raises(UserError, match="--grid"):
-            sweep.grid(wrong)
+            sweep.parse_grid(wrong)
 
 
 def test_settings_that_a_grid_takes_for_the_same_are_the_same(songs, model):
@@ -154,7 +154,7 @@ def test_every_family_is_sung_over_by_the_same_voice_at_the_same_level(monkeypat
     parts = families_module.synthetic_parts(2)
     assert [(p.family, p.index) for p in parts] == [(family, i) for family in FAMILIES for i in (0, 1)]
     (vocals, drums, _), (other, bowed, _), (third, _, _) = (
-        families_module.Part(family, i).waves() for family, i in (("drums", 0), ("bowed", 0), ("drums", 1))
+        families_module.FamilySong(family, i).waves() for family, i in (("drums", 0), ("bowed", 0), ("drums", 1))
     )
     assert torch.equal(vocals, other) and not torch.equal(vocals, third) and not torch.equal(drums, bowed)
     for rest in (drums, bowed):

@@ -34,7 +34,7 @@ from diffvocsep.util.errors import UserError
 pytest.importorskip("starlette", reason="the page needs requirements-app.txt")
 pytest.importorskip("uvicorn", reason="the page needs requirements-app.txt")
 from diffvocsep.page.guard import is_own_name
-from diffvocsep.page.queue import Queue, Song
+from diffvocsep.page.queue import Queue, QueuedSong
 from diffvocsep.page.separation import WatchedSeparator, separate_song
 from diffvocsep.uncertainty import ScaleHead
 
@@ -349,7 +349,7 @@ def test_a_wrong_start_is_one_sentence(model, tmp_path, monkeypatch, capsys):
 def test_a_sentence_about_a_song_names_no_folder_of_this_machine(tmp_path):
     """Such as that of a disk which is too small for the stems of an hour."""
 
-    def work(song: Song) -> dict[str, int]:
+    def work(song: QueuedSong) -> dict[str, int]:
         raise UserError(f"'{song.folder / 'vocals.wav'}' cannot be written beside '{song.source}': no space is left")
 
     queue = Queue(work, tmp_path)

@@ -11,7 +11,7 @@ from trainers import ROOT
 
 import train
 from diffvocsep.config import Config, load_config
-from diffvocsep.data.download import UNPACKED, WHOLE, WORK, must_fetch
+from diffvocsep.data.download import ARCHIVE, UNPACKED, WORK, needs_download
 from diffvocsep.training import trainer
 from diffvocsep.training.arguments import ask_before_download, note_without_gpu
 from diffvocsep.util import cli
@@ -69,16 +69,16 @@ def test_what_is_there_or_agreed_is_not_asked_for(tmp_path):
     ask_before_download(config(tmp_path), agreed=True)
     ask_before_download(config(tmp_path, "data.download=false"), agreed=False)  # the source itself says what is missing
     ask_before_download(load_config(None, ["data.cache=device"]), agreed=False)
-    assert must_fetch(config(tmp_path).data) and must_fetch(config(tmp_path / "none").data)
+    assert needs_download(config(tmp_path).data) and needs_download(config(tmp_path / "none").data)
     (tmp_path / WORK).mkdir()
-    (tmp_path / WORK / WHOLE).touch()  # only to be unpacked
-    assert not must_fetch(config(tmp_path).data)
-    (tmp_path / WORK / WHOLE).unlink()
+    (tmp_path / WORK / ARCHIVE).touch()  # only to be unpacked
+    assert not needs_download(config(tmp_path).data)
+    (tmp_path / WORK / ARCHIVE).unlink()
     (tmp_path / WORK / UNPACKED).mkdir()  # only to be moved
-    assert not must_fetch(config(tmp_path).data)
+    assert not needs_download(config(tmp_path).data)
     (tmp_path / WORK / UNPACKED).rmdir()
     (tmp_path / "train").mkdir()
-    assert not must_fetch(config(tmp_path).data)
+    assert not needs_download(config(tmp_path).data)
 
 
 def test_settings_for_a_gpu_are_named_where_there_is_none(tmp_path):

@@ -18,7 +18,7 @@ import train
 from diffvocsep.checkpoint import load_checkpoint
 from diffvocsep.config import save_config
 from diffvocsep.data.loader import prefetch, with_noise
-from diffvocsep.training.backends import Backend, Ranks, find_backend
+from diffvocsep.training.backends import Backend, Distributed, find_backend
 from diffvocsep.training.trainer import Trainer
 from diffvocsep.util.device import amp_dtype, channels_last, resolve_device
 from diffvocsep.util.errors import UserError
@@ -57,7 +57,7 @@ class Replica(Backend):
             for parameter in group["params"]:
                 parameter.grad.copy_(self.mean(parameter.grad))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         self.meeting.wait(60)
 
 
@@ -87,9 +87,10 @@ def test_replicas_reduce_before_they_clip_and_one_writes(tmp_path):
 
 def test_where_the_first_process_refuses_the_others_have_no_traceback():
     class Second(Backend):
-        rank, world_size, said, lost = 1, 2, "[gloo/pair.cc:547] Connection closed by peer", Ranks.lost
+        rank, world_size, said = 1, 2, "[gloo/pair.cc:547] Connection closed by peer"
+        is_process_lost = Distributed.is_process_lost
 
-        def wait(self) -> None:
+        def barrier(self) -> None:
             raise RuntimeError(self.said)
 
     with pytest.raises(ConnectionError, match="the first process of this run has ended"), Second(CPU).main_first():
@@ -102,7 +103,7 @@ def test_where_the_first_process_refuses_the_others_have_no_traceback():
 def test_ctrl_c_in_the_validation_stops_all_where_it_can_be_made_up_for(tmp_path, monkeypatch):
     """The first process alone hears it here: one more step, and nobody would know of the validation that is due."""
     meeting, table, trainers, codes = threading.Barrier(2), {}, {}, {}
-    monkeypatch.setattr(trainer_module, "validate", lambda *_: setattr(trainers[0].interruption, "asked", True))
+    monkeypatch.setattr(trainer_module, "validate", lambda *_: setattr(trainers[0].interruption, "requested", True))
 
     def train(rank: int) -> None:
         trainers[rank] = Trainer(tiny(tmp_path), Replica(rank, 2, meeting, table), "none")
@@ -122,13 +123,13 @@ def test_torchrun_is_seen_and_mps_is_not_shared(monkeypatch):
     assert type(find_backend("cpu")) is Backend
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="several processes cannot share 'mps'; start train.py without torchrun"):
-        Ranks(torch.device("mps"))
+        Distributed(torch.device("mps"))
 
 
 def test_train_py_leaves_no_process_group_behind(tmp_path, monkeypatch):
     """NCCL would complain at exit."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    monkeypatch.setattr("diffvocsep.training.backends.find_backend", lambda name: Ranks(CPU))
+    monkeypatch.setattr("diffvocsep.training.backends.find_backend", lambda name: Distributed(CPU))
     save_config(tiny(tmp_path, "train.max_steps=1"), tmp_path / "tiny.yaml")
     assert train.run(["--config", str(tmp_path / "tiny.yaml")]) == 0
     assert not torch.distributed.is_initialized()
@@ -351,9 +352,10 @@ def test_where_nothing_was_learnt_another_network_may_begin(tmp_path):
 def test_a_thread_hears_what_the_main_thread_was_told(tmp_path):
     """As in a process of torch_xla, where training is not in the main thread."""
     program = (
-        "import signal, threading, time; from diffvocsep.util.interrupt import Interruption, listen\n"
-        "listen(); heard = []\n"
-        "def train():\n with Interruption(heard.append) as it:\n  ready.set()\n  while not it.asked: time.sleep(0.01)\n"
+        "import signal, threading, time; from diffvocsep.util.interrupt import Interruption, install_handlers\n"
+        "install_handlers(); heard = []\n"
+        "def train():\n with Interruption(heard.append) as it:\n  ready.set()\n"
+        "  while not it.requested: time.sleep(0.01)\n"
         "ready = threading.Event(); thread = threading.Thread(target=train); thread.start(); ready.wait()\n"
         "signal.raise_signal(signal.SIGINT); thread.join(); print(heard)"
     )

@@ -18,7 +18,7 @@ from trainers import CPU, ROOT, assert_same_run, at_step, make, run, tiny
 from diffvocsep.checkpoint import load_checkpoint
 from diffvocsep.config import save_config
 from diffvocsep.data import train_tracks
-from diffvocsep.data.loader import STUCK, load_segments
+from diffvocsep.data.loader import EXIT_BATCH_NOT_SENT, load_segments
 from diffvocsep.data.mixing import Segments
 from diffvocsep.util import cli
 from diffvocsep.util.errors import UserError, WorkFailed
@@ -84,7 +84,7 @@ def test_an_error_where_segments_are_made_is_one_sentence(tmp_path, monkeypatch,
     [
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed, perhaps for want of memory"),
         (lambda: os.kill(os.getpid(), signal.SIGBUS), "/dev/shm"),
-        (lambda: os._exit(STUCK), "/dev/shm"),
+        (lambda: os._exit(EXIT_BATCH_NOT_SENT), "/dev/shm"),
         (lambda: os._exit(9), "ended with code 9"),
     ],
 )

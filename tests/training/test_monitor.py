@@ -95,10 +95,10 @@ def test_the_folder_says_what_was_run(trained, folder):
 
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(run_folder, "ROOT", tmp_path)
-    assert run_folder.commit() is None
+    assert run_folder.git_commit() is None
     (tmp_path / ".git").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert run_folder.commit() is None
+    assert run_folder.git_commit() is None
 
 
 def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
@@ -178,11 +178,11 @@ def test_a_table_that_someone_looks_at_gets_its_rows_later(tmp_path, monkeypatch
         with monkeypatch.context() as patch:
             if step < 3:
                 patch.setattr(history_module, "open", locked, raising=False)
-            monitor.validated(step, step - 1, Validation([float(step)], [1.0]), 1.0)
+            monitor.log_validation(step, step - 1, Validation([float(step)], [1.0]), 1.0)
             assert len(rows(tmp_path)) == (3 if step == 3 else 0)
     assert [(row["step"], row["sdr_median"]) for row in rows(tmp_path)] == [("1", "1"), ("2", "2"), ("3", "3")]
     monkeypatch.setattr(history_module, "open", locked, raising=False)
-    monitor.validated(4, 3, Validation([4.0], [1.0]), 1.0)
+    monitor.log_validation(4, 3, Validation([4.0], [1.0]), 1.0)
     monitor.close()
     assert "history.csv is open elsewhere: its last 1 rows are missing" in capsys.readouterr().out
 
@@ -267,7 +267,7 @@ def test_sounds_can_be_played(log, trained):
 def test_loud_sounds_are_made_quieter_and_not_clipped(tmp_path, capsys):
     monitor = Monitor(tmp_path, tiny(tmp_path), CPU, 0, 6, -math.inf, "")
     truth = torch.sin(torch.arange(8000) / 9)[None] * 1.5
-    monitor.validated(2, 0, Validation([1.0], [1.0], [(2 * truth, truth, truth)]), 1.0)
+    monitor.log_validation(2, 0, Validation([1.0], [1.0], [(2 * truth, truth, truth)]), 1.0)
     monitor.close()
     log = EventAccumulator(str(tmp_path), **ALL).Reload()
     peaks = {}
@@ -281,10 +281,12 @@ def test_loud_sounds_are_made_quieter_and_not_clipped(tmp_path, capsys):
 
 def test_pictures_are_few_however_often_it_validates(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(Monitor, "_examples", lambda self, step, _: (drawn.append(step), setattr(self, "heard", True)))
+    monkeypatch.setattr(
+        Monitor, "_examples", lambda self, step, _: (drawn.append(step), setattr(self, "reference_written", True))
+    )
     monitor = Monitor(tmp_path, tiny(tmp_path), CPU, 0, 1000, -math.inf, "")
     for step in range(1, 1001):
-        monitor.validated(step, step - 1, Validation([1.0], [1.0]), 1.0)
+        monitor.log_validation(step, step - 1, Validation([1.0], [1.0]), 1.0)
     monitor.close()
     assert drawn == [1, *range(100, 1001, 100)]
 

@@ -203,7 +203,9 @@ def assert_each_song_once(folder: Path, out: str) -> None:
 
 def test_each_process_takes_its_share_of_the_songs(tmp_path, command, monkeypatch, capsys):
     """One after the other, in this process, each with what torchrun would tell it."""
-    monkeypatch.setattr("diffvocsep.training.backends.all_done", lambda: None)  # where they wait for each other
+    monkeypatch.setattr(
+        "diffvocsep.training.backends.wait_for_all_processes", lambda: None
+    )  # where they wait for each other
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in "01":
         monkeypatch.setenv("RANK", rank)

@@ -75,7 +75,7 @@ def said_of(trainer: Trainer, state: dict) -> str | None:
     torch.save({"format": FORMAT} | state, trainer.folder / "last.pt")
     said, began = None, time.process_time()
     try:
-        trainer.go_on(trainer.folder / "last.pt", automatic=True)
+        trainer.resume_from(trainer.folder / "last.pt", automatic=True)
         trainer.state()
     except UserError as error:
         said = str(error)

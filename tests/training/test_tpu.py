@@ -100,7 +100,7 @@ def test_checkpoints_go_from_the_cpu_to_the_tpu_and_back(tmp_path):
     assert whole.run() == 0
     for make, steps, resume in ((on_cpu, 6, "none"), (on_tpu, 8, "auto"), (on_cpu, 10, "auto")):
         trainer = make(tmp_path / "parts", f"train.max_steps={steps}", resume=resume)
-        trainer.course.steps = 10  # of the learning rate
+        trainer.schedule.steps = 10  # of the learning rate
         for batches in trainer.steps():
             trainer.optimize(batches)
             if trainer.progress.step == steps:

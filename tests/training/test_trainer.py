@@ -272,23 +272,23 @@ def test_the_songs_named_are_those_that_are_heard(tmp_path):
     assert {segments.songs(index)[0] is segments.songs(index)[1] for index in range(24)} == {True, False}
 
 
-@pytest.mark.parametrize("call", ["gather", "wait"])
+@pytest.mark.parametrize("call", ["gather", "barrier"])
 def test_a_lost_process_is_named_in_a_bad_step_and_at_the_end_too(tmp_path, monkeypatch, call):
     trainer, calls = make(tmp_path, "train.max_steps=2"), []
-    monkeypatch.setattr(trainer, "_validate_alone", lambda monitor: None)  # it is the end's wait that is looked at
-    monkeypatch.setattr(trainer.backend, "lost", lambda error: "closed by peer" in str(error))
+    monkeypatch.setattr(trainer, "_validate_on_main", lambda monitor: None)  # it is the end's wait that is looked at
+    monkeypatch.setattr(trainer.backend, "is_process_lost", lambda error: "closed by peer" in str(error))
     spoil(monkeypatch, trainer, range(1, 2))
 
     def gone(values: torch.Tensor | None = None) -> torch.Tensor:
         calls.append(call)
-        if call == "wait" or len(calls) == 5:  # `per_item` and `t` of two steps, then the songs of the bad one
+        if call == "barrier" or len(calls) == 5:  # `per_item` and `t` of two steps, then the songs of the bad one
             raise RuntimeError("connection closed by peer")
         return values
 
     monkeypatch.setattr(trainer.backend, call, gone)
     with pytest.raises(ConnectionError, match="another process of this run was lost after step 2 .connection closed"):
         trainer.run()
-    assert len(calls) == (1 if call == "wait" else 5)
+    assert len(calls) == (1 if call == "barrier" else 5)
     assert checkpoint.load_checkpoint(tmp_path / "ck" / "last.pt")["step"] == 2
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffvocsep.util import device as device_module
-from diffvocsep.util.device import choose_device, place, resolve_device
+from diffvocsep.util.device import choose_device, resolve_device, torchrun_env
 from diffvocsep.util.errors import UserError
 
 
@@ -39,10 +39,10 @@ def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(monkeypatch, 
     choose_device("auto")
     line = capsys.readouterr().out
     assert words in line and "this computer has an NVIDIA GPU" in line and line.count("\n") == 1
-    assert line.endswith(f"{device_module.install()}\n")
+    assert line.endswith(f"{device_module.install_command()}\n")
     with pytest.raises(UserError) as error:
         resolve_device("cuda")
-    assert words in str(error.value) and str(error.value).endswith(device_module.install())
+    assert words in str(error.value) and str(error.value).endswith(device_module.install_command())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script")
@@ -73,11 +73,11 @@ def test_a_gpu_without_kernels_is_told_which_torch_has_them(monkeypatch, capabil
         with pytest.raises(UserError, match="'cuda' cannot be used here .*no kernel image.* --device cpu") as error:
             resolve_device(name)
         assert str(error.value).endswith(
-            f"has no kernels for it; get one that has with: {device_module.INSTALL}{index}"
+            f"has no kernels for it; get one that has with: {device_module.PIP_INSTALL}{index}"
         )
     for readme in ("README.md", "README.ko.md"):
         text = (Path(__file__).parents[2] / readme).read_text(encoding="utf-8")
-        assert f"{device_module.INSTALL}cu126" in text and f"`{index}`" in text
+        assert f"{device_module.PIP_INSTALL}cu126" in text and f"`{index}`" in text
 
 
 @pytest.mark.parametrize("name", ["cuda", "auto"])
@@ -118,7 +118,7 @@ def test_a_world_without_a_rank_is_none(monkeypatch):
     """Some clusters set WORLD_SIZE; torchrun sets both."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    assert place() == (0, 0, 1)
+    assert torchrun_env() == (0, 0, 1)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert place() == (1, 1, 2)
+    assert torchrun_env() == (1, 1, 2)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from trainers import ROOT, make, tiny
 
-from diffvocsep.data.loader import _begin
+from diffvocsep.data.loader import _init_worker
 from diffvocsep.util import atomic
 from diffvocsep.util.atomic import write_atomic
 
@@ -81,8 +81,8 @@ def test_what_loader_processes_need_survives_pickling(tmp_path, dataset):
             soundfile.write(folder / f"{side}.wav", noise, 8000)
     roots = [f"data.{key}='{(tmp_path / split).as_posix()}'" for key, split in (("root", "train"), ("dev_root", "dev"))]
     trainer = make(tmp_path, f"data.dataset={dataset}", f"data.cache_dir='{(tmp_path / 'cache').as_posix()}'", *roots)
-    copy, init = pickle.loads(pickle.dumps((trainer.segments, _begin)))
-    assert init is _begin
+    copy, init = pickle.loads(pickle.dumps((trainer.segments, _init_worker)))
+    assert init is _init_worker
     for name, value in trainer.segments[3].items():
         assert torch.equal(value, copy[3][name]), name
 

@@ -44,7 +44,7 @@ def make_song(
 
     Raises UserError for an unknown or missing voice or family, and for a size that cannot be made.
     """
-    voices, families = known("voice", voices, VOICES), known("family", families, FAMILIES)
+    voices, families = require_known("voice", voices, VOICES), require_known("family", families, FAMILIES)
     if seed < 0 or index < 0:
         raise UserError(f"A synthetic song needs seed and index of 0 or more, not seed {seed} and index {index}.")
     if seconds < 1 or sample_rate < 8000:
@@ -86,7 +86,7 @@ def _vocals(rng: np.random.Generator, score: Score, voice: str, length: int, sam
     return reverb(rng, dry, rng.uniform(0.2, 0.6), rng.uniform(11.0, 23.0), sample_rate)
 
 
-def known(kind: str, names: Sequence[str], options: tuple[str, ...]) -> tuple[str, ...]:
+def require_known(kind: str, names: Sequence[str], options: tuple[str, ...]) -> tuple[str, ...]:
     """The names without repeats, or a UserError for an empty list or a name that is not among the options."""
     if not names:
         raise UserError(f"The list of {kind} names is empty; give at least one of {', '.join(options)}.")

@@ -1,4 +1,4 @@
-"""Synthetic songs as tracks to train and decide on: made when first read; then, if so wished, kept, as 16 bit."""
+"""Synthetic songs as tracks for training, validation and tests: made when first read, then kept as 16 bit if wanted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ...config import Config
 from ..tracks import SIDES
-from .song import FAMILIES, VOICES, Song, known, make_song
+from .song import FAMILIES, VOICES, Song, make_song, require_known
 
 SPLITS = {"train": 0, "dev": 1, "test": 2}  # seeds: no song is in two of them
-DECIDING_SONGS = 32  # songs of the dev and test splits
+DEV_AND_TEST_SONGS = 32  # songs of the dev and test splits
 
 
 class SyntheticTrack:
@@ -53,13 +53,13 @@ class SyntheticTrack:
 def synthetic_tracks(config: Config, split: str) -> list[SyntheticTrack]:
     """The songs of one split. What `data.held_out_*` names is left out of training only."""
     data = config.data
-    seed = SPLITS[split] + (3 * config.train.seed if split == "train" else 0)  # what decides stays the same
+    seed = SPLITS[split] + (3 * config.train.seed if split == "train" else 0)  # dev and test songs stay the same
     voices, families = VOICES, FAMILIES
     if split == "train":
-        known("voice", data.held_out_voices or VOICES, VOICES)
-        known("family", data.held_out_families or FAMILIES, FAMILIES)
+        require_known("voice", data.held_out_voices or VOICES, VOICES)
+        require_known("family", data.held_out_families or FAMILIES, FAMILIES)
         voices = tuple(v for v in VOICES if v not in data.held_out_voices)
         families = tuple(f for f in FAMILIES if f not in data.held_out_families)
-    songs = data.synthetic_songs if split == "train" else DECIDING_SONGS
+    songs = data.synthetic_songs if split == "train" else DEV_AND_TEST_SONGS
     rate, keep = config.audio.sample_rate, data.cache != "none"
     return [SyntheticTrack(seed, i, data.synthetic_seconds, rate, voices, families, keep) for i in range(songs)]
