@@ -6,15 +6,17 @@ draws, carried out by the same `render`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..util.device import move
 from ..util.errors import UserError
-from ..util.threads import in_threads
 from .augment import source_length
 from .mixing import Cut, Draw, Segments, assemble, render, scalars
 from .stems import FULL_SCALE
@@ -55,14 +57,19 @@ class DeviceCache:
             ) from None
         scale = torch.zeros(len(tracks))
 
-        def copy(i: int, first: int, size: int) -> None:
-            waveform = to_channels(tracks[i].read(side, 0.0, size / self.rate, self.rate), channels)
-            scale[i] = max(1 / FULL_SCALE, float(waveform.abs().max()) / 32767)
-            samples[first : first + size] = (waveform / scale[i]).round().to(torch.int16).T.to(self.device)
-            tracks[i].loudness(side, self.rate)  # once, before the clock of a training runs
+        def read(i: int) -> tuple[Tensor, float]:
+            track = tracks[i]
+            waveform = to_channels(track.read(side, 0.0, sizes[i] / self.rate, self.rate), channels)
+            track.loudness(side, self.rate)  # measured once; better now than while the clock of a training runs
+            step = max(1 / FULL_SCALE, float(waveform.abs().max()) / 32767)
+            return (waveform / step).round().to(torch.int16).T, step
 
-        places = [(i, first, size) for i, (first, size) in enumerate(zip(self.first[side], sizes, strict=True)) if size]
-        in_threads(copy, places, f"{side.capitalize()} to {self.device}", "stem")
+        there = [i for i, size in enumerate(sizes) if size]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            stems = tqdm(threads.map(read, there), f"{side} to {self.device}", len(there), unit="stem", leave=False)
+            for i, (stem, step) in zip(there, stems, strict=True):
+                first, scale[i] = self.first[side][i], step
+                samples[first : first + len(stem)] = stem.to(self.device)
         self.samples[side], self.scale[side] = samples, scale.to(self.device)
 
     def batch(self, draws: list[Draw]) -> dict[str, Tensor]:
