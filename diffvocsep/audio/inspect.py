@@ -15,10 +15,11 @@ import soundfile
 
 from ..util.errors import UserError
 from . import containers, flac, mpeg, ogg, rare
-from .common import native_path, shown
-from .ffmpeg import LOOSE_END, damaged, decode
+from .common import native_path, no_room, shown
+from .ffmpeg import GAP, LOOSE_END, damaged, decode
 from .joined import join_flac, second_beginning
 from .layout import flac_mask, wav_mask
+from .packets import Stream
 
 _BYTES = {
     "PCM_S8": 1,
@@ -72,15 +73,9 @@ def inspect(path: Path, file: Path, folder: Callable[[], Path]) -> Finding:
     else:
         _require_one(path, file)
         header = _header(file)
-        finding = _check(path, file, header, folder) if header else None
-        if header is None:
-            _samples(path, file)
-            if blocks := rare.voc_blocks(file):
-                _require_blocks(path, blocks)
+        finding = _check(path, file, header, folder) if header else _unopened(path, file, folder)
     if isinstance(finding, Finding):
         return finding
-    if header is None and (pages := ogg.walk(file)).links:  # Speex, FLAC in Ogg
-        _require_pages(path, pages, None)
     decoded, track = decode(file, folder(), finding, path)
     return Finding(partial(soundfile.SoundFile, native_path(decoded)), track.mask, track.notes)
 
@@ -100,7 +95,7 @@ def _check(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) 
     if header.format == "FLAC":
         return _flac(path, file, header, folder)
     if header.format == "OGG":
-        return _ogg(path, file, header)
+        return _ogg(path, file, header, folder)
     return _mp3(path, file) if header.format == "MP3" else _other(path, file, header)
 
 
@@ -173,17 +168,44 @@ def _flac(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) -
     return _direct(file, flac_mask(header.channels))
 
 
-def _ogg(path: Path, file: Path, header: _Header) -> Finding | float | None:
-    """Ogg: its pages, and whether one stream follows another."""
+def _unopened(path: Path, file: Path, folder: Callable[[], Path]) -> Finding | float | None:
+    """What libsndfile does not open: as `_check`."""
+    _samples(path, file)
+    if blocks := rare.voc_blocks(file):
+        _require_blocks(path, blocks)
+    return _ogg(path, file, None, folder)
+
+
+def _ogg(path: Path, file: Path, header: _Header | None, folder: Callable[[], Path]) -> Finding | float | None:
+    """Ogg: its pages, whether one stream follows another, and whether the times of its pages are those of its packets.
+
+    libsndfile goes by those times, and where they are wrong it refuses the file or plays less of it, or later.
+    """
     pages = ogg.walk(file)
-    rate = 48_000 if header.subtype == "OPUS" else header.sample_rate
-    _require_pages(path, pages, rate)
-    if pages.links > 1:
-        return pages.total / rate
-    if header.frames >= 1 << 62 or pages.first > 5 * rate:  # it does not begin at its beginning
+    if header and not pages.links:  # something stands before its first page
+        return _direct(file, flac_mask(header.channels)) if header.frames < 1 << 62 else None
+    stream = pages.sounds[0] if pages.sounds else None
+    _require_pages(path, pages, stream.rate if stream else None)
+    if pages.links > 1 and not pages.others:
+        return sum(sound.length / sound.rate for sound in pages.sounds)
+    if stream is None or pages.others or len(pages.sounds) > 1 or stream.jump > GAP * stream.rate:
         return None
+    if not (header and stream.plain and _agrees(header, stream)):
+        file, source = folder() / "song.ogg", file
+        try:
+            ogg.renumber(source, file)
+        except OSError as error:
+            raise no_room(path, file.parent, error) from error
+        header = _header(file)
+        if not (header and _agrees(header, stream)):
+            return stream.length / stream.rate
     notes = [] if pages.ended else [f"{shown(path)} has no end mark; all that it holds is separated"]
     return _direct(file, flac_mask(header.channels), notes)
+
+
+def _agrees(header: _Header, stream: Stream) -> bool:
+    """Whether libsndfile finds as many samples as the packets hold."""
+    return abs(header.frames - stream.length * header.sample_rate / stream.rate) < 1
 
 
 def _require_pages(path: Path, pages: ogg.Pages, rate: int | None) -> None:
