@@ -87,21 +87,27 @@ def walk(path: Path) -> Pages:
     return found
 
 
-def renumber(path: Path, target: Path) -> None:
-    """Write `path`, of one link, to `target` with the times that its packets have, from 0 on, and one stream.
+def renumber(path: Path, target: Path) -> list[int]:
+    """Write `path` to `target`, its Vorbis or Opus with the times that its packets have, which begin at 0 in each link;
+    returns the byte at which each link begins.
 
     Raises:
         OSError: there is no room.
     """
-    stream = None
+    streams, begins, beginning = {}, [], False
     with path.open("rb") as file, target.open("wb") as out:
         while page := _read(file, Pages(), False):
-            if page.flags & _FIRST and Stream.begins(page.body):
-                stream, serial = Stream(page.body), page.serial
-                out.write(page.moved(0))
-            elif stream and page.serial == serial:
-                sounds = stream.add(page.flags, page.granule, page.table, page.body)
-                out.write(page.moved(stream.held if sounds else min(page.granule, 0)))
+            if page.flags & _FIRST:
+                if not beginning:
+                    begins.append(out.tell())
+                _open(page, streams, Pages())
+            beginning, time = bool(page.flags & _FIRST), page.granule
+            if page.serial in streams:
+                stream = streams[page.serial]
+                sounds = not beginning and stream.add(page.flags, time, page.table, page.body)
+                time = stream.held if sounds else min(time, 0)
+            out.write(page.moved(time))
+    return begins
 
 
 def _open(page: Page, streams: dict[int, Stream], found: Pages) -> None:

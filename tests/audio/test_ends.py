@@ -168,3 +168,20 @@ def test_an_ogg_cut_by_ffmpeg_is_what_ffmpeg_plays(tmp_path, monkeypatch, kind, 
         assert len(true) - 128 < len(sound) == 0.83 * 48000
         true = true[: len(sound)]
     assert len(sound) == len(true) > 0.8 * 48000 and np.abs(sound - true).max() < 1e-3
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_a_chained_ogg_is_its_links_one_after_another(tmp_path, monkeypatch, subtype):
+    """The second begins at a time above 0, which is no pause between them."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path, other = tmp_path / "a.ogg", "OPUS" if subtype == "VORBIS" else "VORBIS"
+    content = written(path, "OGG", subtype)
+    one = heard(path)[0]
+    path.write_bytes(content + timed(content, lambda number, time: time + 48_000) + content)
+    assert np.array_equal(heard(path)[0], np.tile(one, 3)) and len(one) == len(X)
+    mixed = written(path, "OGG", other)
+    part = heard(path)[0]
+    path.write_bytes(content + mixed)
+    assert np.array_equal(heard(path)[0], np.concatenate([one, part]))
+    said = refusal(path, content + written(path, "OGG", other, 8000))
+    assert "different sample rates" in said and f"byte {len(content)}" in said
