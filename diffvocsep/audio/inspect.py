@@ -183,8 +183,8 @@ def _ogg(path: Path, file: Path, header: _Header | None, folder: Callable[[], Pa
     libsndfile goes by those times, and where they are wrong it refuses the file or plays less of it, or later.
     """
     pages = ogg.walk(file)
-    if header and not pages.links:  # something stands before its first page
-        return _direct(file, flac_mask(header.channels)) if header.frames < 1 << 62 else None
+    if not pages.links:  # no Ogg, or something stands before its first page
+        return _direct(file, flac_mask(header.channels)) if header and header.frames < 1 << 62 else None
     stream = pages.sounds[0] if pages.sounds else None
     _require_pages(path, pages, stream.rate if stream else None)
     if pages.others or len(pages.sounds) != pages.links:
