@@ -30,7 +30,7 @@ from .wav import WavSink
 
 LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces; more is damage
 _EXACT = 0.02  # s, for lossless files: containers round the time to ms
-_GAP = 0.1  # s without a packet that are a gap
+GAP = 0.1  # s without a packet that are a gap
 _CHUNK = 1 << 18  # bytes
 _CUT = re.compile(r"ended prematurely|partial file|truncated", re.I)
 _WHITELISTS = ["-protocol_whitelist", "file", "-format_whitelist", FFMPEG]
@@ -195,7 +195,7 @@ def _measure(file: Path, track: Track) -> None:
             track.whole = max(track.whole, end)
             if int(index) != track.index:
                 continue
-            if previous is not None and time - previous > (_GAP if duration is not None else 0.5) and track.gap is None:
+            if previous is not None and time - previous > (GAP if duration is not None else 0.5) and track.gap is None:
                 track.gap = (previous, time - previous)
             previous = end
             track.end, track.held = max(track.end, end), track.held + (duration or 0.0)
@@ -241,7 +241,7 @@ def _run_ffmpeg(file: Path, path: Path, track: Track, target: Path, folder: Path
     command = ["ffmpeg", "-nostdin", "-v", "error", "-err_detect", "crccheck+bitstream+buffer", *_WHITELISTS]
     command += ["-i", f"file:{file}", "-map", f"0:{track.index}"]  # "file:" protects names with a dash or a colon
     if track.gap:  # recorded with pauses: what comes after one keeps its time
-        command += ["-af", f"aresample=async=1:min_hard_comp={_GAP / 2}"]
+        command += ["-af", f"aresample=async=1:min_hard_comp={GAP / 2}"]
     command += ["-c:a", "pcm_f32le", "-f", "wav", "-bitexact", "pipe:1"]
     count = 0
     with _program(command) as (process, complaints):

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import soundfile
 
 from ..util.errors import UserError
 from . import containers, flac, mpeg, ogg, rare
-from .common import native_path, shown
-from .ffmpeg import LOOSE_END, damaged, decode
-from .joined import join_flac, second_beginning
+from .common import native_path, no_room, shown
+from .ffmpeg import GAP, LOOSE_END, damaged, decode
+from .joined import join, second_beginning
 from .layout import flac_mask, wav_mask
+from .packets import Stream
 
 _BYTES = {
     "PCM_S8": 1,
@@ -72,15 +74,9 @@ def inspect(path: Path, file: Path, folder: Callable[[], Path]) -> Finding:
     else:
         _require_one(path, file)
         header = _header(file)
-        finding = _check(path, file, header, folder) if header else None
-        if header is None:
-            _samples(path, file)
-            if blocks := rare.voc_blocks(file):
-                _require_blocks(path, blocks)
+        finding = _check(path, file, header, folder) if header else _unopened(path, file, folder)
     if isinstance(finding, Finding):
         return finding
-    if header is None and (pages := ogg.walk(file)).links:  # Speex, FLAC in Ogg
-        _require_pages(path, pages, None)
     decoded, track = decode(file, folder(), finding, path)
     return Finding(partial(soundfile.SoundFile, native_path(decoded)), track.mask, track.notes)
 
@@ -100,13 +96,13 @@ def _check(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) 
     if header.format == "FLAC":
         return _flac(path, file, header, folder)
     if header.format == "OGG":
-        return _ogg(path, file, header)
+        return _ogg(path, file, header, folder)
     return _mp3(path, file) if header.format == "MP3" else _other(path, file, header)
 
 
-def _header(file: Path) -> _Header | None:
+def _header(file: Path | containers.Slice) -> _Header | None:
     try:
-        with soundfile.SoundFile(native_path(file)) as f:
+        with soundfile.SoundFile(native_path(file) if isinstance(file, Path) else file, closefd=True) as f:
             return _Header(f.format, f.subtype, f.samplerate, f.channels, f.frames, f.extra_info)
     except (soundfile.LibsndfileError, TypeError):  # TypeError: soundfile takes .raw for headerless samples
         return None
@@ -164,7 +160,7 @@ def _flac(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) -
     length = flac.measure(file)
     if len(length.begins) > 1:
         target = folder() / "joined.wav"
-        join_flac(path, file, length.begins, target)
+        join(path, file, length.begins, target)
         return Finding(partial(soundfile.SoundFile, native_path(target)), flac_mask(header.channels))
     if header.frames >= 1 << 62 or length.announced == 0:  # a stream
         return None
@@ -173,17 +169,66 @@ def _flac(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) -
     return _direct(file, flac_mask(header.channels))
 
 
-def _ogg(path: Path, file: Path, header: _Header) -> Finding | float | None:
-    """Ogg: its pages, and whether one stream follows another."""
+def _unopened(path: Path, file: Path, folder: Callable[[], Path]) -> Finding | float | None:
+    """What libsndfile does not open: as `_check`."""
+    _samples(path, file)
+    if blocks := rare.voc_blocks(file):
+        _require_blocks(path, blocks)
+    return _ogg(path, file, None, folder)
+
+
+def _ogg(path: Path, file: Path, header: _Header | None, folder: Callable[[], Path]) -> Finding | float | None:
+    """Ogg: its pages, whether one stream follows another, and whether the times of its pages are those of its packets.
+
+    libsndfile goes by those times, and where they are wrong it refuses the file or plays less of it, or later.
+    """
     pages = ogg.walk(file)
-    rate = 48_000 if header.subtype == "OPUS" else header.sample_rate
-    _require_pages(path, pages, rate)
-    if pages.links > 1:
-        return pages.total / rate
-    if header.frames >= 1 << 62 or pages.first > 5 * rate:  # it does not begin at its beginning
+    if not pages.links:  # no Ogg, or something stands before its first page
+        return _direct(file, flac_mask(header.channels)) if header and header.frames < 1 << 62 else None
+    stream = pages.sounds[0] if pages.sounds else None
+    _require_pages(path, pages, stream.rate if stream else None)
+    if pages.others or len(pages.sounds) != pages.links:
         return None
+    if any(sound.jump > GAP * sound.rate for sound in pages.sounds):  # recorded with pauses, which ffmpeg keeps
+        return None
+    if pages.links > 1:
+        return _chain(path, file, pages, folder)
+    if not (header and stream.plain and _agrees(header, stream)):
+        file, _ = _renumbered(path, file, folder)
+        header = _header(file)
+        if not (header and _agrees(header, stream)):
+            return stream.length / stream.rate
     notes = [] if pages.ended else [f"{shown(path)} has no end mark; all that it holds is separated"]
     return _direct(file, flac_mask(header.channels), notes)
+
+
+def _chain(path: Path, file: Path, pages: ogg.Pages, folder: Callable[[], Path]) -> Finding | float:
+    """Streams that follow each other: libsndfile reads one at a time, and ffmpeg none of another codec."""
+    copy, begins = _renumbered(path, file, folder)
+    parts = pairwise([*begins, copy.stat().st_size])
+    headers = [_header(containers.Slice(copy, begin, end - begin)) for begin, end in parts]
+    agree = [header and _agrees(header, sound) for header, sound in zip(headers, pages.sounds, strict=False)]
+    whole = len(headers) == pages.links and all(agree)
+    same = len({header and (header.sample_rate, header.channels) for header in headers}) == 1
+    if not whole or not (same or len({sound.opus for sound in pages.sounds}) > 1):
+        return sum(sound.length / sound.rate for sound in pages.sounds)
+    target = folder() / "joined.wav"
+    join(path, copy, begins, target)
+    return _direct(target, flac_mask(headers[0].channels))
+
+
+def _renumbered(path: Path, file: Path, folder: Callable[[], Path]) -> tuple[Path, list[int]]:
+    """A copy with the times of its packets, and where each of its links begins."""
+    copy = folder() / "song.ogg"
+    try:
+        return copy, ogg.renumber(file, copy)
+    except OSError as error:
+        raise no_room(path, copy.parent, error) from error
+
+
+def _agrees(header: _Header, stream: Stream) -> bool:
+    """Whether libsndfile finds as many samples as the packets hold."""
+    return abs(header.frames - stream.length * header.sample_rate / stream.rate) < 1
 
 
 def _require_pages(path: Path, pages: ogg.Pages, rate: int | None) -> None:

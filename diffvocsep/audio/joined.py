@@ -1,7 +1,8 @@
 """Files joined byte by byte of which players play the first alone: where the second begins.
 
 Streams of frames and Ogg can be joined, and are read to their end elsewhere. In the formats of `second_beginning` the
-first file says where it ends, so that what follows would be lost without a word. Players play all of a joined FLAC.
+first file says where it ends, so that what follows would be lost without a word. Players play all of a
+joined FLAC or Ogg.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def second_beginning(path: Path) -> int | None:
     return None
 
 
-def join_flac(path: Path, file: Path, begins: list[int], target: Path) -> None:
-    """Decode a FLAC that holds several, which begin at these bytes, into one WAV; messages call it `path`.
+def join(path: Path, file: Path, begins: list[int], target: Path) -> None:
+    """Decode a FLAC or Ogg that holds several, which begin at these bytes, into one WAV; messages call it `path`.
 
     Raises:
         UserError: one is damaged or of another sample rate or number of channels, or there is no room.
@@ -70,7 +71,7 @@ def join_flac(path: Path, file: Path, begins: list[int], target: Path) -> None:
                     sink, first = WavSink(target, *layout, "float"), layout
                 elif layout != first:
                     raise UserError(
-                        f"{shown(path)} is joined of several FLAC files of different sample rates or channels: cut it "
+                        f"{shown(path)} is joined of several files of different sample rates or channels: cut it "
                         f"into its parts (one begins at byte {begin}) and separate each."
                     )
                 _copy(path, part, sink)

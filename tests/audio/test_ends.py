@@ -1,17 +1,20 @@
-"""Where songs end: rare formats cut in half, streams of frames that end within one, files joined byte by byte."""
+"""Where songs end: rare formats cut in half, streams of frames that end within one, files joined byte by byte, and Ogg
+whose pages tell other times than their packets."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from diffvocsep.audio import AudioReader
+from diffvocsep.audio import AudioReader, ogg
 from diffvocsep.util.errors import UserError
 
 RATE = 16000
@@ -97,3 +100,88 @@ def test_joined_files_of_which_players_play_the_first_are_refused(tmp_path, kind
     assert heard(tmp_path / f"a.{kind}")[0].size
     said = refusal(tmp_path / f"a.{kind}", 2 * content)
     assert "joined of several" in said and f"byte {len(content)}" in said
+
+
+def timed(content: bytes, times: Callable[[int, int], int]) -> bytes:
+    """An Ogg file with other times: `times` of the number and the time of each page with sound."""
+    pages, at, number = [], 0, 0
+    while at < len(content):
+        end = at + 27 + content[at + 26] + sum(content[at + 27 : at + 27 + content[at + 26]])
+        page, time = bytearray(content[at:end]), struct.unpack("<q", content[at + 6 : at + 14])[0]
+        if time > 0:
+            page[6:14] = struct.pack("<q", times(number, time))
+            page[22:26] = ogg.checksum(bytes(page)).to_bytes(4, "little")
+            number += 1
+        pages.append(bytes(page))
+        at = end
+    return b"".join(pages)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("silent", [slice(0, 24 * RATE), slice(2 * RATE, 26 * RATE), slice(None)])
+def test_an_ogg_of_long_silences_needs_no_ffmpeg(tmp_path, monkeypatch, subtype, silent):
+    """Its packets are so small that the first page holds six seconds and more."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    song = np.tile(X, (14, 1))
+    song[silent] = 0
+    soundfile.write(tmp_path / "a.ogg", song, RATE, format="OGG", subtype=subtype)
+    sound, notes = heard(tmp_path / "a.ogg")
+    assert len(sound) == len(song) and notes == []
+    assert np.array_equal(sound, soundfile.read(tmp_path / "a.ogg", dtype="float32")[0])
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize(
+    "times",
+    [
+        lambda number, time: time + 448 * (number == 0),  # ffmpeg's Opus, cut with -ss
+        lambda number, time: time + 10**7,  # taken from a station
+        lambda number, time: time - 700,  # ffmpeg -ss -c copy: it begins at a packet before the cut
+        lambda number, time: time + 448 * (number % 2),
+    ],
+)
+def test_an_ogg_whose_pages_tell_other_times_is_read_by_its_packets(tmp_path, monkeypatch, subtype, times):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, np.tile(X, (3, 1)), RATE, format="OGG", subtype=subtype)
+    whole, content = heard(path)[0], path.read_bytes()
+    path.write_bytes(timed(content, times))
+    sound, notes = heard(path)
+    assert notes == [] and np.abs(len(sound) - len(whole)) <= 448
+    assert np.array_equal(sound[: len(whole)], whole[: len(sound)])
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("kind, codec", [("ogg", "libvorbis"), ("opus", "libopus")])
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("channels", [1, 6])
+def test_an_ogg_cut_by_ffmpeg_is_what_ffmpeg_plays(tmp_path, monkeypatch, kind, codec, copied, channels):
+    encoded(tmp_path, f"whole.{kind}", "-ar", "48000", "-ac", str(channels), "-c:a", codec)
+    command = ["ffmpeg", "-v", "error", "-ss", "0.61", "-t", "0.83", "-i", str(tmp_path / f"whole.{kind}")]
+    codecs = ["-c", "copy"] if copied else ["-c:a", codec]
+    subprocess.run([*command, *codecs, str(tmp_path / f"a.{kind}")], check=True)
+    played = ["ffmpeg", "-v", "error", "-i", str(tmp_path / f"a.{kind}"), "-f", "f32le", "-"]
+    true = np.frombuffer(subprocess.run(played, check=True, capture_output=True).stdout, "<f4")[::channels]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sound, _ = heard(tmp_path / f"a.{kind}")
+    if kind == "ogg" and not copied:  # whose end is cut off to the sample, which this ffmpeg leaves to others
+        assert len(true) - 128 < len(sound) == 0.83 * 48000
+        true = true[: len(sound)]
+    assert len(sound) == len(true) > 0.8 * 48000 and np.abs(sound - true).max() < 1e-3
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_a_chained_ogg_is_its_links_one_after_another(tmp_path, monkeypatch, subtype):
+    """The second begins at a time above 0, which is no pause between them."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path, other = tmp_path / "a.ogg", "OPUS" if subtype == "VORBIS" else "VORBIS"
+    content = written(path, "OGG", subtype)
+    one = heard(path)[0]
+    path.write_bytes(content + timed(content, lambda number, time: time + 48_000) + content)
+    assert np.array_equal(heard(path)[0], np.tile(one, 3)) and len(one) == len(X)
+    mixed = written(path, "OGG", other)
+    part = heard(path)[0]
+    path.write_bytes(content + mixed)
+    assert np.array_equal(heard(path)[0], np.concatenate([one, part]))
+    said = refusal(path, content + written(path, "OGG", other, 8000))
+    assert "different sample rates" in said and f"byte {len(content)}" in said
