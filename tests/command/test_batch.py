@@ -281,6 +281,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in K
 
 
 @on_linux
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_song(tmp_path):
     """One process, since the peak can only rise: 40 s, then 200 s, which held would take 10 MiB more for every copy of
     their samples. The allocator is told to give back what is freed, or its fragments alone would grow by 40 MiB."""

@@ -199,6 +199,7 @@ def test_a_broken_file_is_one_sentence_about_the_song(app, visit):
     assert visitor.finished()["state"] == "done"
 
 
+@pytest.mark.slow
 def test_who_comes_second_is_told_and_a_closed_tab_makes_room(app, visit):
     first, second = visit(), visit()
     first.send("long.wav", sound(60.0), **LONG)
@@ -214,7 +215,7 @@ def test_who_comes_second_is_told_and_a_closed_tab_makes_room(app, visit):
     assert eventually(lambda: not app.files())
 
 
-@pytest.mark.parametrize("leaves", ["while it sends", "while it waits"])
+@pytest.mark.parametrize("leaves", ["while it sends", pytest.param("while it waits", marks=pytest.mark.slow)])
 def test_a_tab_that_is_closed_before_its_turn_leaves_nothing(app, visit, leaves):
     """Who came before notices nothing."""
     first, second, data = visit(), visit(), sound(60.0)
@@ -313,7 +314,7 @@ def test_the_page_names_no_other_computer(app):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process on Windows")
-@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("how", [pytest.param("SIGINT", marks=pytest.mark.slow), "SIGTERM"])
 def test_at_its_end_nothing_is_left(model, tmp_path, how):
     app = App(tmp_path, "--model_path", str(model))
     visitor = Visitor(app, "0" * 32)
@@ -393,6 +394,7 @@ def test_an_hour_comes_back_whole_in_the_memory_of_five_minutes(tmp_path):
 # --- installed -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_package_brings_weights_page_and_command(model, tmp_path):
     source, installed, folder = (tmp_path / name for name in ("source", "installed", "elsewhere"))
     shutil.copytree(ROOT / "diffvocsep", source / "diffvocsep", ignore=shutil.ignore_patterns("__pycache__"))

@@ -12,6 +12,7 @@ from benchmarks import data
 from diffvocsep.config import load_config
 
 
+@pytest.mark.slow
 def test_it_prints_a_table_of_rates_and_one_against_the_musdb_package(monkeypatch, capsys):
     need(shutil.which("ffmpeg") is not None and shutil.which("ffprobe") is not None, "ffmpeg")
     try:

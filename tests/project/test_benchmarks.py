@@ -175,6 +175,7 @@ def test_weights_are_released_by_a_command_and_readable_by_all(tmp_path, capsys)
     assert wrong.value.code == 2 and "must end in .safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_versions_take_turns(capsys, tmp_path):
     root = str(Path(__file__).parents[2])
     assert in_turns.run([root, root + "+keep", "--rounds", "2", "--seconds", "1"]) == 0

@@ -65,6 +65,7 @@ def test_it_has_two_sections():
     assert headings == ["# Diff-VocSep on Colab", "## Separate a song", "## Train"]
 
 
+@pytest.mark.slow
 def test_its_cells_run(tmp_path, monkeypatch):
     with_xla = importlib.util.find_spec("torch_xla") is not None
     for path in ROOT.iterdir():

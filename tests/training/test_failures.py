@@ -181,9 +181,11 @@ def test_too_little_memory_ends_a_run_in_one_sentence(tmp_path, monkeypatch, cap
 def test_a_polite_kill_and_a_closed_terminal_save_what_there_is(tmp_path, monkeypatch, undisturbed, name):
     if not hasattr(signal, name):
         pytest.skip("POSIX signals")
+    before = signal.signal(getattr(signal, name), signal.SIG_DFL)  # under nohup, SIGHUP is ignored, and stays so
     with monkeypatch.context() as patch:
         at_step(patch, 3, lambda: signal.raise_signal(getattr(signal, name)))
         assert make(tmp_path).run() == 130
+    signal.signal(getattr(signal, name), before)
     assert load_checkpoint(tmp_path / "ck" / "last.pt")["step"] == 4
     assert_same_run(run(tmp_path, resume="auto"), undisturbed)
 

@@ -385,7 +385,8 @@ def test_a_released_file_gives_its_weights_to_a_new_run(tmp_path, undisturbed, c
         make(tmp_path, "model.base_channels=8", resume=str(released))
 
 
-@pytest.mark.parametrize("resume", ["none", "ck/best.pt", "released.safetensors"])
+@pytest.mark.parametrize("resume", ["none", *(pytest.param(name, marks=pytest.mark.slow)
+                                             for name in ("ck/best.pt", "released.safetensors"))])  # fmt: skip
 def test_a_new_run_keeps_the_checkpoints_that_it_finds(tmp_path, undisturbed, resume, capsys):
     """Each of those before it, though their scores be higher, and whatever the new run begins with."""
     found, short = {}, ("train.max_steps=4", "train.val_every_steps=1")

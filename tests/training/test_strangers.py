@@ -97,9 +97,11 @@ def mutated(state: dict, place: tuple, value: Any) -> dict:
     return changed
 
 
+@pytest.mark.parametrize("values", [pytest.param(ODD[::4], id="some"),
+                                    pytest.param(ODD, id="all", marks=pytest.mark.slow)])  # fmt: skip
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
-def test_no_value_in_the_place_of_another_leads_to_a_traceback(trainer, state, place):
-    for value in ODD:
+def test_no_value_in_the_place_of_another_leads_to_a_traceback(trainer, state, place, values):
+    for value in values:
         said_of(trainer, mutated(state, place, value))
 
 

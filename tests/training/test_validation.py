@@ -89,7 +89,7 @@ def test_a_validation_is_the_same_every_time_and_touches_no_random_stream(tmp_pa
 
     class Silent:
         flush = staticmethod(lambda: None)
-        validated = staticmethod(lambda step, previous, result, best, progress: monitored.append(result.scores))
+        log_validation = staticmethod(lambda step, previous, result, best, progress: monitored.append(result.scores))
 
     streams = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     for step in (1, 2):
