@@ -107,6 +107,7 @@ def test_another_network_takes_the_same_spectrograms():
     assert output.shape == x_t.shape and not torch.equal(output, model(x_t, -mixture, torch.tensor([3, 900])))
 
 
+@pytest.mark.slow
 def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys):
     config = tiny_config()
     torch.manual_seed(0)

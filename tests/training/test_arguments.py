@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,14 +30,20 @@ def answer(monkeypatch, words: str, settings: Config) -> str:
     pty = pytest.importorskip("pty", reason="no terminals like that on Windows")
     here, there = pty.openpty()
     os.write(here, words.encode())
-    with open(there, encoding="utf-8", closefd=False) as typed, open(there, "w", encoding="utf-8") as shown:
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "stdin", typed)
-            patch.setattr(sys, "stderr", shown)
-            ask_before_download(settings, agreed=False)
-        text = os.read(here, 10_000).decode()
+    with (
+        open(there, encoding="utf-8", closefd=False) as typed,
+        open(there, "w", encoding="utf-8") as shown,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdin", typed)
+        patch.setattr(sys, "stderr", shown)
+        ask_before_download(settings, agreed=False)
+    text = b""
+    with suppress(OSError):  # the end, on Linux
+        while part := os.read(here, 10_000):
+            text += part
     os.close(here)
-    return text
+    return text.decode()
 
 
 @pytest.mark.parametrize("words", ["y\n", "Yes\n"])

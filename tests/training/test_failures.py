@@ -83,9 +83,9 @@ def test_an_error_where_segments_are_made_is_one_sentence(tmp_path, monkeypatch,
     ("ending", "said"),
     [
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed, perhaps for want of memory"),
-        (lambda: os.kill(os.getpid(), signal.SIGBUS), "/dev/shm"),
+        pytest.param(lambda: os.kill(os.getpid(), signal.SIGBUS), "/dev/shm", marks=pytest.mark.slow),
         (lambda: os._exit(EXIT_BATCH_NOT_SENT), "/dev/shm"),
-        (lambda: os._exit(9), "ended with code 9"),
+        pytest.param(lambda: os._exit(9), "ended with code 9", marks=pytest.mark.slow),
     ],
 )
 def test_a_loader_that_is_gone_is_noticed_within_ten_seconds(tmp_path, monkeypatch, ending, said):

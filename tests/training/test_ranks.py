@@ -75,14 +75,8 @@ def gone(worker: psutil.Process) -> bool:
         return True
 
 
-@pytest.mark.parametrize(
-    "steps, compiled, share",
-    [
-        pytest.param(20, "false", 0, marks=pytest.mark.slow),
-        pytest.param(3, "true", 0, marks=pytest.mark.slow),
-        (6, "false", 0.5),
-    ],
-)
+@pytest.mark.parametrize("steps, compiled, share", [(20, "false", 0), (3, "true", 0), (6, "false", 0.5)])
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, steps, compiled, share):
     """In float64, with two batches a step: losses, gradients, weights and their average agree to 1e-6 over 20 steps;
     and over a few where both processes call what torch.compile has traced, or where a share of the items have a twin

@@ -129,6 +129,7 @@ def test_a_run_s_name_leads_nowhere_else(folder, state, name):
     assert {path.name for path in folder.iterdir()} == {"ck", "tb"}
 
 
+@pytest.mark.slow
 def test_a_network_too_large_for_any_memory_is_refused_in_a_moment(tmp_path, state):
     for key, value in [
         ("channels_mult", [10**9] * 3), ("channels_mult", [1] * 10**5), ("base_channels", 10**6), ("blocks", 10**6),

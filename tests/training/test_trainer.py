@@ -58,6 +58,7 @@ def test_ctrl_c_stops_train_py_and_its_loaders_with_everything_saved(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="POSIX signals")
+@pytest.mark.slow
 def test_ctrl_c_while_loaders_start_is_no_error(tmp_path):
     """Spawned ones, as on Windows and macOS, take seconds to start, and until they ignore Ctrl-C it ends them."""
     process = start(tmp_path, "data.workers=2", script=ROOT / "tests" / "killed.py", START_METHOD="spawn")

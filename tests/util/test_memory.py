@@ -48,6 +48,7 @@ def faults(tmp_path):
 
 
 @glibc
+@pytest.mark.slow
 def test_scripts_use_freed_memory_again(faults):
     assert faults("script") < 100 < 1000 < faults("bare")
 
