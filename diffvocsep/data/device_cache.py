@@ -6,17 +6,15 @@ draws, carried out by the same `render`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..util.device import move
 from ..util.errors import UserError
+from ..util.threads import results_in_threads
 from .augment import source_length
 from .mixing import Cut, Draw, Segments, assemble, render, scalars
 from .stems import FULL_SCALE
@@ -65,11 +63,10 @@ class DeviceCache:
             return (waveform / step).round().to(torch.int16).T, step
 
         there = [i for i, size in enumerate(sizes) if size]
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            stems = tqdm(threads.map(read, there), f"{side} to {self.device}", len(there), unit="stem", leave=False)
-            for i, (stem, step) in zip(there, stems, strict=True):
-                first, scale[i] = self.first[side][i], step
-                samples[first : first + len(stem)] = stem.to(self.device)
+        stems = results_in_threads(read, [(i,) for i in there], f"{side.capitalize()} to {self.device}", "stem")
+        for i, (stem, step) in zip(there, stems, strict=True):
+            first, scale[i] = self.first[side][i], step
+            samples[first : first + len(stem)] = stem.to(self.device)
         self.samples[side], self.scale[side] = samples, scale.to(self.device)
 
     def batch(self, draws: list[Draw]) -> dict[str, Tensor]:
