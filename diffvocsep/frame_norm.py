@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 
 def channels_stay_last(x: Tensor) -> bool:
-    """Whether layers compute in the memory layout in which GPUs convolve fastest, channels last."""
-    return x.device.type == "cuda"
+    """Whether layers compute where the channels lie: last, as GPUs convolve fastest (`train.channels_last`)."""
+    return x.device.type == "cuda" and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class FrameNorm(nn.GroupNorm):

@@ -122,10 +122,10 @@ class DualPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, frames, bins = x.shape
+        layout = torch.channels_last if frame_norm.channels_stay_last(x) else torch.preserve_format
         x = self.frequency(x.permute(0, 2, 3, 1).flatten(0, 1)).unflatten(0, (batch, frames))  # (B, T, F, C)
         x = self.time(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (batch, bins))  # (B, F, T, C)
-        x = x.permute(0, 3, 2, 1)
-        return x.contiguous(memory_format=torch.channels_last) if frame_norm.channels_stay_last(x) else x
+        return x.permute(0, 3, 2, 1).to(memory_format=layout)
 
 
 class Stage(nn.Module):

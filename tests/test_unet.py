@@ -372,7 +372,7 @@ def with_gradients(model: UNet, dtype: torch.dtype | None = None) -> tuple[Tenso
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
+    return float((one - other).detach().norm() / other.detach().norm())
 
 
 def test_layers_that_keep_channels_last_compute_what_the_others_do(monkeypatch):
