@@ -256,12 +256,12 @@ class Separator:
         self, mixture: Tensor, statistics: Tensor, first_frames: Sequence[int], bins: int, config: Config
     ) -> Tensor:
         """The vocals of some chunks of one song, the mean of `diffusion.samples` draws: complex
-        `(len(firsts) * G, C, F, T)`.
+        `(len(first_frames) * G, C, F, T)`.
 
         Args:
-            mixture: STFT of the chunks, each with all its groups, complex `(len(firsts) * G, C, F, T)`.
+            mixture: STFT of the chunks, each with all its groups, complex `(len(first_frames) * G, C, F, T)`.
             statistics: of the song, `(G, 4)`.
-            firsts: the frame of the song that each chunk begins with; the noise of a frame depends on its place only.
+            first_frames: the frame of the song that each chunk begins with; its noise depends on that place only.
             bins: how many bins the network's output is used for; above, the gain of its top band is extended.
         """
         audio, frontend = self.config.audio, self.frontend
