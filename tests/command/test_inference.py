@@ -152,7 +152,13 @@ def test_a_name_without_room_for_its_ending_does_not_end_the_others(call, folder
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
-@pytest.mark.parametrize("how", ["--input song.wav --output v.wav 2>&-", "--input <(cat song.wav) --output v.wav"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "--input song.wav --output v.wav 2>&-",
+        pytest.param("--input <(cat song.wav) --output v.wav", marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_without_stderr_and_one_that_reads_a_pipe(folder, model, how):
     command = " ".join([*(f"'{word}'" for word in SCRIPT), f"--model_path '{model}'", how])
     assert subprocess.run(["bash", "-c", command], capture_output=True).returncode == 0

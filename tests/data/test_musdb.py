@@ -328,6 +328,7 @@ def test_without_ffmpeg_one_sentence_says_so(tmp_path, preview):
 # ---- its previews --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_previews_of_the_validation_songs_become_folders_of_stems(tmp_path, preview, monkeypatch, capsys):
     """The package's own download is a copy here."""
     import musdb as package

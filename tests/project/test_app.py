@@ -155,7 +155,7 @@ def command_line(folder: Path, *arguments: str) -> None:
     assert inference.run(["--no-progress", *outputs, *arguments]) == 0
 
 
-@pytest.mark.parametrize("settings", [{}, {"steps": 8, "samples": 2}])
+@pytest.mark.parametrize("settings", [pytest.param({}, marks=pytest.mark.slow), {"steps": 8, "samples": 2}])
 def test_the_stems_are_those_of_the_command_line(app, visit, model, tmp_path, settings):
     data, visitor = sound(1.3), visit()
     path = visitor.send("내 노래 🎤.wav", data, **settings)

@@ -84,7 +84,7 @@ def test_an_error_where_segments_are_made_is_one_sentence(tmp_path, monkeypatch,
     [
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed, perhaps for want of memory"),
         pytest.param(lambda: os.kill(os.getpid(), signal.SIGBUS), "/dev/shm", marks=pytest.mark.slow),
-        (lambda: os._exit(EXIT_BATCH_NOT_SENT), "/dev/shm"),
+        pytest.param(lambda: os._exit(EXIT_BATCH_NOT_SENT), "/dev/shm", marks=pytest.mark.slow),
         pytest.param(lambda: os._exit(9), "ended with code 9", marks=pytest.mark.slow),
     ],
 )

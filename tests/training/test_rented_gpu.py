@@ -77,6 +77,7 @@ def test_from_songs_and_released_weights_to_weights_that_separate(songs, release
     assert soundfile.info("v.wav").frames == 2 * RATE
 
 
+@pytest.mark.slow
 def test_what_is_measured_before_is_printed_and_kept(released, tmp_path, monkeypatch, capsys):
     compiled = []
     monkeypatch.setattr(gpu, "WARM_UP", 1)

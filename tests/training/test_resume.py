@@ -94,6 +94,7 @@ def assert_as_if_undisturbed(folder: Path, undisturbed: Trainer, out: str) -> No
     assert_one_curve(folder, [2, 3, 4, 6])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
 def test_killed_in_a_checkpoint_it_ends_as_if_undisturbed(tmp_path, undisturbed, capsys):
     killed_in_a_checkpoint(tmp_path)
@@ -283,7 +284,7 @@ def test_what_may_change_is_said_and_has_its_effect(tmp_path, capsys):
     assert starts[0]["changes"] == [] and starts[1]["changes"] == expected.split(", ")
 
 
-@pytest.mark.parametrize(("one", "other"), [("adamw", "muon"), ("muon", "adamw")])
+@pytest.mark.parametrize(("one", "other"), [("adamw", "muon"), pytest.param("muon", "adamw", marks=pytest.mark.slow)])
 def test_another_optimizer_begins_anew_if_that_is_meant(tmp_path, capsys, one, other):
     before = run(tmp_path, "train.max_steps=2", f"train.optimizer={one}")
     capsys.readouterr()

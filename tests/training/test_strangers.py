@@ -97,7 +97,7 @@ def mutated(state: dict, place: tuple, value: Any) -> dict:
     return changed
 
 
-@pytest.mark.parametrize("values", [pytest.param(ODD[::4], id="some"),
+@pytest.mark.parametrize("values", [pytest.param(ODD[::8], id="some"),
                                     pytest.param(ODD, id="all", marks=pytest.mark.slow)])  # fmt: skip
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
 def test_no_value_in_the_place_of_another_leads_to_a_traceback(trainer, state, place, values):
@@ -115,12 +115,31 @@ def test_what_is_missing_is_named(trainer, state, name):
     assert said and (name in said or name == "ema")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["../../elsewhere", "/elsewhere", "..", ".", "", "a/b", "a\\b", "C:x", "a\0b", "a\nb", "x" * 300, ".hidden", "x."],
-)
-def test_a_run_s_name_leads_nowhere_else(folder, state, name):
+NO_NAMES = [
+    "../../elsewhere",
+    "/elsewhere",
+    "..",
+    ".",
+    "",
+    "a/b",
+    "a\\b",
+    "C:x",
+    "a\0b",
+    "a\nb",
+    "x" * 300,
+    ".hidden",
+    "x.",
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_run_s_name_leads_nowhere_else(trainer, state, name):
     """It is the name of a folder and of files that are kept."""
+    assert "run_id is not a plain name" in said_of(trainer, state | {"run_id": name})
+
+
+@pytest.mark.parametrize("name", [NO_NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NO_NAMES[1:])])
+def test_a_new_run_beside_a_name_that_is_none_keeps_its_file(folder, state, name):
     save_checkpoint(folder / "ck" / "last.pt", state | {"run_id": name})
     with pytest.raises(UserError, match="run_id is not a plain name"):
         make(folder, resume="auto")

@@ -41,7 +41,10 @@ def test_the_stand_in_sees_a_wrong_device_and_a_wait_for_the_gpu(fake_cuda):
     [
         ["diffusion.prediction_type=v", "diffusion.sampler=ddpm"],
         ["separation.subtract=mask", "diffusion.eta=1", "audio.bandwidth=3000"],
-        ["audio.representation=magnitude", "separation.subtract=normalized", "diffusion.sampler=dpmpp"],
+        pytest.param(
+            ["audio.representation=magnitude", "separation.subtract=normalized", "diffusion.sampler=dpmpp"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_everything_is_on_the_gpu_and_nothing_waits_for_it(fake_cuda, tmp_path, channels, how):

@@ -54,6 +54,7 @@ def test_scripts_use_freed_memory_again(faults):
 
 
 @glibc
+@pytest.mark.slow
 def test_and_so_do_the_processes_that_score(faults):
     """They are spawned, and never pass `cli.main`."""
     assert faults("each") < 1000
