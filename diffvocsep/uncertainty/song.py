@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import t as students_t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from ..config import AudioConfig
@@ -45,8 +45,8 @@ class Uncertainty:
 
     def half_width(self, coverage: float) -> float:
         """How many scales to each side of what was found the real part of the truth lies with that probability, and the
-        imaginary part likewise."""
-        return float(students_t.ppf((1 + coverage) / 2, self.freedom))
+        imaginary part likewise: a quantile of Student's t (`scipy.stats` takes a second to import)."""
+        return float(stdtrit(self.freedom, (1 + coverage) / 2))
 
     def sdr(self) -> tuple[float, float, float]:
         """The global SDR that the vocals probably have, in dB, and the ends of its 80 % interval; NaN for a song

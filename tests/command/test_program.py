@@ -205,6 +205,22 @@ print(json.dumps([said, [name for name in heavy if name in sys.modules]]))
     assert names(folder) == ["song.wav"]
 
 
+def test_a_song_waits_for_no_library_that_it_does_not_need(folder, model):
+    """Statistics, plots and tables take longer to import than a short song to separate."""
+    heavy = "scipy.stats scipy.signal matplotlib tensorboard museval pandas joblib hypothesis"
+    code = f"""
+import sys
+from diffvocsep.command import program
+assert program.run(sys.argv[1:]) == 0
+print(*[name for name in {heavy.split()} if name in sys.modules], file=sys.stderr)
+"""
+    command = [sys.executable, "-c", code, "song.wav", "--model_path", str(model), "--no-progress"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert not set(done.stderr.split()) & set(heavy.split())
+    assert names(folder) == ["song.wav", "song_instrumental.wav", "song_vocals.wav"]
+
+
 def test_a_song_that_the_format_cannot_hold_is_refused_before_the_model_is_loaded(call, monkeypatch):
     monkeypatch.setattr("diffvocsep.separator.load_model", lambda path: pytest.fail("the model was loaded"))
     write("six.wav", 0.1 * song(0.2, 6), RATE)
