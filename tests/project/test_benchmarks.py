@@ -127,8 +127,20 @@ def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys)
     assert 0 < one["seconds"] < one["cold_seconds"] and four["seconds"] > 0
     assert one["peak_mib"] > 100
     assert one["scores"]["global SDR"] == pytest.approx([0.0], abs=1e-3)  # an untrained network finds no vocals
+    assert len(one["scores"]["museval SDR"]) == 1 and not list(tmp_path.rglob("estimate.wav"))
     assert (tmp_path / "inference.png").stat().st_size > 1000
     assert "| Diff-VocSep, 4 steps |" in capsys.readouterr().out
+
+
+def test_vocals_that_a_peer_has_written_are_scored(tmp_path):
+    """Half the voice and nothing else: the error is the other half, 6 dB below."""
+    mixture, vocals = np.random.default_rng(0).normal(0, 0.1, (2, inference.RATE * 2, 2))
+    for name, wave in [("mixture", mixture + vocals), ("vocals", vocals), ("estimate", vocals / 2)]:
+        soundfile.write(tmp_path / f"{name}.wav", wave, inference.RATE, "FLOAT")
+    found = inference.score(tmp_path / "estimate.wav")
+    assert found["global SDR"] == pytest.approx(20 * np.log10(2), abs=1e-3)
+    assert found["museval SDR"] == pytest.approx(20 * np.log10(2), abs=0.1)
+    assert found["bleedless"] > found["fullness"]
 
 
 def test_a_peer_that_is_not_there_is_named(capfd):
