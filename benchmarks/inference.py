@@ -116,22 +116,24 @@ def run(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--model_path", type=Path, default=Path("checkpoints/pretrained.safetensors"))
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of an environment with the peers")
-    parser.add_argument("--only", choices=PEERS, help="this peer alone")
+    parser.add_argument("--only", choices=("diffvocsep", *PEERS), help="this system alone")
     parser.add_argument("--root", type=Path, metavar="DIR", help="songs that tell how good the separators are")
     parser.add_argument("--seconds", type=finite, default=0.0, help="cut songs into clips of this length (0: whole)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write inference.json and inference.png there")
     args = parser.parse_args(argv)
+    if args.only in PEERS and not args.peers:
+        raise UserError(f"--only {args.only} needs --peers PYTHON, an environment in which it is installed")
     if not args.model_path.is_file():
         raise UserError(f"there is no model '{args.model_path}'; name one with --model_path")
     size = args.model_path.stat().st_size / 2**20
     rows = {}
     with tempfile.TemporaryDirectory(prefix="diffvocsep-") as folder:
         clips = write_clips(args.root, args.seconds, Path(folder)) if args.root else None
-        for steps in STEPS:
+        for steps in STEPS if args.only in (None, "diffvocsep") else ():
             found = measure(sys.executable, "diffvocsep", clips, str(args.model_path), str(steps))
             if found:
                 rows[f"Diff-VocSep, {steps} step{'s' if steps > 1 else ''}"] = {**found, "file_mib": size}
-        for peer in ([args.only] if args.only else PEERS) if args.peers else ():
+        for peer in [peer for peer in PEERS if args.only in (None, peer)] if args.peers else ():
             if found := measure(args.peers, peer, clips):
                 rows[found.pop("name")] = found
     columns = ("parameters", "file", "x real time", "peak memory", "cold start")

@@ -146,6 +146,8 @@ def test_vocals_that_a_peer_has_written_are_scored(tmp_path):
 def test_a_peer_that_is_not_there_is_named(capfd):
     assert inference.measure(sys.executable, "no_such_system", None) is None
     assert "no_such_system: not measured" in capfd.readouterr().err
+    with pytest.raises(UserError, match="--only spleeter needs --peers"):
+        inference.run(["--only", "spleeter"])
 
 
 def test_the_mean_of_models_is_released_with_a_setting(tmp_path):
