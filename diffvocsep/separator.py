@@ -26,7 +26,7 @@ from .config import Config, affects_separation, from_dict, is_fixed, key_of, loa
 from .counterfactual import extend_band, generate, subtract
 from .denoiser import Denoiser
 from .diffusion import Diffusion
-from .spectrogram import TRUSTED, Frontend
+from .spectrogram import Frontend
 from .uncertainty import ScaleHead, Uncertainty, record_features
 from .util.device import amp_dtype, resolve_device
 from .util.errors import UserError
@@ -182,11 +182,12 @@ class Separator:
             return
         if any(rumble.is_significant()):
             statistics = self._measure(song(rumble.remove))
+        trusted = int(self.frontend.trusted(torch.tensor([sample_rate])).sum())  # modelled bins, from the lowest
         total = None if length is None else self.grid.chunks(length * audio.sample_rate / sample_rate)
         title, hidden = f"Separating on {self.device}", None if progress else True  # None: unless there is a terminal
         with tqdm(total=total, desc=title, unit="chunk", disable=hidden) as bar:
             chunks = cut(song(rumble.remove), self.grid)
-            spectra = self._vocal_spectra(chunks, statistics, self._trusted_bins(sample_rate), config, bar, uncertainty)
+            spectra = self._vocal_spectra(chunks, statistics, trusted, config, bar, uncertainty)
             vocals = resample_blocks(stitch(spectra, self.frontend.stft), audio.sample_rate, sample_rate)
             yield from line_up(vocals, blocks())
 
@@ -198,14 +199,6 @@ class Separator:
             part = representation.statistics(spectrum)
             statistics = part if statistics is None else representation.merge(statistics, part)
         return statistics
-
-    def _trusted_bins(self, sample_rate: int) -> int:
-        """How many of the modelled bins hold something of a song of that rate: near its Nyquist frequency and above,
-        resampling leaves nothing to separate."""
-        audio, bins = self.config.audio, self.frontend.bins
-        if sample_rate >= audio.sample_rate:
-            return bins
-        return min(bins, int(TRUSTED * sample_rate * audio.n_fft / audio.sample_rate))
 
     def _vocal_spectra(
         self,
