@@ -308,35 +308,41 @@ def load_model_state(path: Path) -> dict[str, Any]:
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
     """EMA weights and config of a `.pt` or `.safetensors` file; they fit each other."""
-    state = load_model_state(path)
-    config = saved_config(path, state["config"])
-    require_weights_fit(state["ema"], config, f"'{path}'")
+    state, config = _load_fitting(path)
     return state["ema"], config
 
 
 def load_model(path: Path) -> tuple[nn.Module, Config]:
     """The network with its EMA weights, and the config it was trained with."""
-    weights, config = load_weights(path)
-    model = make_network(config)
-    model.load_state_dict(weights)
+    model, config, _ = load_model_and_head(path)
     return model, config
 
 
-def load_head(path: Path) -> ScaleHead | None:
-    """The head that estimates the error of that model; None if none was fitted.
+def load_model_and_head(path: Path) -> tuple[nn.Module, Config, ScaleHead | None]:
+    """As `load_model`, with the head that estimates the model's error; None if none was fitted.
 
     Raises:
-        UserError: see `load_model_state`; or it does not fit the model.
+        UserError: see `load_model_state`; or weights do not fit the config.
     """
-    state = load_model_state(path)
+    state, config = _load_fitting(path)
+    model = make_network(config)
+    model.load_state_dict(state["ema"])
     if not state.get("head"):
-        return None
-    head = ScaleHead(saved_config(path, state["config"]))
+        return model, config, None
+    head = ScaleHead(config)
     try:
         head.load_state_dict(state["head"])
     except RuntimeError:
         raise UserError(f"the weights of the uncertainty in '{path}' do not fit its own config") from None
-    return head
+    return model, config, head
+
+
+def _load_fitting(path: Path) -> tuple[dict[str, Any], Config]:
+    """A state as `load_model_state` reads it, and its config, which its EMA weights fit."""
+    state = load_model_state(path)
+    config = saved_config(path, state["config"])
+    require_weights_fit(state["ema"], config, f"'{path}'")
+    return state, config
 
 
 def run(argv: list[str] | None = None) -> int:

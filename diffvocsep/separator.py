@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .audio import resample_blocks
 from .audio.rumble import Rumble
-from .checkpoint import load_head, load_model
+from .checkpoint import load_model_and_head
 from .chunks import Chunk, Grid, batches, cut, line_up, stitch, to_groups
 from .config import Config, affects_separation, from_dict, is_fixed, key_of, load_config, require_same_network, to_dict
 from .counterfactual import extend_band, generate, subtract
@@ -69,10 +69,10 @@ class Separator:
         Raises:
             UserError: the file is missing or is no checkpoint of ours, or the device is not there.
         """
-        model, config = load_model(Path(path))
+        model, config, head = load_model_and_head(Path(path))
         if config.train.amp in ("bf16", "fp16"):  # chosen for another machine: this one may only emulate it
             config = replace(config, train=replace(config.train, amp="auto"))
-        return cls(model, config, resolve_device(device), load_head(Path(path)))
+        return cls(model, config, resolve_device(device), head)
 
     def configured(self, path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Separator:
         """The same model under the settings of a config file and of overrides `section.key=value`.
