@@ -144,7 +144,7 @@ class Separator:
         for section, options in {"diffusion": diffusion, "train": {"seed": seed}}.items():
             settings[section] |= {key: value for key, value in options.items() if value is not None}
         config = from_dict(settings)
-        self.denoiser.diffusion.check()
+        self.denoiser.diffusion.require_samplable()
         return config
 
     @torch.no_grad()
