@@ -14,7 +14,6 @@ import json
 import math
 import platform
 import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from .util.atomic import write_atomic
 from .util.cli import Parser, main, print_notes
 from .util.errors import UserError
 from .util.strict_yaml import prefix_errors, show
+from .util.untrusted import MAX_COUNT, is_count, is_plain_config, require_plain_archive, require_tensors
 
 FORMAT = 2
 HEAD_PREFIX = "uncertainty."  # of the names of a `ScaleHead`'s weights, beside the network's
@@ -46,7 +46,6 @@ REMOVED_SETTINGS = (
     ("diffusion", "start_step", None),
 )
 MAX_NUMBER = 10**6  # in the config of a file from elsewhere, for settings that decide about memory
-MAX_COUNT = 2**53  # the largest count of a run
 PLAIN_NAME = re.compile(r"\w([\w .-]{0,98}[\w-])?")  # of a folder, and nothing that leads out of it
 
 
@@ -54,16 +53,12 @@ def _is_format(value: Any) -> bool:
     return type(value) is int and value == FORMAT
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < MAX_COUNT
-
-
 # Fields of a training state beside weights and config: a test of the value, and what the test asks for.
 RUN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "step": (_is_count, "a count"),
-    "samples": (_is_count, "a count"),
-    "validated": (_is_count, "a count"),
-    "skipped": (_is_count, "a count"),
+    "step": (is_count, "a count"),
+    "samples": (is_count, "a count"),
+    "validated": (is_count, "a count"),
+    "skipped": (is_count, "a count"),
     "seconds": (lambda v: type(v) in (int, float) and 0 <= v < MAX_COUNT, "a number of seconds"),
     "validated_seconds": (lambda v: type(v) in (int, float) and 0 <= v < MAX_COUNT, "a number of seconds"),
     "best_sdr": (lambda v: type(v) in (int, float) and -math.inf <= v < 1e4, "a score"),
@@ -105,7 +100,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint '{path}'; name one that is there, or train one with train.py")
-    _require_plain_archive(path)
+    require_plain_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damaged bytes lead to
@@ -123,46 +118,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if name in state and not test(state[name]):
             raise UserError(f"'{path}' is damaged, or somebody has changed it: its {name} is not {must_be}")
     for name in {"ema", "model"} & state.keys():
-        _require_tensors(state[name], f"'{path}'")
+        require_tensors(state[name], f"'{path}'")
     return state
-
-
-def _require_plain_archive(path: Path) -> None:
-    """Check that a file is what torch.save writes: a zip of uncompressed records, so none is larger than the file.
-
-    Raises:
-        UserError: it is something else.
-    """
-    whole = False
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                records = archive.infolist()
-            stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
-            whole = stored and sum(record.file_size for record in records) <= path.stat().st_size
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RecursionError):
-            whole = False
-    if not whole:
-        raise UserError(f"'{path}' is no checkpoint, or only a part of one; name another file")
-
-
-def _require_tensors(weights: Any, name: str) -> None:
-    """Raises UserError unless these are plain tensors of floating-point numbers, by name."""
-    if not isinstance(weights, dict) or not all(
-        isinstance(key, str) and is_plain_tensor(weight) for key, weight in weights.items()
-    ):
-        raise UserError(f"{name} is damaged, or somebody has changed it: its weights are no tensors of numbers")
-
-
-def is_plain_tensor(value: Any) -> bool:
-    """Whether this is a dense floating-point tensor on the CPU: not sparse, quantized, complex or on `meta`."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and value.is_floating_point()
-    )
 
 
 def require_weights_fit(weights: Mapping[str, Tensor], config: Config, name: str) -> None:
@@ -191,7 +148,7 @@ def require_weights_fit(weights: Mapping[str, Tensor], config: Config, name: str
 
 def saved_config(path: Path, mapping: dict[str, Any]) -> Config:
     """The config saved in `path`; raises UserError that names the file, for one that this version cannot have."""
-    if not _is_plain_config(mapping):
+    if not is_plain_config(mapping):
         raise UserError(f"the config in '{path}' is none: it must have sections with keys; use another file")
     mapping = copy.deepcopy(mapping)
     if isinstance(mapping.get("train"), dict):
@@ -213,26 +170,6 @@ def saved_config(path: Path, mapping: dict[str, Any]) -> Config:
                 must = f"must be at most {MAX_NUMBER}"
                 raise UserError(f"the config in '{path}': {section}.{key} is {show(value)} but {must}")
     return config
-
-
-def _is_plain_config(mapping: Any) -> bool:
-    """Whether this is `{section: {key: value}}` with plain values, or lists or dictionaries of plain values."""
-
-    def plain(value: Any) -> bool:
-        return value is None or (isinstance(value, bool | int | float | str) and len(str(value)[:5000]) < 5000)
-
-    def setting(value: Any) -> bool:
-        if isinstance(value, dict):
-            return all(plain(part) for pair in value.items() for part in pair)
-        return all(map(plain, value)) if isinstance(value, list | tuple) else plain(value)
-
-    def section(value: Any) -> bool:
-        return all(map(plain, value)) and all(map(setting, value.values())) if isinstance(value, dict) else plain(value)
-
-    try:
-        return isinstance(mapping, dict) and all(plain(name) and section(keys) for name, keys in mapping.items())
-    except ValueError:  # a whole number of thousands of digits has no text
-        return False
 
 
 def release(state: dict[str, Any], path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -294,8 +231,8 @@ def load_model_state(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"'{path}' is not a released model of Diff-VocSep ({reason})") from None
-    _require_tensors(weights, f"'{path}'")
-    if not _is_count(step):
+    require_tensors(weights, f"'{path}'")
+    if not is_count(step):
         raise UserError(f"'{path}' is damaged, or somebody has changed it: its step is not a count")
     head = {
         name.removeprefix(HEAD_PREFIX): weights.pop(name).float()
@@ -308,35 +245,41 @@ def load_model_state(path: Path) -> dict[str, Any]:
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], Config]:
     """EMA weights and config of a `.pt` or `.safetensors` file; they fit each other."""
-    state = load_model_state(path)
-    config = saved_config(path, state["config"])
-    require_weights_fit(state["ema"], config, f"'{path}'")
+    state, config = _load_fitting(path)
     return state["ema"], config
 
 
 def load_model(path: Path) -> tuple[nn.Module, Config]:
     """The network with its EMA weights, and the config it was trained with."""
-    weights, config = load_weights(path)
-    model = make_network(config)
-    model.load_state_dict(weights)
+    model, config, _ = load_model_and_head(path)
     return model, config
 
 
-def load_head(path: Path) -> ScaleHead | None:
-    """The head that estimates the error of that model; None if none was fitted.
+def load_model_and_head(path: Path) -> tuple[nn.Module, Config, ScaleHead | None]:
+    """As `load_model`, with the head that estimates the model's error; None if none was fitted.
 
     Raises:
-        UserError: see `load_model_state`; or it does not fit the model.
+        UserError: see `load_model_state`; or weights do not fit the config.
     """
-    state = load_model_state(path)
+    state, config = _load_fitting(path)
+    model = make_network(config)
+    model.load_state_dict(state["ema"])
     if not state.get("head"):
-        return None
-    head = ScaleHead(saved_config(path, state["config"]))
+        return model, config, None
+    head = ScaleHead(config)
     try:
         head.load_state_dict(state["head"])
     except RuntimeError:
         raise UserError(f"the weights of the uncertainty in '{path}' do not fit its own config") from None
-    return head
+    return model, config, head
+
+
+def _load_fitting(path: Path) -> tuple[dict[str, Any], Config]:
+    """A state as `load_model_state` reads it, and its config, which its EMA weights fit."""
+    state = load_model_state(path)
+    config = saved_config(path, state["config"])
+    require_weights_fit(state["ema"], config, f"'{path}'")
+    return state, config
 
 
 def run(argv: list[str] | None = None) -> int:

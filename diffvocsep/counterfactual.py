@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .config import DiffusionConfig
 from .denoiser import Denoiser
-from .samplers import Noise, refines, sample, timestep_schedule
+from .samplers import Noise, sample, timestep_schedule
 from .spectrogram import Representation
 
 TOP_BAND_HZ = 1000.0  # the highest part of the modelled band, whose vocal share is carried upward
@@ -20,21 +20,30 @@ EMPTY = 1e-10  # a band more than 100 dB below its frame holds nothing to measur
 def generate(denoiser: Denoiser, x_mixture: Tensor, settings: DiffusionConfig, noise: Noise) -> Tensor:
     """Draw an accompaniment of the mixture: x_0 `(B, C, F, T)`, in the represented space like `x_mixture`.
 
+    After the first step of a deterministic sampler the network is told that x_t is made of its own guess, which it then
+    refines (`train.refine_share`). A sampler that adds fresh noise draws a sample instead: to the network, its x_t is a
+    noisy version of the truth.
+
     Args:
         settings: which sampler, how many steps, and its `eta`.
         noise: standard normal noise `(B, C, F, T)`; `noise(-1)` is what sampling starts from, `noise(k)` what the
             sampler adds in step k.
     """
     schedule = timestep_schedule(settings.timesteps, settings.ddim_steps)
-    refining = refines(settings.sampler)
+    deterministic = True  # until the sampler asks for noise
+
+    def fresh_noise(step: int) -> Tensor:
+        nonlocal deterministic
+        deterministic = False
+        return noise(step)
 
     def denoise(x_t: Tensor, t: int) -> Tensor:
         steps = torch.full((len(x_t),), t, device=x_t.device)
-        guessed = torch.full((len(x_t),), float(refining and t < schedule[0]), device=x_t.device)
+        guessed = torch.full((len(x_t),), float(deterministic and t < schedule[0]), device=x_t.device)
         return denoiser(x_t, x_mixture, steps, guessed)
 
     signal_power = denoiser.diffusion.alphas_cumprod
-    return sample(settings.sampler, denoise, noise(-1), signal_power, schedule, noise, settings.eta)
+    return sample(settings.sampler, denoise, noise(-1), signal_power, schedule, fresh_noise, settings.eta)
 
 
 def subtract(

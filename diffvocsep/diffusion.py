@@ -150,7 +150,7 @@ class Diffusion:
         terminal = torch.full_like(t, self.timesteps - 1)
         return torch.where(uniform < evenly_spread, t, terminal).clamp(max=self.timesteps - 1).long()
 
-    def check(self) -> None:
+    def require_samplable(self) -> None:
         """Refuse to sample if x_0 cannot be computed at T - 1, where sampling starts.
 
         Raises:

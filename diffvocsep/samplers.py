@@ -3,7 +3,8 @@
 Every sampler asks `denoise(x_t, t)` for the network's x_0 and walks down the timesteps of `schedule`. The last step
 goes to sigma = 0, where DDPM, DDIM and first-order DPM-Solver++ all reduce to x_0 itself; so one step from pure noise
 is exactly `denoise(x_T, T - 1)`. Step sizes are arbitrary: only `alphas_cumprod` at both ends of a step counts.
-All take the same arguments, so that `parts.SAMPLERS` can name any of them; a new one is a function like `ddim`.
+All take the same arguments, so that `parts.SAMPLERS` can name any of them; a new one is a function like `ddim`. Whoever
+adds noise takes it from `noise`: that also tells `counterfactual.generate` that a sample is drawn, not a guess refined.
 
 Scalars are Python floats (float64) and tensors `(B, C, F, T)` keep their dtype.
 """
@@ -40,16 +41,6 @@ def timestep_schedule(timesteps: int, steps: int) -> list[int]:
     return [round(timesteps * left / steps) - 1 for left in range(steps, 0, -1)]
 
 
-def refines(sampler: str) -> bool:
-    """Whether the x_t of its later steps counts as a guess of the network's own (`guessed` of `Denoiser`).
-
-    In ddim and dpmpp, x_t contains the x_0 of the step before unchanged, so the network refines its own guess. ddpm
-    draws x_s from q(x_s | x_t, x_0), which the network denoises like a noisy version of the truth; a sampler of that
-    kind has the attribute `redraws`.
-    """
-    return not getattr(load(SAMPLERS[sampler]), "redraws", False)
-
-
 def ddpm(
     denoise: Denoise, x_T: Tensor, alphas_cumprod: Tensor, schedule: Sequence[int], noise: Noise, eta: float = 1.0
 ) -> Tensor:
@@ -67,9 +58,6 @@ def ddpm(
         std = math.sqrt((1 - alpha) * (1 - ac_s) / (1 - ac_t))
         x_t = x_0_share * denoise(x_t, t) + x_t_share * x_t + std * noise(step)
     return denoise(x_t, schedule[-1])
-
-
-ddpm.redraws = True  # see `refines`
 
 
 def ddim(

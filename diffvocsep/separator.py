@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 
 from .audio import resample_blocks
 from .audio.rumble import Rumble
-from .checkpoint import load_head, load_model
+from .checkpoint import load_model_and_head
 from .chunks import Chunk, Grid, batches, cut, line_up, stitch, to_groups
 from .config import Config, affects_separation, from_dict, is_fixed, key_of, load_config, require_same_network, to_dict
 from .counterfactual import extend_band, generate, subtract
 from .denoiser import Denoiser
 from .diffusion import Diffusion
-from .spectrogram import TRUSTED, Frontend
+from .spectrogram import Frontend
 from .uncertainty import ScaleHead, Uncertainty, record_features
 from .util.device import amp_dtype, resolve_device
 from .util.errors import UserError
@@ -69,10 +69,10 @@ class Separator:
         Raises:
             UserError: the file is missing or is no checkpoint of ours, or the device is not there.
         """
-        model, config = load_model(Path(path))
+        model, config, head = load_model_and_head(Path(path))
         if config.train.amp in ("bf16", "fp16"):  # chosen for another machine: this one may only emulate it
             config = replace(config, train=replace(config.train, amp="auto"))
-        return cls(model, config, resolve_device(device), load_head(Path(path)))
+        return cls(model, config, resolve_device(device), head)
 
     def configured(self, path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Separator:
         """The same model under the settings of a config file and of overrides `section.key=value`.
@@ -144,7 +144,7 @@ class Separator:
         for section, options in {"diffusion": diffusion, "train": {"seed": seed}}.items():
             settings[section] |= {key: value for key, value in options.items() if value is not None}
         config = from_dict(settings)
-        self.denoiser.diffusion.check()
+        self.denoiser.diffusion.require_samplable()
         return config
 
     @torch.no_grad()
@@ -182,11 +182,12 @@ class Separator:
             return
         if any(rumble.is_significant()):
             statistics = self._measure(song(rumble.remove))
+        trusted = int(self.frontend.trusted(torch.tensor([sample_rate])).sum())  # modelled bins, from the lowest
         total = None if length is None else self.grid.chunks(length * audio.sample_rate / sample_rate)
         title, hidden = f"Separating on {self.device}", None if progress else True  # None: unless there is a terminal
         with tqdm(total=total, desc=title, unit="chunk", disable=hidden) as bar:
             chunks = cut(song(rumble.remove), self.grid)
-            spectra = self._vocal_spectra(chunks, statistics, self._trusted_bins(sample_rate), config, bar, uncertainty)
+            spectra = self._vocal_spectra(chunks, statistics, trusted, config, bar, uncertainty)
             vocals = resample_blocks(stitch(spectra, self.frontend.stft), audio.sample_rate, sample_rate)
             yield from line_up(vocals, blocks())
 
@@ -198,14 +199,6 @@ class Separator:
             part = representation.statistics(spectrum)
             statistics = part if statistics is None else representation.merge(statistics, part)
         return statistics
-
-    def _trusted_bins(self, sample_rate: int) -> int:
-        """How many of the modelled bins hold something of a song of that rate: near its Nyquist frequency and above,
-        resampling leaves nothing to separate."""
-        audio, bins = self.config.audio, self.frontend.bins
-        if sample_rate >= audio.sample_rate:
-            return bins
-        return min(bins, int(TRUSTED * sample_rate * audio.n_fft / audio.sample_rate))
 
     def _vocal_spectra(
         self,

@@ -202,7 +202,7 @@ def make_representation(audio: AudioConfig) -> Representation:
 
 
 def modelled_bins(audio: AudioConfig) -> int:
-    """How many STFT bins the network models: those below `audio.bandwidth` Hz (0: all of them)."""
+    """How many STFT bins the network models, from the lowest: as many as fit into `audio.bandwidth` Hz (0: all)."""
     everything = audio.n_fft // 2 + 1
     below = int(audio.bandwidth * audio.n_fft / audio.sample_rate) or 1
     return min(everything, below) if audio.bandwidth else everything
@@ -230,8 +230,9 @@ class Frontend:
         return self.stft(waveform, center)[:, :, : self.bins]
 
     def trusted(self, source_rate: Tensor) -> Tensor:
-        """Which modelled bins hold something of recordings of these sample rates (Hz), `(B,)`: bool `(B, F)`. Of those
-        that have the model's own rate or more, all do."""
+        """Which modelled bins hold something of recordings of these sample rates (Hz), `(B,)`: bool `(B, F)`. Near the
+        Nyquist frequency of a recording and above, resampling leaves nothing. Of recordings that have the model's own
+        rate or more, all bins hold something."""
         hertz = torch.arange(self.bins, device=source_rate.device) * (self.audio.sample_rate / self.audio.n_fft)
         rates = source_rate[:, None]
         return (rates >= self.audio.sample_rate) | (hertz <= TRUSTED * rates)

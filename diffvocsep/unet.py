@@ -51,7 +51,8 @@ class ResBlock(nn.Module):
 class FrequencyLinear(nn.Module):
     """A linear bottleneck along frequency, shared by channels and frames: every bin hears the whole harmonic series.
 
-    The idea of the time-distributed fully connected layer of TFC-TDF (Choi et al. 2020, section 3).
+    The idea of the time-distributed fully connected layer of TFC-TDF (Choi et al. 2020, section 3). Where channels lie
+    last in memory, the same product is a batched one over frames, so that nothing is moved there and back.
     """
 
     def __init__(self, channels: int, bins: int, divisor: int) -> None:
@@ -210,7 +211,7 @@ class UNet(nn.Module):
 
         self.embed = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         extra = magnitudes(torch.zeros(1, channels, 1, 1, device="cpu"), self.parts).shape[1] * math.prod(model.patch)
-        self.guess = nn.Parameter(torch.zeros(embedding))
+        self.guess = nn.Parameter(torch.zeros(embedding))  # joins the timestep's embedding where x_t is a guess
         self.stem = nn.Conv2d(2 * fold + extra, widths[0], 1)
 
         def stage(in_channels: int, i: int) -> Stage:

@@ -149,12 +149,12 @@ def test_sample_timesteps_stays_in_range_at_the_ends(share, dtype):
 
 def test_check_refuses_epsilon_from_pure_noise_only():
     with pytest.raises(UserError, match="cannot be recovered.*v, x_0 or residual.*linear"):
-        make_diffusion(prediction_type="epsilon", zero_terminal_snr=True).check()
+        make_diffusion(prediction_type="epsilon", zero_terminal_snr=True).require_samplable()
     with pytest.raises(UserError, match="cannot be recovered"):
-        make_diffusion(prediction_type="epsilon", beta_schedule="cosine").check()
-    make_diffusion(prediction_type="epsilon").check()
+        make_diffusion(prediction_type="epsilon", beta_schedule="cosine").require_samplable()
+    make_diffusion(prediction_type="epsilon").require_samplable()
     for prediction_type in ["v", "x_0", "residual"]:
-        make_diffusion(prediction_type=prediction_type, zero_terminal_snr=True).check()
+        make_diffusion(prediction_type=prediction_type, zero_terminal_snr=True).require_samplable()
 
 
 @pytest.mark.parametrize(

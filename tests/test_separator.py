@@ -390,9 +390,12 @@ def test_epsilon_from_pure_noise_is_refused_with_the_reason():
         separator.separate(song(0.1), RATE)
 
 
-@pytest.mark.parametrize(("sampler", "flags"), [("ddpm", [0, 0, 0]), ("ddim", [0, 1, 1]), ("dpmpp", [0, 1, 1])])
-def test_the_network_is_told_what_holds_its_own_guess(sampler, flags):
-    """As it was in training (`train.refine_share`): noise alone is no guess, and ddpm draws its x_t anew."""
+@pytest.mark.parametrize(
+    ("sampler", "eta", "flags"),
+    [("ddpm", 0.0, [0, 0, 0]), ("ddim", 0.0, [0, 1, 1]), ("ddim", 0.5, [0, 0, 0]), ("dpmpp", 0.5, [0, 1, 1])],
+)
+def test_the_network_is_told_what_holds_its_own_guess(sampler, eta, flags):
+    """As it was in training (`train.refine_share`): noise alone is no guess, and fresh noise draws a sample."""
     seen = []
 
     class Told(Stub):
@@ -401,8 +404,25 @@ def test_the_network_is_told_what_holds_its_own_guess(sampler, flags):
             return self.function(x_t, mixture, t)
 
     separator = Separator(Told(nobody_sings), tiny_config("separation.chunk_seconds=1"))
-    separator.separate(song(0.5, 4), RATE, sampler=sampler, steps=3, eta=0.5)  # four channels are two groups
+    separator.separate(song(0.5, 4), RATE, sampler=sampler, steps=3, eta=eta)  # four channels are two groups
     assert seen == [[flag, flag] for flag in flags]
+
+
+def test_ddim_with_eta_one_separates_as_ddpm():
+    """The two are one sampler, so the network must be told the same: here its answer depends on that."""
+
+    class Told(Stub):
+        def forward(self, x_t, mixture, t, guessed):
+            return self.function(x_t, mixture, t) + 0.3 * guessed.view(-1, 1, 1, 1) * x_t
+
+    def half(x_t, mixture, t):
+        return 0.5 * mixture + 0.1 * x_t
+
+    separator = Separator(Told(half), tiny_config("separation.chunk_seconds=1"))
+    ddim, ddpm = (
+        separator.separate(song(0.5, 2), RATE, sampler=name, steps=4, eta=1.0)[0] for name in ("ddim", "ddpm")
+    )
+    torch.testing.assert_close(ddim, ddpm)
 
 
 def test_settings_that_the_weights_are_bound_to_are_refused(separator):

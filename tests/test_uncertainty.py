@@ -12,7 +12,7 @@ from tiny import RATE, db, random_unet, song, tiny_config
 
 from diffvocsep import checkpoint
 from diffvocsep.audio import read, write
-from diffvocsep.audio.turns import AT_ONCE
+from diffvocsep.audio.channel_groups import GROUP_SIZE
 from diffvocsep.config import Config, to_dict
 from diffvocsep.separator import Separator
 from diffvocsep.uncertainty import ScaleHead, load_uncertainty
@@ -223,7 +223,7 @@ def test_under_other_settings_the_numbers_come_with_a_note(call, folder, knowing
 
 
 def test_a_picture_of_more_channels_than_go_at_once(call, folder, knowing):
-    write("many.wav", 0.05 * song(0.5)[:1].repeat(AT_ONCE + 1, 1), RATE)
+    write("many.wav", 0.05 * song(0.5)[:1].repeat(GROUP_SIZE + 1, 1), RATE)
     arguments = ["--input", "many.wav", "--output", "v.wav"]
     assert call(*arguments, "--plot", "p.png", use=knowing)[0] == 0 and "p.png" in names(folder)
     code, _, err = call(*arguments, "--uncertainty", "u.npz", use=knowing)

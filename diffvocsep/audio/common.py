@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # torch takes seconds
     from torch import Tensor
 
 
-def shown(path: Path) -> str:
-    """The path as it is shown in a message: a file name that is not valid Unicode must still be printable."""
+def quoted(path: Path) -> str:
+    """The path in quotes, for a message: a file name that is not valid Unicode must still be printable."""
     return f'"{path}"'.encode(errors="replace").decode()
 
 
@@ -34,7 +34,7 @@ def no_room(path: Path, folder: Path, error: OSError) -> UserError:
     except OSError:
         free = "cannot be used"
     return UserError(
-        f"{shown(path)} is decoded into the folder for temporary files, {shown(folder)}, which {free} "
+        f"{quoted(path)} is decoded into the folder for temporary files, {quoted(folder)}, which {free} "
         f"({error.strerror or error}): make room, or name another folder in the environment variable TMPDIR."
     )
 

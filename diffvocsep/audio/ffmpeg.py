@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..util.errors import UserError
-from .common import no_room, shown
+from .channel_layout import named_mask
+from .common import no_room, quoted
 from .containers import find_samples
-from .formats import BROADCAST, FFMPEG, FRAMES, LOSSLESS
-from .frames import ends_within
-from .layout import named_mask
+from .elementary_streams import ends_within_frame
+from .input_formats import BROADCAST, FFMPEG, FRAMES, LOSSLESS
 from .wav import WavSink
 
 LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces; more is damage
@@ -84,7 +84,7 @@ def decode(file: Path, folder: Path, expected: float | None, path: Path) -> tupl
     for program in ("ffmpeg", "ffprobe"):
         if shutil.which(program) is None:
             raise UserError(
-                f"{shown(path)} is not audio or has a format that needs {program}, which is not on PATH: install "
+                f"{quoted(path)} is not audio or has a format that needs {program}, which is not on PATH: install "
                 "ffmpeg (https://ffmpeg.org, 'apt install ffmpeg', 'brew install ffmpeg' or 'winget install ffmpeg'), "
                 "or convert the file to .wav."
             )
@@ -95,8 +95,8 @@ def decode(file: Path, folder: Path, expected: float | None, path: Path) -> tupl
     target = folder / "decoded.wav"
     frames, complaints = _run_ffmpeg(file, path, track, target, folder)
     _require_decoded(path, track, frames / max(1, track.sample_rate), complaints, expected)
-    if track.format in FRAMES and track.last is not None and ends_within(file, track.codec, track.last):
-        track.notes.append(f"{shown(path)} ends within a frame; more may have been cut off, which nothing else tells")
+    if track.format in FRAMES and track.last is not None and ends_within_frame(file, track.codec, track.last):
+        track.notes.append(f"{quoted(path)} ends within a frame; more may have been cut off, which nothing else tells")
     return target, track
 
 
@@ -104,7 +104,7 @@ def damaged(path: Path, readable: float, announced: float | None = None, why: st
     """The sentence for a file of which only `readable` s of `announced` s can be had."""
     of = f" of the {announced:.2f} s it announces" if announced is not None else ""
     return UserError(
-        f"{shown(path)} is damaged{why}, it can be read for {readable:.2f} s{of}: get a whole copy, or save the "
+        f"{quoted(path)} is damaged{why}, it can be read for {readable:.2f} s{of}: get a whole copy, or save the "
         "readable part with an audio editor."
     )
 
@@ -138,10 +138,10 @@ def _probe(file: Path, path: Path) -> Track:
     if len(sounds) > 1:
         language = chosen.get("tags", {}).get("language")
         named = f"track {sounds.index(chosen) + 1}" + (f" ({language})" if language else "")
-        track.notes.append(f"{shown(path)} has {len(sounds)} audio tracks; {named}, the default one, is separated")
+        track.notes.append(f"{quoted(path)} has {len(sounds)} audio tracks; {named}, the default one, is separated")
     if track.offset >= 0.001:
         track.notes.append(
-            f"in {shown(path)} the sound begins {track.offset:.3f} s after the picture, with which the outputs begin"
+            f"in {quoted(path)} the sound begins {track.offset:.3f} s after the picture, with which the outputs begin"
         )
     return track
 
@@ -150,16 +150,16 @@ def _no_audio(path: Path, streams: list, complaints: list[str]) -> str:
     said = " ".join(complaints)
     if "not on whitelist" in said:
         return (
-            f"{shown(path)} is no song but a list or a description that names other files, or of a kind that is not "
+            f"{quoted(path)} is no song but a list or a description that names other files, or of a kind that is not "
             "read here: give the songs themselves."
         )
     if streams:
-        return f"{shown(path)} has no audio track: give a file with sound in it."
+        return f"{quoted(path)} has no audio track: give a file with sound in it."
     return _not_audio(path, complaints)
 
 
 def _not_audio(path: Path, complaints: list[str]) -> str:
-    return f"{shown(path)} is damaged or not audio, ffmpeg says ({_reason(complaints)}): give another file."
+    return f"{quoted(path)} is damaged or not audio, ffmpeg says ({_reason(complaints)}): give another file."
 
 
 def _own_length(stream: dict, name: str) -> float | None:
@@ -281,7 +281,7 @@ def _require_decoded(path: Path, track: Track, seconds: float, complaints: list[
     """The packets, or what is `expected`, against what was decoded."""
     if seconds == 0:
         raise UserError(
-            f"{shown(path)} is damaged or not audio, ffmpeg says ({_reason(complaints)}): give another file."
+            f"{quoted(path)} is damaged or not audio, ffmpeg says ({_reason(complaints)}): give another file."
         )
     tolerance, length = track.tolerance, expected if expected is not None else track.length
     if length is None:
@@ -292,7 +292,7 @@ def _require_decoded(path: Path, track: Track, seconds: float, complaints: list[
     if errors and expected is None and (track.gap or track.format not in FRAMES | BROADCAST):
         raise damaged(path, seconds, None, f" ({_reason(errors)})")
     if errors:
-        track.notes.append(f"{shown(path)} has parts that are no sound; they are passed over, as players do")
+        track.notes.append(f"{quoted(path)} has parts that are no sound; they are passed over, as players do")
 
 
 def _of_codec(line: str, track: Track) -> bool:

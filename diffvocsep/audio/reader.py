@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..util.atomic import temporary_folder
 from ..util.errors import UserError
-from .common import no_room, require_finite, shown
+from .common import no_room, quoted, require_finite
 from .ffmpeg import LOOSE_END, damaged
-from .inspect import Finding, inspect
+from .probe import Opening, probe
 
 SAMPLE_RATES = range(8_000, 192_001)  # Hz
 _BLOCK = 1 << 18  # samples of a stream that are worked on at once
@@ -42,31 +42,31 @@ class AudioReader:
             if _require_file(self.path):
                 self._file = _copy_pipe(self.path, self._temporary_folder() / "song")
             self._print = _fingerprint(self._file)
-            self._found: Finding = inspect(self.path, self._file, self._temporary_folder)
+            self._opening: Opening = probe(self.path, self._file, self._temporary_folder)
             with self.raw() as file:
                 self.sample_rate: int = file.samplerate
                 self.channels: int = file.channels
                 self.frames: int = file.frames
                 self._loose_end = LOOSE_END * file.samplerate if file.format in _LOSSY else 0  # samples
-            self.mask, self.notes = self._found.mask, self._found.notes
+            self.mask, self.notes = self._opening.mask, self._opening.notes
             self._require_unchanged()
             if self.frames == 0:
-                raise UserError(f"{shown(self.path)} holds no samples: give a file with sound in it.")
+                raise UserError(f"{quoted(self.path)} holds no samples: give a file with sound in it.")
             if self.sample_rate not in SAMPLE_RATES:
                 raise UserError(
-                    f"{shown(self.path)} has a sample rate of {self.sample_rate} Hz, outside 8000 to 192000 Hz: "
+                    f"{quoted(self.path)} has a sample rate of {self.sample_rate} Hz, outside 8000 to 192000 Hz: "
                     "resample it first."
                 )
         except soundfile.LibsndfileError as error:
             self.close()
-            raise UserError(f"{shown(self.path)} is damaged or not audio ({error}): give another file.") from error
+            raise UserError(f"{quoted(self.path)} is damaged or not audio ({error}): give another file.") from error
         except BaseException:
             self.close()
             raise
 
     def raw(self) -> soundfile.SoundFile:
         """The samples, as they are, for what needs more than `blocks` gives."""
-        return self._found.open()
+        return self._opening.open()
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         """Yield the file from sample `start` up to `stop` (its end) as tensors `(C, n)`, n <= size samples; every call
@@ -81,7 +81,7 @@ class AudioReader:
                     if len(data) == 0:
                         break
                     block = torch.from_numpy(data).T.contiguous()
-                    require_finite(block, done, self.sample_rate, shown(self.path), "repair or export the file again")
+                    require_finite(block, done, self.sample_rate, quoted(self.path), "repair or export the file again")
                     done += len(data)
                     if done == stop:
                         self._require_unchanged()
@@ -96,7 +96,7 @@ class AudioReader:
 
     def _require_unchanged(self) -> None:
         if _fingerprint(self._file) != self._print:
-            raise UserError(f"{shown(self.path)} was changed while it was read: start again when it is complete.")
+            raise UserError(f"{quoted(self.path)} was changed while it was read: start again when it is complete.")
 
     def _temporary_folder(self) -> Path:
         if self._folder is None:
@@ -134,21 +134,23 @@ def _require_file(path: Path) -> bool:
     """See that something can be read there; returns whether it is a pipe, which can be read only once."""
     try:
         if path.is_dir():
-            raise UserError(f"{shown(path)} is a folder: give an audio file.")
+            raise UserError(f"{quoted(path)} is a folder: give an audio file.")
         mode = path.stat().st_mode
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and str(path) == "/dev/stdin"):
             return True
         if not stat.S_ISREG(mode):
-            raise UserError(f"{shown(path)} is a device: give an audio file.")
+            raise UserError(f"{quoted(path)} is a device: give an audio file.")
         with path.open("rb") as file:
             if not file.read(1):
-                raise UserError(f"{shown(path)} is empty (0 bytes): give a file with sound in it.")
+                raise UserError(f"{quoted(path)} is empty (0 bytes): give a file with sound in it.")
     except FileNotFoundError as error:
-        raise UserError(f"There is no file {shown(path)}: check the path.") from error
+        raise UserError(f"There is no file {quoted(path)}: check the path.") from error
     except NotADirectoryError as error:
-        raise UserError(f"There is no file {shown(path)}, for a part of its path is a file: check the path.") from error
+        raise UserError(
+            f"There is no file {quoted(path)}, for a part of its path is a file: check the path."
+        ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{shown(path)} cannot be opened ({error}): check the path and its permissions.") from error
+        raise UserError(f"{quoted(path)} cannot be opened ({error}): check the path and its permissions.") from error
     return False
 
 
@@ -157,7 +159,7 @@ def _copy_pipe(path: Path, target: Path) -> Path:
     try:
         pipe = path.open("rb")
     except OSError as error:
-        raise UserError(f"{shown(path)} cannot be opened ({error}): check the path and its permissions.") from error
+        raise UserError(f"{quoted(path)} cannot be opened ({error}): check the path and its permissions.") from error
     try:
         with pipe, target.open("wb") as file:
             shutil.copyfileobj(pipe, file, 1 << 20)
@@ -165,7 +167,7 @@ def _copy_pipe(path: Path, target: Path) -> Path:
     except OSError as error:
         raise no_room(path, target.parent, error) from error
     if size == 0:
-        raise UserError(f"{shown(path)} is empty (0 bytes): see that the program before the pipe writes a song.")
+        raise UserError(f"{quoted(path)} is empty (0 bytes): see that the program before the pipe writes a song.")
     return target
 
 

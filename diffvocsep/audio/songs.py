@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..util.errors import UserError
-from .formats import SONGS
+from .input_formats import SONGS
 
 STEMS = ("vocals", "instrumental")  # what becomes of a song; its results are named so
 NAMED = 20  # files that are named one by one; of more, the number is told

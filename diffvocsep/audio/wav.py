@@ -27,7 +27,7 @@ def data_size(subtype: str, channels: int, frames: int) -> int:
 
 
 def header(subtype: str, sample_rate: int, channels: int, frames: int, mask: int = 0) -> bytes:
-    """What stands before the samples; `sample_rate` in Hz, `frames` in samples per channel, `mask` as in layout.py."""
+    """What stands before the samples. `sample_rate` in Hz, `frames` in samples per channel, `mask`: channel_layout."""
     tag, width = _ENCODINGS[subtype]
     frame, size = channels * width, data_size(subtype, channels, frames)
     extension = struct.pack("<HHIH", 22, 8 * width, mask, tag) + _GUID if mask else b""

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..util.atomic import flush, remove_leftovers, replace_file, resolve_target, temporary_name
 from ..util.errors import UserError
-from .common import native_path, require_finite, shown
-from .layout import fits_flac
+from .channel_layout import fits_flac
+from .common import native_path, quoted, require_finite
+from .output_formats import FORMATS, bitrates, choose_subtype, compression_level, require_layout
 from .wav import WavSink, data_size
-from .written import FORMATS, bitrates, compression_level, require_form, require_layout
 
 ABANDONED = 24 * 3600.0  # s without a change, after which a temporary file is nobody's
 
@@ -28,7 +28,7 @@ class AudioWriter:
     `subtype` is "float" (default), "pcm16" or "pcm24" for .wav, "pcm24" (default) or "pcm16" for .flac, and "mp3" for
     .mp3, of `bitrate` kbit/s, by default the highest: 320 from 32 kHz on. PCM is rounded to nearest, without dither.
     `frames` is the length to come, in samples: where it is known, a disk too small for the .wav is refused before any
-    work. `mask` says which loudspeaker each channel is for (layout.py; 0: unknown).
+    work. `mask` says which loudspeaker each channel is for (channel_layout.py; 0: unknown).
     Raises UserError for what the format cannot hold, a peak above 1.0 (0 dBFS) outside float .wav, samples that are
     not finite, and a path that cannot be written. An error removes the unfinished file and leaves the old one alone.
     """
@@ -46,11 +46,11 @@ class AudioWriter:
         self.path, self.mask = Path(path), mask
         self.sample_rate, self.channels, self.frames = sample_rate, channels, frames
         self._suffix = self.path.suffix.lower()
-        self.subtype = require_form(self.path, subtype, bitrate)
+        self.subtype = choose_subtype(self.path, subtype, bitrate)
         require_layout(self.path, sample_rate, channels, bitrate)
         if self._suffix == ".flac" and not fits_flac(mask, channels):
             raise UserError(
-                f"{shown(self.path)} cannot tell for which loudspeaker each of {channels} channels is: write a .wav."
+                f"{quoted(self.path)} cannot tell for which loudspeaker each of {channels} channels is: write a .wav."
             )
         self._bitrate = bitrate or bitrates(sample_rate)[-1]
         self._target = resolve_target(self.path)
@@ -60,7 +60,7 @@ class AudioWriter:
     def __enter__(self) -> AudioWriter:
         try:
             if self.path.is_dir():
-                raise UserError(f"{shown(self.path)} is a folder: give a file name.")
+                raise UserError(f"{quoted(self.path)} is a folder: give a file name.")
             self._target.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self._target.parent, ABANDONED)
             with suppress(FileNotFoundError):  # a name that the system cannot hold is refused now, not after the work
@@ -69,12 +69,14 @@ class AudioWriter:
                 needed = data_size(self.subtype, self.channels, self.frames)
                 if needed > shutil.disk_usage(self._target.parent).free:
                     raise UserError(
-                        f"{shown(self.path)} needs {needed / 1e9:.2f} GB, more than the disk has free: make room."
+                        f"{quoted(self.path)} needs {needed / 1e9:.2f} GB, more than the disk has free: make room."
                     )
             self._sink = self._open_sink()
         except (OSError, ValueError, soundfile.LibsndfileError) as error:
             self._discard()
-            raise UserError(f"{shown(self.path)} cannot be written ({error}): choose another name or place.") from error
+            raise UserError(
+                f"{quoted(self.path)} cannot be written ({error}): choose another name or place."
+            ) from error
         return self
 
     def _open_sink(self) -> WavSink | soundfile.SoundFile:
@@ -94,17 +96,17 @@ class AudioWriter:
         if block.shape[1] == 0:
             return
         block = block.detach().to("cpu", torch.float32)
-        require_finite(block, self._done, self.sample_rate, shown(self.path), "it is not written, check the input")
+        require_finite(block, self._done, self.sample_rate, quoted(self.path), "it is not written, check the input")
         peak, at = (x.item() for x in block.abs().amax(0).max(0))
         if peak > 1.0 and self.subtype != "float":
             raise UserError(
-                f"{shown(self.path)} cannot hold the peak of {20 * math.log10(peak):+.2f} dBFS at "
+                f"{quoted(self.path)} cannot hold the peak of {20 * math.log10(peak):+.2f} dBFS at "
                 f"{(self._done + at) / self.sample_rate:.3f} s without clipping: write a float .wav, or use --rescale."
             )
         try:
             self._sink.write(block.T.contiguous().numpy())
         except (OSError, soundfile.LibsndfileError, AssertionError) as error:  # AssertionError: soundfile's short write
-            raise UserError(f"{shown(self.path)} cannot be written ({error}): is the disk full?") from error
+            raise UserError(f"{quoted(self.path)} cannot be written ({error}): is the disk full?") from error
         self._done += block.shape[1]
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
@@ -118,7 +120,7 @@ class AudioWriter:
                     self._sink.close()
         except (OSError, soundfile.LibsndfileError) as error:
             raise UserError(
-                f"{shown(self.path)} cannot be written ({error}): close programs that use it and check the disk."
+                f"{quoted(self.path)} cannot be written ({error}): close programs that use it and check the disk."
             ) from error
         finally:
             self._discard()

@@ -10,10 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ..audio import AudioReader, AudioWriter
+from ..audio.channel_groups import GROUP_SIZE, ChannelGroup, join_channels, split_channels
 from ..audio.common import no_room
+from ..audio.output_formats import choose_subtype
 from ..audio.songs import STEMS
-from ..audio.turns import AT_ONCE, Part, join, split
-from ..audio.written import require_form
 from ..separator import BLOCK_SECONDS, Separator
 from ..uncertainty import Uncertainty
 from ..util.atomic import temporary_folder
@@ -61,7 +61,7 @@ def separate_reader(
     print_notes(reader.notes)
     targets = [path for path in (vocals, instrumental) if path is not None]
     parts = _pairs(separator, reader, **options)
-    if not rescale or {require_form(path, subtype) for path in targets} == {"float"}:
+    if not rescale or {choose_subtype(path, subtype) for path in targets} == {"float"}:
         _write(targets, reader, parts, subtype, bitrate)
         return 1.0
     with temporary_folder() as folder, ExitStack() as stack:
@@ -79,9 +79,9 @@ def separate_reader(
 
 def uncertainty_for_picture(separator: Separator, channels: int, **options) -> Uncertainty | None:
     """An empty `Uncertainty` for a song that is separated with these options of `Separator.separate`. None where it
-    cannot be estimated: no head, settings that the head was not fitted to, or more than `AT_ONCE` channels."""
+    cannot be estimated: no head, settings that the head was not fitted to, or more than `GROUP_SIZE` channels."""
     head = separator.head
-    if head is None or channels > AT_ONCE or head.settings_not_fitted(separator.settings(**options)):
+    if head is None or channels > GROUP_SIZE or head.settings_not_fitted(separator.settings(**options)):
         return None
     return separator.uncertainty()
 
@@ -114,24 +114,24 @@ def _write(
 def _pairs(separator: Separator, reader: AudioReader, **options) -> Iterator[tuple[Tensor, Tensor]]:
     """Vocals and accompaniment, `(C, n)` each, block after block."""
     size = round(BLOCK_SECONDS * reader.sample_rate)
-    if reader.channels <= AT_ONCE:
+    if reader.channels <= GROUP_SIZE:
         yield from separator.separate_stream(lambda: reader.blocks(size), reader.sample_rate, reader.frames, **options)
         return
     if options.get("uncertainty") is not None:
-        raise UserError(f"--uncertainty measures songs of up to {AT_ONCE} channels; this one has {reader.channels}")
-    short = max(1, size * AT_ONCE // reader.channels)  # as much memory as 8 channels take
+        raise UserError(f"--uncertainty measures songs of up to {GROUP_SIZE} channels; this one has {reader.channels}")
+    short = max(1, size * GROUP_SIZE // reader.channels)  # as much memory as 8 channels take
     with temporary_folder() as name:
         folder = Path(name)
         try:
             voices = []
-            for part in split(reader.blocks(short), reader.channels, folder):
+            for part in split_channels(reader.blocks(short), reader.channels, folder):
                 pairs = separator.separate_stream(
                     lambda part=part: part.blocks(size), reader.sample_rate, reader.frames, **options
                 )
-                voice = Part(part.path.with_suffix(".vocals"), part.channels)
+                voice = ChannelGroup(part.path.with_suffix(".vocals"), part.channels)
                 voices.append(voice.write(vocals for vocals, _ in pairs))
                 part.path.unlink()
         except OSError as error:
             raise no_room(reader.path, folder, error) from error
-        for vocals, block in zip(join(voices, short), reader.blocks(short), strict=True):
+        for vocals, block in zip(join_channels(voices, short), reader.blocks(short), strict=True):
             yield vocals, block - vocals

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..audio.formats import SONGS
+from ..audio.input_formats import SONGS
 from ..audio.songs import Song
 from ..util.cli import say
 from ..util.errors import UserError

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..audio.formats import SONGS
+from ..audio.input_formats import SONGS
+from ..audio.output_formats import FORMATS, MPEG1, MPEG2, choose_subtype
 from ..audio.songs import find_songs, left_out_note
-from ..audio.written import FORMATS, MPEG1, MPEG2, require_form
 from ..config import KEYS
 from ..parts import SAMPLERS
 from ..util.cli import Parser, main, print_notes, say
@@ -154,7 +154,7 @@ def check(args: argparse.Namespace, jobs: list[Job]) -> None:
     for job in jobs:
         if job.problem is None:
             for target in job.targets:
-                require_form(target, SUBTYPES[args.bits], args.bitrate)
+                choose_subtype(target, SUBTYPES[args.bits], args.bitrate)
     if args.model_path and not args.model_path.exists():
         raise UserError(f"there is no model '{args.model_path}'; name a checkpoint or a file of released weights")
     if len(jobs) == 1:

@@ -31,12 +31,15 @@ def shift_pitch(waveform: Tensor, semitones: float | Sequence[float]) -> Tensor:
     """`(..., N)`, higher by `semitones` (one number, or one for each item of `(B, C, N)`), at the same pace; formants
     move along.
 
-    A phase vocoder (Flanagan and Golden 1966) makes it longer, resampling makes it as long as before.
+    A phase vocoder (Flanagan and Golden 1966) makes it longer, resampling makes it as long as before. What would
+    end up above the Nyquist frequency is left out, or it would fold back.
     """
     length, stft = waveform.shape[-1], STFT(N_FFT, HOP, N_FFT)
     factors = 2 ** (np.asarray(semitones, np.float64).reshape(-1, 1) / 12)
     padded = F.pad(waveform.reshape(len(factors), -1, length), (0, max(0, N_FFT - length)))
     spectrum = stft(F.pad(padded, (N_FFT // 2, N_FFT // 2), mode="reflect"), center=False)
+    remains = np.arange(spectrum.shape[-2]) * factors <= N_FFT // 2  # (B, F)
+    spectrum = spectrum * move(torch.from_numpy(remains), spectrum.device)[:, None, :, None]
     frames = int(np.ceil(spectrum.shape[-1] * factors.max())) + N_FFT // HOP  # past its end an item is silent
     stretched = stft.inverse(stretch(spectrum, factors, frames), (frames - 1) * HOP)
     steps = move(torch.from_numpy((factors * 2**FRACTION).round()).long(), waveform.device)[..., None]

@@ -63,7 +63,7 @@ class Draw:
     """All random choices for segment `index`.
 
     Attributes:
-        source_rate: the lowest sample rate of its recordings, Hz, times the speed at which they are played.
+        source_rate: the lowest sample rate of its recordings, Hz, each times the speed and pitch at which it is played.
         level_db: the level, relative to the segment, of the song that it stands for.
         second: another voice beside `vocals`.
         twin: the same music under another voice, for `train.consistency_share`.
@@ -183,8 +183,13 @@ class Segments(Dataset):
             accompaniment = replace(accompaniment, gain=0.0)
         twin = self._twin(index, sung, silent)
         sounding = [cut for cut in (vocals, accompaniment, second, twin.guest) if cut and cut.gain]
-        source_rate = min(self.tracks[cut.track].source_rate * cut.samples / self.length for cut in sounding)
+        source_rate = min(map(self._source_rate, sounding))
         return Draw(index, vocals, accompaniment, source_rate, level_db, second, limiter, twin)
+
+    def _source_rate(self, cut: Cut) -> float:
+        """The sample rate (Hz) of a recording, as its speed and its pitch move the band that it holds."""
+        semitones = sum(effect.semitones for effect in cut.effects if isinstance(effect, Pitch))
+        return self.tracks[cut.track].source_rate * cut.samples / self.length * 2 ** (semitones / 12)
 
     def _pair(self, rng: np.random.Generator) -> tuple[int, int, float]:
         """Whose voice, over whose music, and how much louder the voice is made, in dB."""

@@ -36,8 +36,10 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Every weight of two or more dimensions, as a matrix `(R, C)` of its first dimension and all others, moves along
     its orthogonalized Nesterov momentum times 0.2 sqrt(max(R, C)), which is a step of about AdamW's size (Liu et al.
-    2025, "Muon is scalable for LLM training", section 2.2). Biases and the scales of norms are AdamW's. Both papers
-    leave the first and the last layer to AdamW, too; here they are as small as the others, and Muon's.
+    2025, "Muon is scalable for LLM training", section 2.2). Biases and the scales of norms are AdamW's.
+
+    Unlike in both papers, the first and the last layer, which here are as small as the others, are Muon's too. So are
+    the row biases (`Stage.place`), and queries, keys and values (`Attention.qkv`), as one matrix.
 
     Args:
         parameters: of a network.

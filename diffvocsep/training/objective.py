@@ -79,9 +79,9 @@ class Objective:
         diffusion = per_item[:items].mean()
         terms = {"loss": diffusion, "diffusion": diffusion, "per_item": per_item[:items].detach(), "t": t[:items]}
         if train.consistency_share:
-            own = (per_item * batch["twin"]).sum() / items
+            diffusion_of_twins = (per_item * batch["twin"]).sum() / items
             terms["consistency"] = _distance(x_0[items:], x_0[twins], mask[twins]).sum() / items
-            terms["loss"] = terms["loss"] + own + terms["consistency"]
+            terms["loss"] = terms["loss"] + diffusion_of_twins + terms["consistency"]
         if train.loss_voc_weight:
             inputs = (x[:items] for x in (mixture, x_mixture, x_0, statistics))
             estimate = subtract(self.config.separation.subtract, *inputs, representation)
@@ -168,16 +168,16 @@ def _in_eights(number: float) -> int:
 
 def _with_twins(batch: dict[str, Tensor], model: nn.Module, most: int) -> tuple[dict[str, Tensor], Tensor]:
     """The batch with the twins of its items behind it, and whose they are, `(K,)`; `twin` is 1 where a row is one."""
-    vocals, sung = batch["vocals"], batch.get("twin_vocals")
-    everyone = torch.arange(len(vocals), device=vocals.device)
-    if sung is None:
-        return batch, everyone[:0]
-    differs = (sung != vocals).flatten(1).any(1).float()
+    vocals, twin_vocals = batch["vocals"], batch.get("twin_vocals")
+    items = torch.arange(len(vocals), device=vocals.device)
+    if twin_vocals is None:
+        return batch, items[:0]
+    differs = (twin_vocals != vocals).flatten(1).any(1).float()
     twins = rows_to_compute(differs, model, most)
-    rows = torch.cat([everyone, twins])
+    rows = torch.cat([items, twins])
     names = ("accompaniment", "source_rate", "level_db", "uniform", "noise")
     extended = {name: batch[name][rows] for name in names}
-    extended["vocals"] = torch.cat([vocals, sung[twins]])
+    extended["vocals"] = torch.cat([vocals, twin_vocals[twins]])
     extended["twin"] = torch.cat([torch.zeros_like(differs), differs[twins]])
     return extended, twins
 

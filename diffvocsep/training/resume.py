@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import is_plain_tensor, load_checkpoint, load_weights, require_weights_fit, saved_config
+from ..checkpoint import load_checkpoint, load_weights, require_weights_fit, saved_config
 from ..config import Config, differences, is_fixed, require_same_network
 from ..util.atomic import numbered_names, replace_file
 from ..util.errors import UserError
 from ..util.strict_yaml import show
+from ..util.untrusted import is_plain_tensor
 from .progress import Progress
 from .run_folder import checkpoint_folder_of
 
@@ -118,9 +119,7 @@ def load_initial_state(path: Path, config: Config, automatic: bool, say: Callabl
         advice = "; --resume none starts anew and keeps this file aside" if automatic else ""
         raise UserError(f"{error}{advice}") from None
     progress, changed = Progress.from_checkpoint(saved), differences(before, config)
-    if (
-        progress.step == 0
-    ):  # nothing is learnt, so every setting may change; but the weights may come from a released file
+    if progress.step == 0:  # nothing is learnt, so every setting may change; but the weights may be a released file's
         same = not any(map(is_fixed, changed)) and "train.seed" not in changed
         return InitialState(progress, weights=saved["model"] if same else None)
     if automatic:

@@ -31,6 +31,7 @@ from .run_folder import lock_folder
 from .schedule import ema_decay
 from .validation import dev_clips, ema_separator, median_sdr, validate
 
+MANY_STEPS = 2**30  # more than any run by the clock takes
 SAVE_SECONDS = 600.0  # the most that last.pt may lag behind, beside the time of a validation
 
 
@@ -48,7 +49,7 @@ class Trainer(Run):
 
     def __init__(self, config: Config, where: Backend | torch.device, resume: str = "auto") -> None:
         self.objective = Objective(config)
-        self.objective.diffusion.check()
+        self.objective.diffusion.require_samplable()
         super().__init__(config, where if isinstance(where, Backend) else Backend(where), resume)
         train, main = config.train, self.backend.main
         network = self.backend.wrap(self.model)
@@ -62,10 +63,8 @@ class Trainer(Run):
             tracks = train_tracks(config)
             fill_cache(tracks, config.audio.sample_rate)
         self.samples_per_step = self.backend.world_size * train.accumulate * train.batch_size
-        left = (
-            2**40 if self.schedule.timed else max(0, self.schedule.steps - self.progress.step) * self.samples_per_step
-        )
-        self.segments = Segments(tracks, config, self.progress.samples + left)
+        steps_left = MANY_STEPS if self.schedule.timed else max(0, self.schedule.steps - self.progress.step)
+        self.segments = Segments(tracks, config, self.progress.samples + steps_left * self.samples_per_step)
         self.non_finite = NonFiniteSteps(self.segments)
         self.interruption, self.agreed_to_stop = Interruption(self.say), False
         self.last_step_time = time.monotonic()
@@ -190,11 +189,11 @@ class Trainer(Run):
             group["lr"] = self.schedule.lr(self.progress)
         terms, stop, seconds = self._gradients(batches)
         scalars = torch.stack([stop, seconds, *(value for value in terms.values() if value.ndim == 0)])
-        values = scalars.tolist()  # waits for the GPU
+        stop_share, passed, *values = scalars.tolist()  # waits for the GPU
         self.progress.step += 1
         self.progress.samples += self.samples_per_step
-        self.agreed_to_stop = values[0] > 0
-        self.progress.seconds += values[1]
+        self.progress.seconds += passed
+        self.agreed_to_stop = stop_share > 0
         if all(map(math.isfinite, values)):
             self.non_finite.in_a_row = 0
             self.backend.update(self.scaler, self.optimizer)

@@ -20,9 +20,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffvocsep.audio import AudioReader, AudioWriter, containers, layout, mpeg, ogg, read, write
-from diffvocsep.audio.formats import FFMPEG, SONGS
-from diffvocsep.audio.turns import join, split
+from diffvocsep.audio import AudioReader, AudioWriter, channel_layout, containers, mpeg, ogg, read, write
+from diffvocsep.audio.channel_groups import join_channels, split_channels
+from diffvocsep.audio.input_formats import FFMPEG, SONGS
 from diffvocsep.util import atomic
 from diffvocsep.util.atomic import remove_leftovers, temporary_folder, temporary_name
 from diffvocsep.util.errors import UserError
@@ -286,7 +286,7 @@ def test_sound_that_starts_later_comes_out_in_its_place(tmp_path):
 
 @pytest.mark.parametrize("name, channels", [("5.1", 6), ("quad", 4), ("3.1", 4), ("7.1", 8)])
 def test_the_places_of_channels_are_kept(tmp_path, name, channels):
-    mask = layout.named_mask(name, channels)
+    mask = channel_layout.named_mask(name, channels)
     with AudioWriter(tmp_path / "a.wav", RATE, channels, mask=mask) as writer:
         writer.write(sound(0.1, 0, channels))
     found = subprocess.run(
@@ -303,16 +303,16 @@ def test_the_places_of_channels_are_kept(tmp_path, name, channels):
 
 def test_a_flac_that_would_change_the_places_is_refused(tmp_path):
     with pytest.raises(UserError, match="loudspeaker"):
-        AudioWriter(tmp_path / "a.flac", RATE, 4, mask=layout.named_mask("3.1", 4))
-    AudioWriter(tmp_path / "a.flac", RATE, 6, mask=layout.named_mask("5.1(side)", 6))
+        AudioWriter(tmp_path / "a.flac", RATE, 4, mask=channel_layout.named_mask("3.1", 4))
+    AudioWriter(tmp_path / "a.flac", RATE, 6, mask=channel_layout.named_mask("5.1(side)", 6))
 
 
 @pytest.mark.parametrize("channels", [9, 20])
 def test_many_channels_are_split_and_joined(tmp_path, channels):
     x = sound(0.3, 0, channels)
-    parts = split(x.split(1000, -1), channels, tmp_path)
+    parts = split_channels(x.split(1000, -1), channels, tmp_path)
     assert [part.channels for part in parts] == [8] * (channels // 8) + [channels % 8]
-    assert torch.equal(torch.cat(list(join(parts, 777)), -1), x)
+    assert torch.equal(torch.cat(list(join_channels(parts, 777)), -1), x)
 
 
 # --- nothing is let in ----------------------------------------------------------------------------------------------

@@ -222,7 +222,7 @@ print(*[name for name in {heavy.split()} if name in sys.modules], file=sys.stder
 
 
 def test_a_song_that_the_format_cannot_hold_is_refused_before_the_model_is_loaded(call, monkeypatch):
-    monkeypatch.setattr("diffvocsep.separator.load_model", lambda path: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("diffvocsep.separator.load_model_and_head", lambda path: pytest.fail("the model was loaded"))
     write("six.wav", 0.1 * song(0.2, 6), RATE)
     for words in (["six.wav", "--format", "mp3"], ["song.wav", "--format", "mp3", "--bitrate", "320"]):
         code, out, err = call(*words)

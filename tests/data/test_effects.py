@@ -157,6 +157,13 @@ def test_a_pitch_moves_by_semitones_and_keeps_its_pace(semitones):
     assert begun == pytest.approx(RATE, abs=0.06 * RATE)
 
 
+@pytest.mark.parametrize("semitones", [4.0, 12.0])
+def test_what_a_pitch_moves_beyond_the_nyquist_frequency_does_not_fold_back(semitones):
+    factor = 2 ** (semitones / 12)
+    gone, kept = (shift_pitch(sine(hertz, 2), semitones)[:, RATE // 4 : -RATE // 4] for hertz in (8300 / factor, 3500))
+    assert db(float(gone.norm() / kept.norm())) < -60
+
+
 def test_values_between_samples_lie_on_a_smooth_curve():
     wave, places = sine(200), torch.arange(100, 15000)
     for offset in (0.37, -7.9):
@@ -318,6 +325,17 @@ def test_the_source_rate_is_that_of_the_lowest_of_three():
     for draw in map(Segments(tracks, load_config(None, [*PLAIN.split(), "data.second_voice=1"]), 50).draw, range(50)):
         cuts = [cut for cut in (draw.vocals, draw.accompaniment, draw.second) if cut]
         assert draw.source_rate == min(tracks[cut.track].source_rate for cut in cuts)
+
+
+def test_the_source_rate_follows_the_pitch_of_the_voice():
+    """A voice whose formants move down by a fifth has no treble where its recording had some."""
+    segments = Segments([Ruler(1, rate=16000)], load_config(None, [*PLAIN.split(), "data.pitch_semitones=7"]), 100)
+    lower = 0
+    for draw in map(segments.draw, range(100)):
+        semitones = sum(effect.semitones for effect in draw.vocals.effects)
+        assert draw.source_rate == pytest.approx(16000 * min(1, 2 ** (semitones / 12)))
+        lower += semitones < 0
+    assert lower > 5
 
 
 def test_loaders_and_the_device_cache_make_the_same_of_all_of_it(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Files of many channels, a few channels at a time: each few lie in a file of their own meanwhile, as float32."""
+"""Songs of many channels are separated one group of channels at a time, each of which lies in a file of its own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-AT_ONCE = 8  # channels
+GROUP_SIZE = 8  # channels
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some channels of a song, in `path`."""
+class ChannelGroup:
+    """Some channels of a song, interleaved float32 samples in `path`."""
 
     path: Path
     channels: int
@@ -26,7 +26,7 @@ class Part:
             while len(data := np.fromfile(file, "<f4", size * self.channels)):
                 yield torch.from_numpy(data.reshape(-1, self.channels)).T.contiguous()
 
-    def write(self, blocks: Iterable[Tensor]) -> Part:
+    def write(self, blocks: Iterable[Tensor]) -> ChannelGroup:
         """Fill the file with blocks `(C, n)`. Raises OSError."""
         with self.path.open("wb") as file:
             for block in blocks:
@@ -34,22 +34,22 @@ class Part:
         return self
 
 
-def split(blocks: Iterable[Tensor], channels: int, folder: Path) -> list[Part]:
-    """Write a song of `channels` as parts of up to 8 channels. Raises OSError."""
-    sizes = [min(AT_ONCE, channels - first) for first in range(0, channels, AT_ONCE)]
-    parts = [Part(folder / f"{index}.f32", size) for index, size in enumerate(sizes)]
-    files = [part.path.open("wb") for part in parts]
+def split_channels(blocks: Iterable[Tensor], channels: int, folder: Path) -> list[ChannelGroup]:
+    """Write a song of `channels` as groups of up to 8 channels. Raises OSError."""
+    sizes = [min(GROUP_SIZE, channels - first) for first in range(0, channels, GROUP_SIZE)]
+    groups = [ChannelGroup(folder / f"{index}.f32", size) for index, size in enumerate(sizes)]
+    files = [group.path.open("wb") for group in groups]
     try:
         for block in blocks:
-            for file, some in zip(files, block.split(AT_ONCE), strict=True):
+            for file, some in zip(files, block.split(GROUP_SIZE), strict=True):
                 file.write(some.T.contiguous().numpy().astype("<f4").tobytes())
     finally:
         for file in files:
             file.close()
-    return parts
+    return groups
 
 
-def join(parts: list[Part], size: int) -> Iterator[Tensor]:
-    """The channels of all parts beside each other, `(C, n)`."""
-    for blocks in zip(*(part.blocks(size) for part in parts), strict=True):
+def join_channels(groups: list[ChannelGroup], size: int) -> Iterator[Tensor]:
+    """The channels of all groups beside each other, `(C, n)`."""
+    for blocks in zip(*(group.blocks(size) for group in groups), strict=True):
         yield torch.cat(blocks)

@@ -15,7 +15,7 @@ from pathlib import Path
 import soundfile
 
 from ..util.errors import UserError
-from .common import no_room, shown
+from .common import no_room, quoted
 from .containers import Slice
 from .ffmpeg import damaged
 from .wav import WavSink
@@ -56,7 +56,7 @@ def second_beginning(path: Path) -> int | None:
     return None
 
 
-def join(path: Path, file: Path, begins: list[int], target: Path) -> None:
+def decode_concatenated(path: Path, file: Path, begins: list[int], target: Path) -> None:
     """Decode a FLAC or Ogg that holds several, which begin at these bytes, into one WAV; messages call it `path`.
 
     Raises:
@@ -71,7 +71,7 @@ def join(path: Path, file: Path, begins: list[int], target: Path) -> None:
                     sink, first = WavSink(target, *layout, "float"), layout
                 elif layout != first:
                     raise UserError(
-                        f"{shown(path)} is joined of several files of different sample rates or channels: cut it "
+                        f"{quoted(path)} is joined of several files of different sample rates or channels: cut it "
                         f"into its parts (one begins at byte {begin}) and separate each."
                     )
                 _copy(path, part, sink)

@@ -15,12 +15,12 @@ from pathlib import Path
 import soundfile
 
 from ..util.errors import UserError
-from . import containers, flac, mpeg, ogg, rare
-from .common import native_path, no_room, shown
+from . import containers, flac, mpeg, ogg, rare_formats
+from .channel_layout import flac_mask, wav_mask
+from .common import native_path, no_room, quoted
+from .concatenated import decode_concatenated, second_beginning
 from .ffmpeg import GAP, LOOSE_END, damaged, decode
-from .joined import join, second_beginning
-from .layout import flac_mask, wav_mask
-from .packets import Stream
+from .ogg_packets import Stream
 
 _BYTES = {
     "PCM_S8": 1,
@@ -39,7 +39,7 @@ _ROUNDING = 0.01  # s by which a rare header may be wrong about its length
 
 
 @dataclass
-class Finding:
+class Opening:
     """How a file is opened."""
 
     open: Callable[[], soundfile.SoundFile]
@@ -63,33 +63,33 @@ class _Header:
         return self.frames / self.sample_rate
 
 
-def inspect(path: Path, file: Path, folder: Callable[[], Path]) -> Finding:
+def probe(path: Path, file: Path, folder: Callable[[], Path]) -> Opening:
     """Find out how to read `file`, which messages call `path`; `folder` is made where a decoded copy is needed.
 
     Raises:
         UserError: the file is no audio, is damaged or cut off, or cannot be decoded.
     """
     if mpeg.begins(file):
-        header, finding = None, _mp3(path, file)
+        header, opening = None, _mp3(path, file)
     else:
         _require_one(path, file)
         header = _header(file)
-        finding = _check(path, file, header, folder) if header else _unopened(path, file, folder)
-    if isinstance(finding, Finding):
-        return finding
-    decoded, track = decode(file, folder(), finding, path)
-    return Finding(partial(soundfile.SoundFile, native_path(decoded)), track.mask, track.notes)
+        opening = _check(path, file, header, folder) if header else _unopened(path, file, folder)
+    if isinstance(opening, Opening):
+        return opening
+    decoded, track = decode(file, folder(), opening, path)
+    return Opening(partial(soundfile.SoundFile, native_path(decoded)), track.mask, track.notes)
 
 
 def _require_one(path: Path, file: Path) -> None:
     if (at := second_beginning(file)) is not None:
         raise UserError(
-            f"{shown(path)} is joined of several files, of which players play the first alone: cut it into its parts "
+            f"{quoted(path)} is joined of several files, of which players play the first alone: cut it into its parts "
             f"(the second begins at byte {at}) and separate each."
         )
 
 
-def _check(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) -> Finding | float | None:
+def _check(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) -> Opening | float | None:
     """Compare the lengths of a file that libsndfile opens: how to open it, or the s of sound that ffmpeg must find."""
     if header.format in _CHUNKED:
         return _chunks(path, file, header)
@@ -108,11 +108,11 @@ def _header(file: Path | containers.Slice) -> _Header | None:
         return None
 
 
-def _direct(file: Path, mask: int = 0, notes: list[str] | None = None) -> Finding:
-    return Finding(partial(soundfile.SoundFile, native_path(file)), mask, notes or [])
+def _direct(file: Path, mask: int = 0, notes: list[str] | None = None) -> Opening:
+    return Opening(partial(soundfile.SoundFile, native_path(file)), mask, notes or [])
 
 
-def _chunks(path: Path, file: Path, header: _Header) -> Finding | None:
+def _chunks(path: Path, file: Path, header: _Header) -> Opening | None:
     """WAV, RF64, AIFF, AU, Wave64, CAF: the size of the samples."""
     extent = _samples(path, file)
     if header.subtype.startswith("MPEG"):
@@ -124,7 +124,7 @@ def _chunks(path: Path, file: Path, header: _Header) -> Finding | None:
         whole = header.seconds if header.subtype not in _BYTES else extent.held / _rate(header)
         raise damaged(path, whole, whole * extent.announced / extent.held, " or cut off")
     if header.subtype in _BYTES and header.frames != extent.held // _frame(header):
-        return Finding(partial(_slice, file, extent, header), mask)
+        return Opening(partial(_slice, file, extent, header), mask)
     if header.frames == 0 and extent.held:
         return None
     return _direct(file, mask)
@@ -134,7 +134,7 @@ def _samples(path: Path, file: Path) -> containers.Extent | None:
     try:
         return containers.find_samples(file)
     except ValueError as error:
-        raise UserError(f"{shown(path)} is damaged or joined of several, {error}: separate the parts alone.") from None
+        raise UserError(f"{quoted(path)} is damaged or joined of several, {error}: separate the parts alone.") from None
 
 
 def _frame(header: _Header) -> int:
@@ -155,13 +155,13 @@ def _slice(file: Path, extent: containers.Extent, header: _Header) -> soundfile.
     )
 
 
-def _flac(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) -> Finding | float | None:
+def _flac(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) -> Opening | float | None:
     """FLAC: where its last frame ends, and whether several were joined."""
     length = flac.measure(file)
     if len(length.begins) > 1:
         target = folder() / "joined.wav"
-        join(path, file, length.begins, target)
-        return Finding(partial(soundfile.SoundFile, native_path(target)), flac_mask(header.channels))
+        decode_concatenated(path, file, length.begins, target)
+        return Opening(partial(soundfile.SoundFile, native_path(target)), flac_mask(header.channels))
     if header.frames >= 1 << 62 or length.announced == 0:  # a stream
         return None
     if length.held is not None and length.held > header.frames:
@@ -169,15 +169,15 @@ def _flac(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) -
     return _direct(file, flac_mask(header.channels))
 
 
-def _unopened(path: Path, file: Path, folder: Callable[[], Path]) -> Finding | float | None:
+def _unopened(path: Path, file: Path, folder: Callable[[], Path]) -> Opening | float | None:
     """What libsndfile does not open: as `_check`."""
     _samples(path, file)
-    if blocks := rare.voc_blocks(file):
+    if blocks := rare_formats.voc_blocks(file):
         _require_blocks(path, blocks)
     return _ogg(path, file, None, folder)
 
 
-def _ogg(path: Path, file: Path, header: _Header | None, folder: Callable[[], Path]) -> Finding | float | None:
+def _ogg(path: Path, file: Path, header: _Header | None, folder: Callable[[], Path]) -> Opening | float | None:
     """Ogg: its pages, whether one stream follows another, and whether the times of its pages are those of its packets.
 
     libsndfile goes by those times, and where they are wrong it refuses the file or plays less of it, or later.
@@ -198,11 +198,11 @@ def _ogg(path: Path, file: Path, header: _Header | None, folder: Callable[[], Pa
         header = _header(file)
         if not (header and _agrees(header, stream)):
             return stream.length / stream.rate
-    notes = [] if pages.ended else [f"{shown(path)} has no end mark; all that it holds is separated"]
+    notes = [] if pages.ended else [f"{quoted(path)} has no end mark; all that it holds is separated"]
     return _direct(file, flac_mask(header.channels), notes)
 
 
-def _chain(path: Path, file: Path, pages: ogg.Pages, folder: Callable[[], Path]) -> Finding | float:
+def _chain(path: Path, file: Path, pages: ogg.Pages, folder: Callable[[], Path]) -> Opening | float:
     """Streams that follow each other: libsndfile reads one at a time, and ffmpeg none of another codec."""
     copy, begins = _renumbered(path, file, folder)
     parts = pairwise([*begins, copy.stat().st_size])
@@ -213,7 +213,7 @@ def _chain(path: Path, file: Path, pages: ogg.Pages, folder: Callable[[], Path])
     if not whole or not (same or len({sound.opus for sound in pages.sounds}) > 1):
         return sum(sound.length / sound.rate for sound in pages.sounds)
     target = folder() / "joined.wav"
-    join(path, copy, begins, target)
+    decode_concatenated(path, copy, begins, target)
     return _direct(target, flac_mask(headers[0].channels))
 
 
@@ -238,11 +238,11 @@ def _require_pages(path: Path, pages: ogg.Pages, rate: int | None) -> None:
     where = f" after {pages.last / rate:.2f} s" if rate else ""
     what = f"a page is missing or broken{where}" if pages.hole is not None else f"it ends within a page{where}"
     raise UserError(
-        f"{shown(path)} is damaged or cut off, {what}: get a whole copy, or repair it with an audio editor."
+        f"{quoted(path)} is damaged or cut off, {what}: get a whole copy, or repair it with an audio editor."
     )
 
 
-def _mp3(path: Path, file: Path) -> Finding | float | None:
+def _mp3(path: Path, file: Path) -> Opening | float | None:
     """MP3: the frames that it holds against those that its first one announces.
 
     libsndfile guesses the length of one that announces nothing, and then cuts it off; ffmpeg plays all frames.
@@ -257,30 +257,30 @@ def _mp3(path: Path, file: Path) -> Finding | float | None:
     if frames.headers > 1 or frames.count > announced + 2:
         return frames.seconds
     if file.stat().st_size - frames.end > _TAG:  # mpg123 would warn, on stderr, of every byte that was not announced
-        return Finding(lambda: soundfile.SoundFile(containers.Slice(file, 0, frames.end), closefd=True))
+        return Opening(lambda: soundfile.SoundFile(containers.Slice(file, 0, frames.end), closefd=True))
     return _direct(file)
 
 
-def _other(path: Path, file: Path, header: _Header) -> Finding | None:
+def _other(path: Path, file: Path, header: _Header) -> Opening | None:
     """Rare formats; of a VOC, libsndfile takes all behind its first header for samples, even other blocks."""
-    if blocks := rare.voc_blocks(file):
+    if blocks := rare_formats.voc_blocks(file):
         _require_blocks(path, blocks, header.seconds)
         if blocks.sounds != 1:
             return None
-        return Finding(lambda: soundfile.SoundFile(containers.Slice(file, 0, blocks.end), closefd=True))
-    announced = rare.announced_frames(file, header.frames, header.log) / header.sample_rate
+        return Opening(lambda: soundfile.SoundFile(containers.Slice(file, 0, blocks.end), closefd=True))
+    announced = rare_formats.announced_frames(file, header.frames, header.log) / header.sample_rate
     if announced > header.seconds + _ROUNDING:
         raise damaged(path, header.seconds, announced, " or cut off")
     return _direct(file)
 
 
-def _require_blocks(path: Path, blocks: rare.Blocks, seconds: float | None = None) -> None:
+def _require_blocks(path: Path, blocks: rare_formats.Blocks, seconds: float | None = None) -> None:
     """Raise UserError for one that ends within a block; `seconds`: of a single one."""
     if blocks.missing and blocks.sounds == 1 and seconds:
         raise damaged(path, seconds, seconds * (1 + blocks.missing / max(1, blocks.bytes)), " or cut off")
     if blocks.missing:
         share = 100 * blocks.missing / (blocks.missing + blocks.bytes)
         raise UserError(
-            f"{shown(path)} is damaged or cut off, it ends {blocks.missing} bytes before the end of its last block, "
+            f"{quoted(path)} is damaged or cut off, it ends {blocks.missing} bytes before the end of its last block, "
             f"which are {share:.1f} % of its sound, and more may be missing behind them: get a whole copy."
         )

@@ -1,5 +1,5 @@
-"""Whether a stream of frames without a header for the whole ends within one: all that can be seen of an end that was
-cut away. Each frame tells its own length."""
+"""Elementary streams (AAC, AC-3, DTS, ...): frames in a row, without a header for the whole. Each frame tells its own
+length, so all that can be seen of an end that was cut away is whether the last frame is whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import mpeg
 _AC3 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
 
 
-def ends_within(path: Path, codec: str, last: int) -> bool:
+def ends_within_frame(path: Path, codec: str, last: int) -> bool:
     """Whether the frame of `codec`, by ffmpeg's name, that begins at byte `last` reaches beyond the end of the file."""
     if codec in ("mp1", "mp2", "mp3"):
         return mpeg.walk(path).cut

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..util.errors import UserError
-from .common import shown
+from .common import quoted
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ MPEG1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 MPEG2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
-def require_form(path: Path, subtype: str | None = None, bitrate: int | None = None) -> str:
+def choose_subtype(path: Path, subtype: str | None = None, bitrate: int | None = None) -> str:
     """How samples are kept in `path`: as `subtype` says, else as the format does by default.
 
     Raises:
@@ -41,13 +41,13 @@ def require_form(path: Path, subtype: str | None = None, bitrate: int | None = N
     """
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
-        raise UserError(f"{shown(path)} cannot be written: the name must end in {', '.join(FORMATS)}.")
+        raise UserError(f"{quoted(path)} cannot be written: the name must end in {', '.join(FORMATS)}.")
     subtypes = FORMATS[suffix].subtypes
     chosen = subtype or next(iter(subtypes))
     if chosen not in subtypes:
-        raise UserError(f"{shown(path)} cannot hold {subtype} samples: choose from {', '.join(subtypes)}.")
+        raise UserError(f"{quoted(path)} cannot hold {subtype} samples: choose from {', '.join(subtypes)}.")
     if bitrate is not None and suffix != ".mp3":
-        raise UserError(f"{shown(path)} has no bit rate: leave it out, or write an .mp3.")
+        raise UserError(f"{quoted(path)} has no bit rate: leave it out, or write an .mp3.")
     return chosen
 
 
@@ -57,12 +57,12 @@ def require_layout(path: Path, sample_rate: int, channels: int, bitrate: int | N
     kind = FORMATS[suffix]
     if sample_rate not in kind.sample_rates or not 1 <= channels <= kind.max_channels:
         raise UserError(
-            f"{shown(path)} cannot hold {channels} channels at {sample_rate} Hz ({suffix} has at most "
+            f"{quoted(path)} cannot hold {channels} channels at {sample_rate} Hz ({suffix} has at most "
             f"{kind.limits}): write a .wav."
         )
     if bitrate is not None and bitrate not in bitrates(sample_rate):
         possible = ", ".join(map(str, bitrates(sample_rate)))
-        raise UserError(f"{shown(path)} cannot have {bitrate} kbit/s at {sample_rate} Hz: choose from {possible}.")
+        raise UserError(f"{quoted(path)} cannot have {bitrate} kbit/s at {sample_rate} Hz: choose from {possible}.")
 
 
 def bitrates(sample_rate: int) -> tuple[int, ...]:
