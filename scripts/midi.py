@@ -75,7 +75,7 @@ def require_synthesizer(soundfonts: Iterable[Path], install: str) -> None:
     """See before any work that everything is there; `install` names Debian's packages.
 
     Raises:
-        UserError: mido, fluidsynth or a soundfont is missing.
+        UserError: mido, fluidsynth or a soundfont is missing, or a soundfont is something else.
     """
     import_mido()
     if shutil.which("fluidsynth") is None:
@@ -83,6 +83,10 @@ def require_synthesizer(soundfonts: Iterable[Path], install: str) -> None:
     for path in soundfonts:
         if not path.is_file():
             raise UserError(f"there is no soundfont '{path}': apt install {install}, or name another with --soundfont")
+        with path.open("rb") as file:
+            start = file.read(12)
+        if (start[:4], start[8:]) != (b"RIFF", b"sfbk"):  # fluidsynth would play by the system's own instead
+            raise UserError(f"'{path}' is no soundfont; name a .sf2 or .sf3 file with --soundfont")
 
 
 def play(song: Song, soundfont: Path) -> np.ndarray:

@@ -180,6 +180,7 @@ def test_loud_music_is_not_clipped():
 @pytest.mark.parametrize(("arguments", "words"), [
     (["OUT", "--tracks", "0"], "--tracks is 0 but must be at least 1"),
     (["OUT", "--soundfont", "no.sf2"], "there is no soundfont 'no.sf2': apt install fluidsynth fluid-soundfont-gm "),
+    (["OUT", "--soundfont", "file"], "'file' is no soundfont; name a .sf2 or .sf3 file with --soundfont"),
     (["file"], "nothing can be written into the folder 'file' "),
     ([], "the following arguments are required: OUT"),
 ])  # fmt: skip
