@@ -58,7 +58,7 @@ def test_a_song_is_written_as_the_midi_standard_says(tmp_path):
     song.add(1, "program_change", channel=1, program=40)
     song.file().save(tmp_path / "a.mid")
     track = "00 ff5103 0927c0  00 914050  8360 814000  00 c128  00 913c7f  8360 813c00  00 ff2f00"  # 600,000 us; 480
-    header = "4d546864 00000006 0000 0001 01e0 4d54726b 00000024"
+    header = "4d546864 00000006 0000 0001 01e0 4d54726b 00000020"
     assert (tmp_path / "a.mid").read_bytes().hex() == (header + track).replace(" ", "")
 
 
