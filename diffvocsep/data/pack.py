@@ -33,14 +33,15 @@ def pack(source: Path, target: Path, rate: int, quality: float) -> None:
     waveform, own = read(source)
     rate = min(rate, own)
     samples = np.ascontiguousarray(resample(waveform, own, rate).T.numpy())
+    write_atomic(target, lambda part: write_vorbis(part, samples, rate, quality))
 
-    def encode(part: Path) -> None:
-        with soundfile.SoundFile(part, "w", rate, samples.shape[1], format="OGG", subtype="VORBIS",
-                                 compression_level=1 - quality) as file:  # fmt: skip
-            for start in range(0, len(samples), BLOCK):
-                file.write(samples[start : start + BLOCK])
 
-    write_atomic(target, encode)
+def write_vorbis(path: Path, samples: np.ndarray, rate: int, quality: float) -> None:
+    """Samples `(N, C)` as Ogg Vorbis at `rate` Hz; `quality` from 0 to 1."""
+    with soundfile.SoundFile(path, "w", rate, samples.shape[1], format="OGG", subtype="VORBIS",
+                             compression_level=1 - quality) as file:  # fmt: skip
+        for start in range(0, len(samples), BLOCK):
+            file.write(samples[start : start + BLOCK])
 
 
 def places(root: Path, out: Path) -> dict[Path, Path]:

@@ -20,66 +20,59 @@ from diffvocsep.checkpoint import load_model, release
 from diffvocsep.config import load_config, to_dict
 from diffvocsep.data.synthetic.score import random_score
 from diffvocsep.util.errors import UserError
-from scripts import grow, held_out_family, pseudo_stems, render_soundfont
+from scripts import grow, hard_negatives, held_out_family, midi, pseudo_stems, render_soundfont
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize(("value", "encoded"), [(0, "00"), (0x40, "40"), (0x7F, "7f"), (0x80, "8100"),
-                                                (0x2000, "c000"), (0x3FFF, "ff7f"), (0x1FFFFF, "ffff7f")])  # fmt: skip
-def test_numbers_are_written_as_the_midi_standard_shows(value, encoded):
-    assert render_soundfont.variable_length(value).hex() == encoded
-
-
-def events(data: bytes) -> list[tuple[int, int, bytes]]:
-    """(tick, status, data) of a format 0 file, read anew by the rules of the standard."""
-    assert data[:4] == b"MThd" and data[14:18] == b"MTrk"
-    track = data[22:]
-    assert len(track) == int.from_bytes(data[18:22], "big")
-    found, tick, at = [], 0, 0
-    while at < len(track):
-        delta = 0
-        while True:
-            byte = track[at]
-            at += 1
-            delta = delta << 7 | byte & 127
-            if byte < 128:
-                break
-        tick, status = tick + delta, track[at]
-        size = 2 if status == 0xFF else 1 if status & 0xF0 == 0xC0 else 2
-        found.append((tick, status, track[at + 1 : at + 1 + size]))
-        at += 1 + size
-    return found
 
 
 @pytest.mark.parametrize("family", render_soundfont.FAMILIES)
 def test_what_a_family_plays_is_a_whole_midi_file(family):
     rng = np.random.default_rng(1)
     score = random_score(rng, 8.0)
-    found = events(render_soundfont.midi(rng, score, family))
-    sounding, struck = set(), 0
-    for _, status, (pitch, *rest) in found[:-1]:
-        if status & 0xF0 == 0x90:
-            sounding.add(pitch)
+    file, ticks = render_soundfont.compose(rng, score, family).file(), 0
+    assert (file.type, len(file.tracks)) == (0, 1)
+    sounding, struck, programs = set(), 0, []
+    for message in file.tracks[0]:
+        assert message.channel == (9 if family == "drums" else 0)
+        ticks += message.time
+        if message.type == "note_on":
+            sounding.add(message.note)
             struck += 1
-            assert rest[0] > 0
-        elif status & 0xF0 == 0x80:
-            sounding.discard(pitch)
+            assert message.velocity > 0
+        elif message.type == "note_off":
+            sounding.discard(message.note)
+        elif message.type == "program_change":
+            programs.append(message.program)
     assert struck > 10 and not sounding  # every note ends
-    assert found[-1][1:] == (0xFF, bytes([0x2F, 0]))
-    assert {status & 15 for _, status, _ in found[:-1]} == {9 if family == "drums" else 0}
-    kinds = [status & 0xF0 for _, status, _ in found]
-    assert family == "drums" or kinds[:2] == [0xC0, 0xE0]  # chosen and tuned before the first note
-    programs = [data[0] for _, status, data in found if status & 0xF0 == 0xC0]
-    assert all(program in render_soundfont.FAMILIES[family] for program in programs)
-    seconds = found[-1][0] / (2 * render_soundfont.TICKS)
-    assert 6 < seconds < 14  # the last bar may go on after the song's end
+    kinds = [message.type for message in file.tracks[0]]
+    assert family == "drums" or kinds[:2] == ["program_change", "pitchwheel"]  # before the first note
+    assert len(programs) == (family != "drums") and set(programs) <= set(render_soundfont.FAMILIES[family])
+    assert 6 < ticks / 960 < 14  # s; the last bar may go on after the song's end
+
+
+def test_a_song_is_written_as_the_midi_standard_says(tmp_path):
+    """At one moment notes end, then the instrument is chosen, then notes begin; times are differences of ticks."""
+    song = midi.Song(tempo=100)
+    song.note(1, 1, 1, 60, 300.7)
+    song.note(1, 0, 1, 64, 80.2)
+    song.add(1, "program_change", channel=1, program=40)
+    song.file().save(tmp_path / "a.mid")
+    track = "00 ff5103 0927c0  00 914050  8360 814000  00 c128  00 913c7f  8360 813c00  00 ff2f00"  # 600,000 us; 480
+    header = "4d546864 00000006 0000 0001 01e0 4d54726b 00000020"
+    assert (tmp_path / "a.mid").read_bytes().hex() == (header + track).replace(" ", "")
 
 
 def test_a_missing_synthesizer_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(render_soundfont.shutil, "which", lambda name: None)
+    monkeypatch.setattr(midi.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="apt install fluidsynth"):
         render_soundfont.run([str(tmp_path)])
+
+
+@pytest.mark.parametrize("script", [render_soundfont, hard_negatives])
+def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch, script):
+    monkeypatch.setitem(sys.modules, "mido", None)
+    with pytest.raises(UserError, match="pip install mido$"):
+        script.run([str(tmp_path)])
 
 
 @pytest.mark.slow

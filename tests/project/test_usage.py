@@ -19,8 +19,8 @@ COMMANDS = [
     "train", "train_tpu", "inference", "evaluate", "app",
     *("diffvocsep." + name for name in ("plot", "checkpoint", "data.check", "data.pack")),
     *("benchmarks." + name for name in ("ablation", "data", "gpu", "in_turns", "inference", "train_step", "waiting")),
-    *("scripts." + name for name in ("fit_uncertainty", "grow", "held_out_family", "previews", "pseudo_stems")),
-    "scripts.render_soundfont",
+    *("scripts." + name for name in ("fit_uncertainty", "grow", "hard_negatives", "held_out_family", "previews")),
+    "scripts.pseudo_stems", "scripts.render_soundfont",
 ]  # fmt: skip
 
 
