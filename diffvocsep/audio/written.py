@@ -45,7 +45,8 @@ def require_form(path: Path, subtype: str | None = None, bitrate: int | None = N
     subtypes = FORMATS[suffix].subtypes
     chosen = subtype or next(iter(subtypes))
     if chosen not in subtypes:
-        raise UserError(f"{shown(path)} cannot hold {subtype} samples: choose from {', '.join(subtypes)}.")
+        remedy = "leave --bits out" if suffix == ".mp3" else f"choose from {', '.join(subtypes)}"
+        raise UserError(f"{shown(path)} cannot hold {subtype} samples: {remedy}.")
     if bitrate is not None and suffix != ".mp3":
         raise UserError(f"{shown(path)} has no bit rate: leave it out, or write an .mp3.")
     return chosen

@@ -163,11 +163,13 @@ WITHOUT_TORCH = [
     (["song.wav", "-o", "v.wav", "--format", "mp3"], "'v.wav' is no .mp3"),
     (["song.wav", "-o", "song.wav/v.wav"], "--output"),
     (["song.wav", "--format", "flac", "--bits", "32"], "float"),
-    (["song.wav", "--format", "mp3", "--bits", "16"], "pcm16"),
+    (["song.wav", "--format", "mp3", "--bits", "16"], "leave --bits out"),
     (["song.wav", "--bitrate", "128"], "bit rate"),
     (["song.wav", "--format", "mp3", "--bitrate", "100"], "--bitrate"),
     (["song.wav", "--model_path", "gone.pt"], "'gone.pt'"),
     (["song.wav", "--uncertainty", "a.png"], ".npz"),
+    (["song.png", "--plot", "song.png"], "overwritten"),
+    (["song.npz", "--uncertainty", "song.npz"], "overwritten"),
     (["--no-such-option"], "--help"),
 ]  # fmt: skip
 
