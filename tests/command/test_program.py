@@ -168,7 +168,6 @@ WITHOUT_TORCH = [
     (["song.wav", "--format", "mp3", "--bitrate", "100"], "--bitrate"),
     (["song.wav", "--model_path", "gone.pt"], "'gone.pt'"),
     (["song.wav", "--uncertainty", "a.png"], ".npz"),
-    (["song.png", "--plot", "song.png"], "overwritten"),
     (["song.npz", "--uncertainty", "song.npz"], "overwritten"),
     (["--no-such-option"], "--help"),
 ]  # fmt: skip
@@ -193,6 +192,7 @@ for words in json.loads(sys.argv[1]):
 heavy = "torch torchaudio numpy scipy soundfile matplotlib tensorboard museval tqdm unittest asyncio".split()
 print(json.dumps([said, [name for name in heavy if name in sys.modules]]))
 """
+    Path("song.npz").write_bytes(Path("song.wav").read_bytes())
     asked = [words for words, _ in WITHOUT_TORCH] + [["--version"], ["--help"]]
     command = [sys.executable, "-c", code, json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
