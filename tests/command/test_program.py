@@ -204,7 +204,7 @@ print(json.dumps([said, [name for name in heavy if name in sys.modules]]))
         assert err.startswith("error: ") and err.count("\n") == 1 and expected in err, err
     assert said[-2][:2] == [0, f"diffvocsep {__version__}\n"]
     assert said[-1][0] == 0 and "song.mp3" in said[-1][1]
-    assert names(folder) == ["song.wav"]
+    assert names(folder) == ["song.npz", "song.wav"]
 
 
 def test_a_song_that_the_format_cannot_hold_is_refused_before_the_model_is_loaded(call, monkeypatch):
