@@ -17,6 +17,11 @@ _NAMED = {
     "7.1(wide)": "FL FR FC LFE BL BR FLC FRC", "7.1(wide-side)": "FL FR FC LFE FLC FRC SL SR",
     "octagonal": "FL FR FC BL BR BC SL SR",
 }  # fmt: skip
+# The tag of the encoding and the bits of a sample -> soundfile's name.
+_ENCODINGS = {
+    (1, 8): "PCM_U8", (1, 16): "PCM_16", (1, 24): "PCM_24", (1, 32): "PCM_32",
+    (3, 32): "FLOAT", (3, 64): "DOUBLE", (6, 8): "ALAW", (7, 8): "ULAW",
+}  # fmt: skip
 # What FLAC (RFC 9639, 9.1.3) gives files of this many channels.
 _FLAC = {3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 
@@ -52,11 +57,28 @@ def _behind(value: int) -> int:
 
 def wav_mask(path: Path) -> int:
     """The mask in a RIFF, RF64 or Wave64 file; 0 where there is none."""
+    body = _extensible(path)
+    if body is None:
+        return 0
+    channels, value = (int.from_bytes(body[at : at + size], "little") for at, size in ((2, 2), (20, 4)))
+    return value if channels > 2 and value.bit_count() == channels else 0
+
+
+def wave64_subtype(path: Path) -> str | None:
+    """How the samples of an extensible Wave64 file are kept, by soundfile's names, for libsndfile takes all of them for
+    integers; None for another file."""
+    body = _extensible(path)
+    with path.open("rb") as file:
+        if body is None or file.read(4) != b"riff":
+            return None
+    bits, tag = (int.from_bytes(body[at : at + 2], "little") for at in (14, 24))
+    return _ENCODINGS.get((tag, bits))
+
+
+def _extensible(path: Path) -> bytes | None:
+    """The format of a RIFF, RF64 or Wave64 file, if it is extensible."""
     with path.open("rb") as file:
         start = file.read(1 << 12)
     at = start.find(b"fmt ")
-    body = at + (24 if start[:4] == b"riff" else 8)
-    if at < 0 or len(start) < body + 24 or start[body : body + 2] != b"\xfe\xff":
-        return 0
-    channels, value = (int.from_bytes(start[body + at : body + at + size], "little") for at, size in ((2, 2), (20, 4)))
-    return value if channels > 2 and value.bit_count() == channels else 0
+    body = start[at + (24 if start[:4] == b"riff" else 8) :]
+    return body if at >= 0 and len(body) >= 26 and body[:2] == b"\xfe\xff" else None

@@ -143,6 +143,11 @@ def _wave64(file: BinaryIO, end: int) -> Extent | None:
     return None
 
 
+def _begins_wave(file: BinaryIO, at: int) -> bool:
+    name, form = _chunk(file, at, "<4s4x4s")
+    return name in _RIFF and form == b"WAVE"
+
+
 def _chunk(file: BinaryIO, at: int, layout: str) -> tuple[bytes, int]:
     file.seek(at)
     size = struct.calcsize(layout)
@@ -176,13 +181,13 @@ def _unannounced(file: BinaryIO, extent: Extent, whole: int, end: int) -> Extent
             return extent
         name = _chunk(file, extent.offset, "<4sI")[0]  # size 0, and a chunk behind it: it has no samples
         return extent if not (name.isalnum() and name.islower()) and name != b"LIST" else extent._replace(held=0)
-    behind = extent.offset + extent.announced
-    behind += extent.announced % 2
+    last = extent.offset + extent.announced
+    behind = last + extent.announced % 2
+    if any(_begins_wave(file, at) for at in (last, behind, whole, whole + whole % 2)):
+        raise ValueError("a second file stands behind its samples")
     if end - behind <= _TAIL or extent.missing:
         return extent
     name, size = _chunk(file, behind, "<4sI")
-    if name in _RIFF:
-        raise ValueError("a second file stands behind its samples")
     if name.isascii() and name.decode("ascii").isprintable() and behind + size <= end:
         return extent
     if whole >= end - _TAIL:

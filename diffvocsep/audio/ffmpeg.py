@@ -31,6 +31,7 @@ from .wav import WavSink
 LOOSE_END = 0.25  # s that a lossy file may lack of the length it announces; more is damage
 _EXACT = 0.02  # s, for lossless files: containers round the time to ms
 GAP = 0.1  # s without a packet that are a gap
+_LONGEST = 8.0  # s of sound in a packet
 _CHUNK = 1 << 18  # bytes
 _CUT = re.compile(r"ended prematurely|partial file|truncated", re.I)
 _WHITELISTS = ["-protocol_whitelist", "file", "-format_whitelist", FFMPEG]
@@ -52,6 +53,7 @@ class Track:
     end: float = 0.0  # of its last packet
     held: float = 0.0  # sum of its packets
     whole: float = 0.0  # end of the last packet of any track
+    untold: float = 0.0  # s, at most, of a last packet that does not say how long it is
     last: int | None = None  # byte where its last packet begins
     alone: bool = True  # the announced length is that of this track
     gap: tuple[float, float] | None = None  # where, how long
@@ -69,7 +71,9 @@ class Track:
 
     @property
     def tolerance(self) -> float:
-        return _EXACT if self.lossless and self.alone else LOOSE_END if self.alone else 1.0
+        if self.lossless and self.alone:  # a CAF counts its last packet as if it were a whole one
+            return _EXACT + (self.untold if self.format == "caf" else 0.0)
+        return LOOSE_END if self.alone else 1.0
 
 
 def decode(file: Path, folder: Path, expected: float | None, path: Path) -> tuple[Path, Track]:
@@ -180,7 +184,7 @@ def _announced(stream: dict, form: dict, name: str) -> float | None:
 def _measure(file: Path, track: Track) -> None:
     """Read all packets, without decoding: how far they reach, and whether one is missing."""
     entries = "packet=stream_index,pts_time,duration_time,pos"
-    previous = None
+    previous = begun = None
     with _ffprobe(file, "-show_entries", entries, "-of", "csv=p=0") as (lines, complaints):
         for line in lines:
             index, *times = line.strip().split(",")[:4]
@@ -195,10 +199,14 @@ def _measure(file: Path, track: Track) -> None:
             track.whole = max(track.whole, end)
             if int(index) != track.index:
                 continue
+            if duration is None:
+                track.untold = min(_LONGEST, time - begun) if begun is not None else _LONGEST
+            begun = time
             if previous is not None and time - previous > (GAP if duration is not None else 0.5) and track.gap is None:
                 track.gap = (previous, time - previous)
             previous = end
             track.end, track.held = max(track.end, end), track.held + (duration or 0.0)
+    track.end, track.whole = track.end + track.untold, track.whole + track.untold
     track.complaints += complaints
 
 
@@ -226,6 +234,9 @@ def _announced_size(path: Path) -> int:
         head = file.read(1 << 14)
     if head[:3] == b"FWS":  # Flash
         return struct.unpack("<I", head[4:8])[0]
+    if head[:4] in (b".SoX", b"XoS."):
+        size, samples_held = struct.unpack("<IQ" if head[:1] == b"." else ">IQ", head[4:16])
+        return 4 + size + 4 * samples_held if samples_held < 1 << 60 else 0
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         size = struct.unpack("<I", head[4:8])[0]
         return size + 8 if 0 < size < 0x7FFF_0000 else 0

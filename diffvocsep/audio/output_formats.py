@@ -45,7 +45,8 @@ def choose_subtype(path: Path, subtype: str | None = None, bitrate: int | None =
     subtypes = FORMATS[suffix].subtypes
     chosen = subtype or next(iter(subtypes))
     if chosen not in subtypes:
-        raise UserError(f"{quoted(path)} cannot hold {subtype} samples: choose from {', '.join(subtypes)}.")
+        remedy = "leave --bits out" if suffix == ".mp3" else f"choose from {', '.join(subtypes)}"
+        raise UserError(f"{quoted(path)} cannot hold {subtype} samples: {remedy}.")
     if bitrate is not None and suffix != ".mp3":
         raise UserError(f"{quoted(path)} has no bit rate: leave it out, or write an .mp3.")
     return chosen

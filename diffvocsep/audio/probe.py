@@ -7,7 +7,7 @@ libsndfile reads the file. Where the file holds more, it is read by what it hold
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ import soundfile
 
 from ..util.errors import UserError
 from . import containers, flac, mpeg, ogg, rare_formats
-from .channel_layout import flac_mask, wav_mask
+from .channel_layout import flac_mask, wav_mask, wave64_subtype
 from .common import native_path, no_room, quoted
 from .concatenated import decode_concatenated, second_beginning
 from .ffmpeg import GAP, LOOSE_END, damaged, decode
@@ -103,6 +103,8 @@ def _check(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) 
 def _header(file: Path | containers.Slice) -> _Header | None:
     try:
         with soundfile.SoundFile(native_path(file) if isinstance(file, Path) else file, closefd=True) as f:
+            if f.format == "RAW":  # any bytes, which libsndfile takes for samples where the name ends in .au or .gsm
+                return None
             return _Header(f.format, f.subtype, f.samplerate, f.channels, f.frames, f.extra_info)
     except (soundfile.LibsndfileError, TypeError):  # TypeError: soundfile takes .raw for headerless samples
         return None
@@ -123,6 +125,9 @@ def _chunks(path: Path, file: Path, header: _Header) -> Opening | None:
     if extent.missing and extent.held:
         whole = header.seconds if header.subtype not in _BYTES else extent.held / _rate(header)
         raise damaged(path, whole, whole * extent.announced / extent.held, " or cut off")
+    if (subtype := wave64_subtype(file)) != header.subtype and subtype in _BYTES:
+        header = replace(header, subtype=subtype, frames=extent.held // (_BYTES[subtype] * header.channels))
+        return Opening(partial(_slice, file, extent, header), mask)
     if header.subtype in _BYTES and header.frames != extent.held // _frame(header):
         return Opening(partial(_slice, file, extent, header), mask)
     if header.frames == 0 and extent.held:

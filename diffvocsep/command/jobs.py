@@ -132,7 +132,7 @@ def require_outputs(source: Path, vocals: Path, instrumental: Path | None) -> No
         raise UserError(f"vocals and instrumental cannot both be written to '{vocals}'; name two files")
     for path in targets:
         try:
-            same = os.path.realpath(path) == os.path.realpath(source) or (path.exists() and path.samefile(source))
+            same = is_same(path, source)
             home = next(parent for parent in path.parents if parent.exists())
         except OSError as error:  # a name of 255 bytes has no room for "_vocals"
             raise UserError(f"'{path}' cannot be written ({error.strerror}); rename the song or name a file") from None
@@ -140,6 +140,11 @@ def require_outputs(source: Path, vocals: Path, instrumental: Path | None) -> No
             raise UserError(f"'{source}' is the input and would be overwritten; name another output")
         if not home.is_dir() or not os.access(home, os.W_OK):
             raise UserError(f"'{path}' cannot be written into '{home}'; name a folder of yours with --output")
+
+
+def is_same(path: Path, other: Path) -> bool:
+    """Whether both names, one of which may not exist yet, are of one file. Raises OSError."""
+    return os.path.realpath(path) == os.path.realpath(other) or (path.exists() and path.samefile(other))
 
 
 def separate_all(jobs: list[Job], separate: Callable[[Job], None], total: bool = True) -> int:

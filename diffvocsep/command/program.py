@@ -21,7 +21,7 @@ from ..parts import SAMPLERS
 from ..util.cli import Parser, main, print_notes, say
 from ..util.errors import UserError
 from ..util.released import NAME, find_released
-from .jobs import Job, Output, plan, require_outputs, separate_all
+from .jobs import Job, Output, is_same, plan, require_outputs, separate_all
 
 if TYPE_CHECKING:  # torch takes seconds: --help and a misspelt option do without
     from ..audio import AudioReader
@@ -159,26 +159,29 @@ def check(args: argparse.Namespace, jobs: list[Job]) -> None:
         raise UserError(f"there is no model '{args.model_path}'; name a checkpoint or a file of released weights")
     if len(jobs) == 1:
         require_outputs(*jobs[0][:3])
-    require_one(args, len(jobs))
+    require_one(args, [job.source for job in jobs])
     for name, key in OPTIONS.items():
         value, limit = getattr(args, name), KEYS[key].metadata["limit"]
         if value is not None and limit and not limit.allows(value):
             raise UserError(f"{key} is {value} but must be {limit.must_be}")
 
 
-def require_one(args: argparse.Namespace, songs: int) -> None:
+def require_one(args: argparse.Namespace, songs: list[Path]) -> None:
     """Raise UserError where a picture or numbers are asked for that cannot be written, or are of several songs."""
     if args.plot:
         from ..plot import require_picture
 
         require_picture(args.plot)
-        if songs > 1:
+        if len(songs) > 1:
             raise UserError("--plot draws one song; separate the songs one by one to draw them")
     if args.uncertainty:
         if args.uncertainty.suffix.lower() != ".npz":
             raise UserError(f"'{args.uncertainty}' must end in .npz, the format of its numbers")
-        if songs > 1:
+        if len(songs) > 1:
             raise UserError("--uncertainty measures one song; separate the songs one by one to measure them")
+    for path in filter(None, (args.plot, args.uncertainty)):
+        if is_same(path, songs[0]):
+            raise UserError(f"'{path}' is the input and would be overwritten; name another file")
 
 
 def choose_model(asked: Path | None, quiet: bool = False) -> Path:

@@ -185,3 +185,52 @@ def test_a_chained_ogg_is_its_links_one_after_another(tmp_path, monkeypatch, sub
     assert np.array_equal(heard(path)[0], np.concatenate([one, part]))
     said = refusal(path, content + written(path, "OGG", other, 8000))
     assert "different sample rates" in said and f"byte {len(content)}" in said
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16"])
+@pytest.mark.parametrize("tail", [b"", b"LIST\x04\0\0\0INFO"])
+def test_a_short_wav_behind_another_is_not_left_out(tmp_path, subtype, tail):
+    """Few bytes behind the samples may be anything, but a second song."""
+    song = X[:10001]
+    soundfile.write(tmp_path / "a.wav", song, RATE, subtype)
+    content = (tmp_path / "a.wav").read_bytes() + tail
+    content = content[:4] + struct.pack("<I", len(content) - 8) + content[8:]
+    (tmp_path / "a.wav").write_bytes(content)
+    assert len(heard(tmp_path / "a.wav")[0]) == len(song)
+    assert "second file" in refusal(tmp_path / "a.wav", 2 * content)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    "name, codec", [("a.mka", "alac"), ("a.mka", "wavpack"), ("a.caf", "alac"), ("a.caf", "flac"), ("a.mov", "alac")]
+)
+def test_a_last_packet_need_not_say_how_long_it_is(tmp_path, name, codec):
+    content = encoded(tmp_path, name, "-c:a", codec)
+    pcm = soundfile.read(tmp_path / "song.wav", dtype="float32")[0]
+    assert np.abs(heard(tmp_path / name)[0] - pcm).max() < 1e-4
+    assert refusal(tmp_path / name, content[: int(0.9 * len(content))])
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s24le", "pcm_f32le", "pcm_f64le", "pcm_mulaw"])
+@pytest.mark.parametrize("channels", [1, 6])
+def test_an_extensible_wave64_is_read_as_it_is_kept(tmp_path, codec, channels):
+    """libsndfile takes the samples of all of them for integers."""
+    same = "|".join(f"c{i}=c0" for i in range(channels))
+    encoded(tmp_path, "a.w64", "-c:a", codec, "-af", f"pan={channels}c|{same}")
+    error = np.abs(heard(tmp_path / "a.w64")[0] - X[:, 0]).max()
+    assert error < (0.02 if codec == "pcm_mulaw" else 1e-4)
+
+
+@needs_ffmpeg
+def test_a_sox_file_says_how_long_it_is(tmp_path):
+    content = encoded(tmp_path, "a.sox")
+    assert len(heard(tmp_path / "a.sox")[0]) == len(X)
+    assert "of the 2.00 s" in refusal(tmp_path / "a.sox", content[: len(content) // 2])
+    assert "joined of several" in refusal(tmp_path / "a.sox", 2 * content)
+
+
+@pytest.mark.parametrize("ending", ["au", "snd", "vox"])
+def test_bytes_are_no_song_because_of_their_ending(tmp_path, ending):
+    """libsndfile takes any file with such a name for headerless samples of 8 kHz."""
+    assert refusal(tmp_path / f"a.{ending}", b"no song, but a letter " * 500)

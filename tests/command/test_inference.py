@@ -266,6 +266,7 @@ def test_an_option_without_effect_is_named_or_refused(call):
         (["--input", "song.wav", "--output", "v.wav", "--seed", "-1"], ["seed", "-1"]),
         (["--input", "song.wav", "--output", "v.wav", "--eta", "nan"], ["eta"]),
         (["--input", "song.wav", "--output", "v.wav", "--plot", "v.wav"], ["v.wav", ".png"]),
+        (["--input", "song.png", "--output", "v.wav", "--plot", "song.png"], ["song.png", "overwritten"]),
         (["--input", "song.wav", "--output", "v.wav", "diffusion.stepz=3"], ["stepz"]),
         (["--input", "song.wav", "--output", "v.wav", "steps"], ["steps", "section.key=value"]),
         (["--input", "song.wav", "--output", "v.wav", "audio.n_fft=128"], ["audio.n_fft"]),
@@ -285,6 +286,7 @@ def test_an_option_without_effect_is_named_or_refused(call):
 def test_bad_input_is_one_sentence_and_leaves_nothing(call, folder, arguments, words):
     Path("garbage.wav").write_bytes(Random(0).randbytes(5000))
     Path("garbage.txt").write_text("lyrics", encoding="utf-8")
+    Path("song.png").write_bytes(Path("song.wav").read_bytes())
     Path("empty").mkdir()
     for name in ["a/s.wav", "b/s.wav"]:
         write(name, song(0.1), RATE)

@@ -163,11 +163,12 @@ WITHOUT_TORCH = [
     (["song.wav", "-o", "v.wav", "--format", "mp3"], "'v.wav' is no .mp3"),
     (["song.wav", "-o", "song.wav/v.wav"], "--output"),
     (["song.wav", "--format", "flac", "--bits", "32"], "float"),
-    (["song.wav", "--format", "mp3", "--bits", "16"], "pcm16"),
+    (["song.wav", "--format", "mp3", "--bits", "16"], "leave --bits out"),
     (["song.wav", "--bitrate", "128"], "bit rate"),
     (["song.wav", "--format", "mp3", "--bitrate", "100"], "--bitrate"),
     (["song.wav", "--model_path", "gone.pt"], "'gone.pt'"),
     (["song.wav", "--uncertainty", "a.png"], ".npz"),
+    (["song.npz", "--uncertainty", "song.npz"], "overwritten"),
     (["--no-such-option"], "--help"),
 ]  # fmt: skip
 
@@ -191,6 +192,7 @@ for words in json.loads(sys.argv[1]):
 heavy = "torch torchaudio numpy scipy soundfile matplotlib tensorboard museval tqdm unittest asyncio".split()
 print(json.dumps([said, [name for name in heavy if name in sys.modules]]))
 """
+    Path("song.npz").write_bytes(Path("song.wav").read_bytes())
     asked = [words for words, _ in WITHOUT_TORCH] + [["--version"], ["--help"]]
     command = [sys.executable, "-c", code, json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -202,7 +204,7 @@ print(json.dumps([said, [name for name in heavy if name in sys.modules]]))
         assert err.startswith("error: ") and err.count("\n") == 1 and expected in err, err
     assert said[-2][:2] == [0, f"diffvocsep {__version__}\n"]
     assert said[-1][0] == 0 and "song.mp3" in said[-1][1]
-    assert names(folder) == ["song.wav"]
+    assert names(folder) == ["song.npz", "song.wav"]
 
 
 def test_a_song_waits_for_no_library_that_it_does_not_need(folder, model):
