@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import platform
 import re
 import zipfile
@@ -29,7 +30,7 @@ from .unet import make_network
 from .util.atomic import write_atomic
 from .util.cli import Parser, main, print_notes
 from .util.errors import UserError
-from .util.strict_yaml import prefix_errors, show
+from .util.strict_yaml import prefix_errors, shorten, show
 
 FORMAT = 2
 HEAD_PREFIX = "uncertainty."  # of the names of a `ScaleHead`'s weights, beside the network's
@@ -48,6 +49,8 @@ REMOVED_SETTINGS = (
 MAX_NUMBER = 10**6  # in the config of a file from elsewhere, for settings that decide about memory
 MAX_COUNT = 2**53  # the largest count of a run
 PLAIN_NAME = re.compile(r"\w([\w .-]{0,98}[\w-])?")  # of a folder, and nothing that leads out of it
+MAX_NAME_BYTES = 200  # file systems know 255, and some letters are four bytes
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _is_format(value: Any) -> bool:
@@ -56,6 +59,10 @@ def _is_format(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < MAX_COUNT
+
+
+def _is_plain_name(text: str) -> bool:
+    return PLAIN_NAME.fullmatch(text) is not None and len(text.encode()) <= MAX_NAME_BYTES
 
 
 # Fields of a training state beside weights and config: a test of the value, and what the test asks for.
@@ -68,8 +75,10 @@ RUN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "validated_seconds": (lambda v: type(v) in (int, float) and 0 <= v < MAX_COUNT, "a number of seconds"),
     "best_sdr": (lambda v: type(v) in (int, float) and -math.inf <= v < 1e4, "a score"),
     "dev_songs": (lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
-    "run_id": (lambda v: isinstance(v, str) and PLAIN_NAME.fullmatch(v) is not None, "a plain name"),
+    "run_id": (lambda v: isinstance(v, str) and _is_plain_name(v), "a plain name"),
 }
+# Of two such fields, the first is never larger than the second.
+ORDERED_FIELDS = (("validated", "step"), ("skipped", "step"), ("validated_seconds", "seconds"))
 
 
 def versions() -> dict[str, str]:
@@ -103,8 +112,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, damaged, or not a checkpoint of this program and format.
     """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint '{path}'; name one that is there, or train one with train.py")
+    if not os.path.isfile(path):  # of an impossible name, Path.is_file raises
+        raise UserError(
+            f"there is no checkpoint '{shorten(path, 150)}'; name one that is there, or train one with train.py"
+        )
     _require_plain_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -122,8 +133,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     for name, (test, must_be) in RUN_FIELDS.items():
         if name in state and not test(state[name]):
             raise UserError(f"'{path}' is damaged, or somebody has changed it: its {name} is not {must_be}")
+    for name, most in ORDERED_FIELDS:
+        if state.get(name, 0) > state.get(most, math.inf):
+            raise UserError(f"'{path}' is damaged, or somebody has changed it: its {name} is larger than its {most}")
     for name in {"ema", "model"} & state.keys():
-        _require_tensors(state[name], f"'{path}'")
+        _require_tensors(state[name], path)
     return state
 
 
@@ -146,22 +160,26 @@ def _require_plain_archive(path: Path) -> None:
         raise UserError(f"'{path}' is no checkpoint, or only a part of one; name another file")
 
 
-def _require_tensors(weights: Any, name: str) -> None:
-    """Raises UserError unless these are plain tensors of floating-point numbers, by name."""
+def _require_tensors(weights: Any, path: Path) -> None:
+    """Raises UserError unless these are plain tensors of floating-point numbers, by name, and no larger than their
+    file: a few of its bytes can stand for any number of elements."""
     if not isinstance(weights, dict) or not all(
         isinstance(key, str) and is_plain_tensor(weight) for key, weight in weights.items()
     ):
-        raise UserError(f"{name} is damaged, or somebody has changed it: its weights are no tensors of numbers")
+        raise UserError(f"'{path}' is damaged, or somebody has changed it: its weights are no tensors of numbers")
+    if sum(weight.nbytes for weight in weights.values()) > path.stat().st_size:
+        raise UserError(f"'{path}' is damaged, or somebody has changed it: its weights are larger than the file")
 
 
 def is_plain_tensor(value: Any) -> bool:
-    """Whether this is a dense floating-point tensor on the CPU: not sparse, quantized, complex or on `meta`."""
+    """Whether this is a dense floating-point tensor on the CPU: not sparse, quantized, complex, on `meta`, or of fewer
+    bits than can be computed with."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized
-        and value.is_floating_point()
+        and value.dtype in FLOATS
     )
 
 
@@ -278,8 +296,8 @@ def load_model_state(path: Path) -> dict[str, Any]:
         return load_checkpoint(path)
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise UserError(f"there is no model '{path}'; name one that is there")
+    if not os.path.isfile(path):
+        raise UserError(f"there is no model '{shorten(path, 150)}'; name one that is there")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
@@ -294,7 +312,7 @@ def load_model_state(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"'{path}' is not a released model of Diff-VocSep ({reason})") from None
-    _require_tensors(weights, f"'{path}'")
+    _require_tensors(weights, path)
     if not _is_count(step):
         raise UserError(f"'{path}' is damaged, or somebody has changed it: its step is not a count")
     head = {
