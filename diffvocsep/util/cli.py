@@ -42,7 +42,8 @@ def main(run: Callable[[], int]) -> NoReturn:
         _exit(2)
     except OSError as error:  # a full disk, a folder without rights: the sentence of the system names file and reason
         if error.errno == errno.ENAMETOOLONG:
-            print(f"error: '{str(error.filename)[:100]}...' is too long a name; give a shorter one", file=sys.stderr)
+            name = str(error.filename2 or error.filename)[:100]  # the second: of a rename, where it leads
+            print(f"error: '{name}...' is too long a name; give a shorter one", file=sys.stderr)
             _exit(2)
         print(f"error: {error}", file=sys.stderr)
         _exit(1)

@@ -26,3 +26,10 @@ def test_a_name_too_long_for_any_system_is_bad_input(look, capsys):
     with pytest.raises(SystemExit) as done:
         main(lambda: look(Path("x" * 300)))
     assert done.value.code == 2 and "is too long a name; give a shorter one" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other names are too long there")
+def test_a_name_too_long_to_be_written_is_the_one_that_was_given(tmp_path, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(lambda: write_atomic(tmp_path / ("x" * 300), lambda part: part.write_text("new", encoding="utf-8")))
+    assert done.value.code == 2 and ".part" not in capsys.readouterr().err and not list(tmp_path.iterdir())
