@@ -75,6 +75,8 @@ def run(argv: list[str] | None = None) -> int:
         raise UserError(f"{name} makes no use of {', '.join(ignored)}; leave that out")
     if args.seconds < 0 or args.jobs < 0 or args.songs < 1 or args.samples < 2:
         raise UserError("--seconds and --jobs cannot be negative, --songs is at least 1, and --samples at least 2")
+    if 0 < args.seconds < 0.1:  # millions of clips
+        raise UserError("--seconds is at least 0.1, or 0 for whole songs")
 
     if args.output:
         require_folder(args.output)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import platform
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,15 @@ from .unet import make_network
 from .util.atomic import write_atomic
 from .util.cli import Parser, main, print_notes
 from .util.errors import UserError
-from .util.strict_yaml import prefix_errors, show
-from .util.untrusted import MAX_COUNT, is_count, is_plain_config, require_plain_archive, require_tensors
+from .util.strict_yaml import prefix_errors, shorten, show
+from .util.untrusted import (
+    MAX_COUNT,
+    is_count,
+    is_plain_config,
+    is_plain_name,
+    require_plain_archive,
+    require_tensors,
+)
 
 FORMAT = 2
 HEAD_PREFIX = "uncertainty."  # of the names of a `ScaleHead`'s weights, beside the network's
@@ -46,7 +53,6 @@ REMOVED_SETTINGS = (
     ("diffusion", "start_step", None),
 )
 MAX_NUMBER = 10**6  # in the config of a file from elsewhere, for settings that decide about memory
-PLAIN_NAME = re.compile(r"\w([\w .-]{0,98}[\w-])?")  # of a folder, and nothing that leads out of it
 
 
 def _is_format(value: Any) -> bool:
@@ -63,8 +69,10 @@ RUN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "validated_seconds": (lambda v: type(v) in (int, float) and 0 <= v < MAX_COUNT, "a number of seconds"),
     "best_sdr": (lambda v: type(v) in (int, float) and -math.inf <= v < 1e4, "a score"),
     "dev_songs": (lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v), "a list of names"),
-    "run_id": (lambda v: isinstance(v, str) and PLAIN_NAME.fullmatch(v) is not None, "a plain name"),
+    "run_id": (lambda v: isinstance(v, str) and is_plain_name(v), "a plain name"),
 }
+# Of two such fields, the first is never larger than the second.
+ORDERED_FIELDS = (("validated", "step"), ("skipped", "step"), ("validated_seconds", "seconds"))
 
 
 def versions() -> dict[str, str]:
@@ -85,21 +93,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomic(path, save)
 
 
-def is_finite(state: Any) -> bool:
-    """Whether all numbers in the tensors of a nested state are finite."""
-    if isinstance(state, dict):
-        return all(map(is_finite, state.values()))
-    return not isinstance(state, Tensor) or bool(state.isfinite().all())
-
-
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a `.pt` written by `save_checkpoint`, onto the CPU.
 
     Raises:
         UserError: missing, damaged, or not a checkpoint of this program and format.
     """
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint '{path}'; name one that is there, or train one with train.py")
+    if not os.path.isfile(path):  # of an impossible name, Path.is_file raises
+        raise UserError(
+            f"there is no checkpoint '{shorten(path, 150)}'; name one that is there, or train one with train.py"
+        )
     require_plain_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -117,8 +120,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     for name, (test, must_be) in RUN_FIELDS.items():
         if name in state and not test(state[name]):
             raise UserError(f"'{path}' is damaged, or somebody has changed it: its {name} is not {must_be}")
+    for name, most in ORDERED_FIELDS:
+        if state.get(name, 0) > state.get(most, math.inf):
+            raise UserError(f"'{path}' is damaged, or somebody has changed it: its {name} is larger than its {most}")
     for name in {"ema", "model"} & state.keys():
-        require_tensors(state[name], f"'{path}'")
+        require_tensors(state[name], path)
     return state
 
 
@@ -215,8 +221,8 @@ def load_model_state(path: Path) -> dict[str, Any]:
         return load_checkpoint(path)
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise UserError(f"there is no model '{path}'; name one that is there")
+    if not os.path.isfile(path):
+        raise UserError(f"there is no model '{shorten(path, 150)}'; name one that is there")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
@@ -231,7 +237,7 @@ def load_model_state(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(f"'{path}' is not a released model of Diff-VocSep ({reason})") from None
-    require_tensors(weights, f"'{path}'")
+    require_tensors(weights, path)
     if not is_count(step):
         raise UserError(f"'{path}' is damaged, or somebody has changed it: its step is not a count")
     head = {

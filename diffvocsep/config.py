@@ -33,7 +33,8 @@ DOWNLOAD_ID = Limit(
     lambda v: all(c.isalnum() or c in "-_" for c in v),
 )
 WEIGHTS = Limit(
-    "names with numbers above 0 and at most 1000", lambda v: all(0 < weight <= 1000 for weight in v.values())
+    "names with numbers above 0, at least 0.001 and at most 1000",
+    lambda v: all(0.001 <= weight <= 1000 for weight in v.values()),
 )
 PATCH = Limit("two numbers between 1 and 16", lambda v: all(1 <= size <= 16 for size in v))
 BANDWIDTH = Limit(

@@ -302,6 +302,7 @@ IMPOSSIBLE = [
     ("data.download_id", "https://drive.google.com/file/d/x", "only letters, digits, - and _"),
     ("data.workers", "-1", "at least 0"),
     ("data.set_weights", "{a: 0}", "names with numbers above 0"),
+    ("data.set_weights", "{a: 1.0e-300}", "at least 0.001"),
     ("data.remix_probability", "1.1", "between 0 and 1"),
     ("data.gain_db", "-6", "at least 0"),
     ("data.channel_swap", "-0.1", "between 0 and 1"),

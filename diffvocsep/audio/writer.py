@@ -59,8 +59,6 @@ class AudioWriter:
 
     def __enter__(self) -> AudioWriter:
         try:
-            if self.path.is_dir():
-                raise UserError(f"{quoted(self.path)} is a folder: give a file name.")
             self._target.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self._target.parent, ABANDONED)
             with suppress(FileNotFoundError):  # a name that the system cannot hold is refused now, not after the work

@@ -6,6 +6,7 @@ are scored in the end are in testsets.py.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,8 +65,9 @@ def _cache(config: Config) -> Path | None:
 def _require_disjoint(tracks: Sequence[StemTrack], dev_root: Path) -> None:
     """Raise UserError if a file of the training tracks is below `dev_root` too: in a folder within the other, or by a
     link. Weights must not be chosen by songs that they were trained on."""
-    train_files = {path.resolve() for track in tracks for paths in track.stems.values() for path in paths}
-    dev_files = {path.resolve() for folder in track_folders(dev_root) for path in folder.iterdir()}
+    # Not Path.resolve: a link that leads to itself, be it no song, would end in a RuntimeError.
+    train_files = {os.path.realpath(path) for track in tracks for paths in track.stems.values() for path in paths}
+    dev_files = {os.path.realpath(path) for folder in track_folders(dev_root) for path in folder.iterdir()}
     if shared := train_files & dev_files:
         raise UserError(
             f"data.root and data.dev_root '{dev_root}' share '{min(shared)}'; keep apart what trains and what decides"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..audio import AudioReader, read, resample
-from ..util.atomic import remove_leftovers, write_atomic
+from ..util.atomic import remove_leftovers, require_folder, write_atomic
 from ..util.errors import UserError
 from ..util.threads import in_threads
 from .tracks import SIDES, Track
@@ -128,7 +128,7 @@ def fill_cache(tracks: Iterable[Track], sample_rate: int) -> None:
     if not missing:
         return
     cache = next(iter(missing)).parent
-    cache.mkdir(parents=True, exist_ok=True)
+    require_folder(cache)
     remove_leftovers(cache, 600)
     needed, free = sum(_decoded_bytes(path, sample_rate) for path in missing.values()), shutil.disk_usage(cache).free
     if needed > free:
@@ -141,7 +141,10 @@ def fill_cache(tracks: Iterable[Track], sample_rate: int) -> None:
 
 def _cache_file(path: Path, sample_rate: int, cache: Path) -> Path:
     """Where the decoded samples of a file belong."""
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:  # it was there when training began
+        raise UserError(f"'{path}' cannot be read any more ({error.strerror}): put it back") from None
     identity = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{sample_rate}"
     return cache / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:24]}.npy"
 
@@ -160,6 +163,8 @@ def _save(path: Path, samples: np.ndarray) -> None:
 
 
 def _seconds_and_rate(path: Path) -> tuple[float, int]:
+    if path.is_fifo():
+        raise UserError(f"'{path}' is a pipe, which can be read only once: put a file there")
     with AudioReader(path) as reader:
         return reader.frames / reader.sample_rate, reader.sample_rate
 

@@ -7,10 +7,12 @@ import csv
 import io
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..util.atomic import numbered_names, with_filename, write_atomic
+
+MAX_DIGITS = 20  # of a step
 
 
 class History:
@@ -92,17 +94,29 @@ def read_table(content: bytes) -> tuple[list[dict[str, str]], bool]:
     lines = lines[: len(lines) - cut]
     delimiter = next((mark for mark in ",;\t" if f"step{mark}" in (lines or [""])[0].replace('"', "")), ",")
     table, understood = [], True
-    for row in csv.DictReader(lines, delimiter=delimiter):
+    for row in _rows(lines, delimiter):
         values = {
             name: value if name == "time" or delimiter == "," else (value or "").replace(",", ".")
             for name, value in row.items()
             if isinstance(name, str)
         }
-        if None not in row and (values.get("step") or "").isdecimal() and all(map(_is_number, _numbers(values))):
+        if None not in row and _is_step(values.get("step") or "") and all(map(_is_number, _numbers(values))):
             table.append(values)
         elif any(row.values()):
             understood = False
     return table, understood
+
+
+def _rows(lines: Sequence[str], delimiter: str) -> Iterator[dict[str, str | None]]:
+    """The rows up to one that is none: a quote that is never closed swallows all that follows."""
+    try:
+        yield from csv.DictReader(lines, delimiter=delimiter)
+    except csv.Error:
+        yield {"step": "not understood"}
+
+
+def _is_step(text: str) -> bool:
+    return text.isdecimal() and len(text) < MAX_DIGITS
 
 
 def _numbers(row: Mapping[str, str | None]) -> list[str]:

@@ -20,7 +20,7 @@ from ..config import Config, differences, is_fixed, require_same_network
 from ..util.atomic import numbered_names, replace_file
 from ..util.errors import UserError
 from ..util.strict_yaml import show
-from ..util.untrusted import is_plain_tensor
+from ..util.untrusted import is_finite, is_plain_tensor
 from .progress import Progress
 from .run_folder import checkpoint_folder_of
 
@@ -44,11 +44,11 @@ def is_copied_run(last: Path, run: str, curves: Path) -> bool:
     """Whether `last` is a copy: the run `run` still has its own last checkpoint in another folder, and may go on from
     there, so its curves in the folder `curves` must stay as they are."""
     folder = checkpoint_folder_of(curves)
-    if folder is None or folder.resolve() == last.parent.resolve() or not (folder / last.name).is_file():
-        return False
     try:
+        if folder is None or folder.resolve() == last.parent.resolve():
+            return False
         return load_checkpoint(folder / last.name).get("run_id") == run
-    except UserError:  # damaged: nobody goes on there
+    except (UserError, ValueError, RuntimeError):  # not there, damaged, or no possible path: nobody goes on there
         return False
 
 
@@ -153,6 +153,8 @@ def _checked_config(saved: dict[str, Any], path: Path) -> Config:
     config = saved_config(path, saved["config"])
     for weights in ("ema", "model"):
         require_weights_fit(saved[weights], config, f"'{path}'")
+        if not is_finite(saved[weights]):
+            raise UserError(f"'{path}' is damaged, or somebody has changed it: its weights are not finite")
     require_optimizer_state(saved, path)
     return config
 
@@ -266,4 +268,5 @@ def _is_moments(values: dict[str, Any], parameter: Tensor, muon: bool) -> bool:
         names = names | {"exp_avg_sq"}
     moments = {name: value for name, value in values.items() if name != "step"}
     shaped = all(is_plain_tensor(value) and value.shape == parameter.shape for value in moments.values())
-    return moments.keys() == names and shaped and bool(counted)
+    possible = shaped and is_finite(moments) and bool((moments.get("exp_avg_sq", torch.zeros(())) >= 0).all())
+    return moments.keys() == names and possible and bool(counted)

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..checkpoint import is_finite, release, save_checkpoint
+from ..checkpoint import release, save_checkpoint
 from ..config import Config, to_dict
 from ..unet import make_network
 from ..util.atomic import remove_leftovers, require_folder
 from ..util.device import amp_dtype, channels_last
 from ..util.errors import UserError
+from ..util.untrusted import is_finite
 from .backends import Backend
 from .progress import Progress
 from .resume import find_checkpoint, is_same_run, keep_aside, load_initial_state, restore

@@ -111,7 +111,9 @@ def resolve_target(path: Path) -> Path:
         raise UserError(f"'{path}' is a link that leads to itself; name another")
     if stat.S_ISREG(mode) and (not mode & 0o222 or not os.access(target, os.W_OK)):
         raise UserError(f"'{path}' is write-protected; name another, or allow writing to it")
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    if stat.S_ISDIR(mode):
+        raise UserError(f"'{path}' is a folder, where a file belongs; name another, or move the folder away")
+    if not stat.S_ISREG(mode):
         raise UserError(f"'{path}' is a device or a pipe, and only a file can be written; name another")
     return target
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import sys
@@ -40,6 +41,10 @@ def main(run: Callable[[], int]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         _exit(2)
     except OSError as error:  # a full disk, a folder without rights: the sentence of the system names file and reason
+        if error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename2 or error.filename)[:100]  # the second: of a rename, where it leads
+            print(f"error: '{name}...' is too long a name; give a shorter one", file=sys.stderr)
+            _exit(2)
         print(f"error: {error}", file=sys.stderr)
         _exit(1)
     except KeyboardInterrupt:

@@ -363,6 +363,30 @@ def test_what_does_not_fit_or_is_damaged_is_said_before_training(tmp_path, monke
     assert "song 1" in text and "vocals.wav" in text and "not a finite number" in text
 
 
+def test_a_song_that_is_gone_after_training_began_is_named(tmp_path):
+    song(tmp_path / "songs" / "song")
+    tracks = find_tracks(tmp_path / "songs", tmp_path / "cache")
+    shutil.rmtree(tmp_path / "songs")
+    assert "cannot be read any more" in message(fill_cache, tracks, RATE)
+
+
+def test_a_cache_that_is_no_folder_is_said_before_training(tmp_path):
+    song(tmp_path / "songs" / "song")
+    (tmp_path / "cache").write_text("a file")
+    assert "nothing can be written into the folder" in message(
+        fill_cache, find_tracks(tmp_path / "songs", tmp_path / "cache"), RATE
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_no_stem(tmp_path):
+    """It was waited for, for ever; a stem is read many times."""
+    folder = song(tmp_path / "song")
+    (folder / "vocals.wav").unlink()
+    os.mkfifo(folder / "vocals.wav")
+    assert "vocals.wav' is a pipe" in message(find_tracks, tmp_path, None)
+
+
 # ---- what data.dataset names ---------------------------------------------------------------------------------------
 
 
@@ -463,6 +487,14 @@ def test_dev_songs_that_are_training_songs_by_a_link_are_refused(tmp_path, share
     (dev.with_name("linked") if shared == "song" else dev / "mixture.wav").symlink_to(tmp_path / "train" / shared)
     text = message(train_tracks, config)
     assert "keep apart" in text and (tmp_path / "train" / "song").resolve().as_posix() in text
+
+
+def test_a_link_to_itself_beside_a_dev_song_is_nothing(tmp_path):
+    song(tmp_path / "train" / "song")
+    dev = song(tmp_path / "dev" / "another", 1)
+    need(_can_link(tmp_path), "symbolic links")
+    (dev / "cover.jpg").symlink_to(dev / "cover.jpg")
+    assert names(train_tracks(stems_config(tmp_path / "train", tmp_path / "dev"))) == ["song"]
 
 
 def test_links_are_followed_once(tmp_path):

@@ -445,6 +445,11 @@ def test_a_missing_root_is_refused_at_once(tmp_path, dataset, capsys):
         find_excerpts(dataset, tmp_path)
 
 
+def test_clips_too_short_to_be_counted_are_refused_at_once():
+    with pytest.raises(UserError, match=r"--seconds is at least 0\.1, or 0"):
+        evaluate.run(["--oracle", "--seconds", "1e-9"])
+
+
 @pytest.mark.parametrize(("arguments", "ignored"), [
     ("--grid steps=1,2 --songs 3", "--grid, --songs"),
     ("--oracle --model_path x.pt --jobs 2", "--model_path"),

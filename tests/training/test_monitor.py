@@ -167,6 +167,20 @@ def test_a_table_that_a_spreadsheet_has_saved_is_not_cut(tmp_path, kind, meanwhi
     assert [found.name for found in tmp_path.iterdir()] == ["history.csv"]
 
 
+@pytest.mark.parametrize("odd", ["9" * 5000 + ",x,1,1\n", "3," + "x" * 200_000 + ",1,1\n", '3,"' + "x\n" * 100_000])
+def test_what_is_no_row_is_kept_aside_and_the_rows_before_stay(tmp_path, odd):
+    """A number of thousands of digits, a field that no reader of tables takes, a quote that is never closed."""
+    path = tmp_path / "history.csv"
+    for step in (1, 2):
+        History(path, ("loss", "sdr"), 2).add(step, {"loss": step / 3})
+    before = rows(tmp_path)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(odd)
+    History(path, ("loss", "sdr"), 2).add(3, {"loss": 4.5})
+    assert rows(tmp_path)[:2] == before and rows(tmp_path)[2]["loss"] == "4.5"
+    assert (tmp_path / "history.old").read_text(encoding="utf-8").endswith(odd)
+
+
 def test_a_table_that_someone_looks_at_gets_its_rows_later(tmp_path, monkeypatch, capsys):
     """On Windows a program that shows a file, like Excel, keeps others from writing to it: no reason to end a run."""
     monitor = Monitor(tmp_path, tiny(tmp_path), CPU, 0, 6, -math.inf, "")

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from trainers import make, run
 
 from diffvocsep.checkpoint import FORMAT, load_checkpoint, load_model, release, save_checkpoint
+from diffvocsep.config import from_dict
 from diffvocsep.training.trainer import Trainer
+from diffvocsep.unet import make_network
 from diffvocsep.util.errors import UserError
 
 SECONDS = 5.0  # of the processor's time; a second of it is usual
@@ -297,3 +299,62 @@ def test_a_thousand_values_by_chance(trainer, state, place, value):
 @given(places=FLIPS)
 def test_a_thousand_damaged_files(tmp_path, state, places):
     check_bytes(tmp_path, state, places)
+
+
+def test_weights_larger_than_their_file_are_refused_before_memory_is_taken(tmp_path, state):
+    """A tensor with strides of 0 repeats one number as often as it says: 35 KB were 6 GB of weights."""
+    wide = copy.deepcopy(state)
+    wide["config"]["model"] |= {"base_channels": 1000}
+    with torch.device("meta"):
+        shapes = {name: weight.shape for name, weight in make_network(from_dict(wide["config"])).state_dict().items()}
+    wide["ema"] = wide["model"] = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    save_checkpoint(tmp_path / "wide.pt", wide)
+    with pytest.raises(UserError, match=r"wide\.pt' .* its weights are larger than the file"):
+        load_model(tmp_path / "wide.pt")
+
+
+def test_numbers_of_four_bits_are_no_weights(tmp_path, state):
+    metadata = {"format": "2", "config": json.dumps(state["config"])}
+    header = {"__metadata__": metadata, "guess": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "four.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"1")
+    with pytest.raises(UserError, match=r"four\.safetensors"):
+        load_model(tmp_path / "four.safetensors")
+
+
+@pytest.mark.parametrize("name", ["\U0001d49c" * 100, "보" * 100])
+def test_a_run_s_name_is_no_longer_than_a_file_s_may_be(trainer, state, name):
+    assert "run_id is not a plain name" in said_of(trainer, state | {"run_id": name})
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("validated", "step"), ("skipped", "step"), ("validated_seconds", "seconds")]
+)
+def test_a_part_is_not_larger_than_the_whole(trainer, state, name, most):
+    assert f"its {name} is larger than its {most}" in said_of(trainer, state | {name: state[most] + 1})
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["model", "ema"])
+def test_weights_that_are_not_finite_are_refused_before_anything_is_moved(trainer, state, name, number):
+    """The run would end at once, with last.pt moved aside and the advice to start the same command again."""
+    weights = state[name] | {"stem.weight": torch.full_like(state[name]["stem.weight"], number)}
+    assert "its weights are not finite" in said_of(trainer, state | {name: weights})
+    assert [path.name for path in trainer.folder.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize(("moment", "number"), [("exp_avg", math.nan), ("exp_avg_sq", math.nan), ("exp_avg_sq", -1.0)])
+def test_moments_that_no_training_leaves_are_refused(trainer, state, moment, number):
+    changed = copy.deepcopy(state)
+    moments = next(values for values in changed["optimizer"]["state"].values() if moment in values)
+    moments[moment].fill_(number)
+    assert "its optimizer does not fit its weights" in said_of(trainer, changed)
+
+
+@pytest.mark.parametrize("home", ["\ud800", "x" * 300, "\0", "/dev/null", ""])
+def test_a_run_json_that_names_no_possible_folder_is_no_copy(tmp_path, home):
+    first = run(tmp_path, "train.max_steps=1")
+    (curves,) = (tmp_path / "tb").iterdir()
+    (curves / "run.json").write_text(json.dumps([{"checkpoints": home}]))
+    goes_on = make(tmp_path, "train.max_steps=2", resume="auto")
+    assert goes_on.progress.run_id == first.progress.run_id and goes_on.progress.step == 1
