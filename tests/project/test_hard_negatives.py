@@ -1,4 +1,4 @@
-"""scripts/hard_negatives.py: the music that trained the released weights, who never plays, what stays on the disk."""
+"""scripts/hard_negatives.py: the music of a seed, who never plays, what stays on the disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scripts.render_soundfont import FAMILIES
 from scripts.singing import BEND_RANGE, Arrangement, Gesture, Note
 
 OTHERS = {*hard_negatives.HARMONY, *hard_negatives.PADS, *hard_negatives.BASSES}  # of the band, beside drums
-TRAINED = 19  # tracks that the released weights were trained on
+TRACKS = 19  # of the call in its docstring
 
 
 def song(number: int, seconds: float = 10.0) -> Arrangement:
@@ -116,7 +116,7 @@ def test_the_help_tells_which_families_of_the_suite_are_heard():
 @pytest.mark.slow
 def test_the_help_tells_what_is_in_the_tracks_that_trained():
     heard, choir = set(), []
-    for number in range(TRAINED):
+    for number in range(TRACKS):
         arrangement = song(number, 42.0)
         playing = {p for channel, p in programs(arrangement).items() if channel != 9 and notes(arrangement, channel)}
         heard |= playing
