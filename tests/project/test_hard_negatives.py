@@ -42,7 +42,7 @@ def programs(arrangement: Arrangement) -> dict[int, int]:
 @pytest.mark.parametrize(
     ("number", "digest"), [(0, "aee745c0c381ec07"), (6, "950c4153606079c8"), (18, "15a552a01349f872")]
 )
-def test_the_music_that_trained_the_released_weights_stays_what_it_was(number, digest):
+def test_the_music_of_a_seed_stays_what_it_was(number, digest):
     """Tempo, instruments and notes of three of the tracks; digests are of the files that were rendered then."""
     track, tick, seen = song(number, 42.0).file().tracks[0], 0, hashlib.sha256()
     for message in track:
@@ -114,7 +114,7 @@ def test_the_help_tells_which_families_of_the_suite_are_heard():
 
 
 @pytest.mark.slow
-def test_the_help_tells_what_is_in_the_tracks_that_trained():
+def test_the_help_tells_what_is_in_its_tracks():
     heard, choir = set(), []
     for number in range(TRACKS):
         arrangement = song(number, 42.0)
