@@ -355,6 +355,9 @@ def test_the_previews_of_the_validation_songs_become_folders_of_stems(tmp_path, 
         got, got_rate = soundfile.read(out / wanted[1] / f"{side}.wav", always_2d=True)
         assert got_rate == rate and np.abs(got - samples).max() < 1e-6
     assert names(songs_to_score("stems", out)) == list(wanted)
+    put(root, "Giselle - Moss", source=preview)
+    assert previews.run([str(tmp_path / "dev"), "--songs", "dev", "--root", str(root)]) == 0
+    assert names(songs_to_score("stems", tmp_path / "dev")) == ["Giselle - Moss"]
 
 
 def test_previews_that_do_not_come_are_one_sentence(tmp_path, stem_file, monkeypatch):
@@ -372,3 +375,5 @@ def test_songs_that_are_none_of_the_validation_songs_are_no_previews(tmp_path, p
     put(tmp_path, "A - B", source=preview)
     text = message(previews.run, [str(tmp_path / "valid"), "--root", str(tmp_path)])
     assert "none of MUSDB18's validation songs" in text and str(tmp_path) in text
+    text = message(previews.run, [str(tmp_path / "dev"), "--songs", "dev", "--root", str(tmp_path)])
+    assert "none of MUSDB18's dev songs" in text and str(tmp_path) in text

@@ -17,7 +17,6 @@ from benchmarks import gpu
 from diffvocsep.checkpoint import load_weights
 from diffvocsep.config import load_config
 from diffvocsep.data import pack
-from scripts import grow
 
 RATE = 8000
 SHRUNK = [setting for setting in TINY.split() if not setting.startswith(("train.max", "train.val_every"))] + [
@@ -40,13 +39,13 @@ def songs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
-    """Tiny released weights, without the attention that the preset has."""
+    """Tiny released weights."""
     from diffvocsep.checkpoint import release
     from diffvocsep.config import to_dict
     from diffvocsep.unet import make_network
 
     torch.manual_seed(0)
-    config = load_config(ROOT / "configs" / "gpu.yaml", [*SHRUNK, "model.attention=[]"])
+    config = load_config(ROOT / "configs" / "gpu.yaml", SHRUNK)
     model = make_network(config)
     release({"ema": model.state_dict(), "config": to_dict(config), "step": 0}, tmp_path / "released.safetensors")
     return tmp_path / "released.safetensors"
@@ -54,19 +53,18 @@ def released(tmp_path: Path) -> Path:
 
 def test_from_songs_and_released_weights_to_weights_that_separate(songs, released, tmp_path, monkeypatch, clock):
     monkeypatch.chdir(tmp_path)
-    config, packed, grown = str(ROOT / "configs" / "gpu.yaml"), tmp_path / "packed", tmp_path / "grown.safetensors"
+    config, packed = str(ROOT / "configs" / "gpu.yaml"), tmp_path / "packed"
     assert pack.run([str(songs), str(packed), "--rate", str(RATE)]) == 0
-    assert grow.run([str(released), str(grown), "model.attention=[2]"]) == 0
     roots = [f"data.{key}='{(packed / part).as_posix()}'" for key, part in (("root", "train"), ("dev_root", "dev"))]
-    arguments = ["--config", config, "--device", "cpu", "--resume", str(grown), *roots, *SHRUNK]
+    arguments = ["--config", config, "--device", "cpu", "--resume", str(released), *roots, *SHRUNK]
     assert train.run(arguments) == 0
     folder = tmp_path / "checkpoints" / "gpu"
     assert {"best.pt", "last.pt", "best.safetensors", "last.safetensors"} <= {path.name for path in folder.iterdir()}
     for name in ("best", "last"):
         assert (folder / f"{name}.safetensors").stat().st_size < 0.2 * (folder / f"{name}.pt").stat().st_size
     weights, settings = load_weights(folder / "last.safetensors")
-    before, _ = load_weights(grown)
-    assert settings.model.attention == (2,) and any(not torch.equal(weights[name], before[name]) for name in weights)
+    before, _ = load_weights(released)
+    assert settings.model.blocks == 2 and any(not torch.equal(weights[name], before[name]) for name in weights)
     assert settings.data.root == load_config().data.root, "where songs lie here is nobody else's business"
     history = next((tmp_path / "logs").rglob("history.csv")).read_text(encoding="utf-8").splitlines()
     scored = [line for line in history[1:] if line.split(",")[history[0].split(",").index("sdr_median")]]
