@@ -199,8 +199,19 @@ def test_versions_take_turns(capsys, tmp_path):
     times = {version: (float(middle), float(least)) for version, middle, least in cells}
     assert set(times) == {root, root + "+keep"}
     assert all(0 < least <= middle < 60 for middle, least in times.values())
+
+
+def test_a_version_that_cannot_be_timed_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is no checkout"):
         in_turns.run([str(tmp_path)])
+    (tmp_path / in_turns.SHIPPED).parent.mkdir()
+    (tmp_path / in_turns.SHIPPED).touch()
+    with pytest.raises(UserError, match="--rounds is at least 1"):
+        in_turns.run([str(tmp_path), "--rounds", "0"])
+    for code, words in [("", "before it had separated anything"), ("print('ready')", "ended in the middle")]:
+        monkeypatch.setattr(in_turns, "CHILD", code)
+        with pytest.raises(UserError, match=words):
+            in_turns.run([str(tmp_path)])
 
 
 # --- how threads wait ---------------------------------------------------------------------------------------------
