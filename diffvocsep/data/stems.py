@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor
 from ..audio import AudioReader, read, resample
 from ..util.atomic import remove_leftovers, require_folder, write_atomic
 from ..util.errors import UserError
+from ..util.folders import walk
 from ..util.threads import in_threads
 from .tracks import SIDES, Track
 
@@ -207,20 +208,8 @@ def _require_instrument(path: Path, counts: bool) -> None:
 
 def track_folders(root: Path) -> list[Path]:
     """The folders below `root` that hold audio, sorted."""
-    return sorted(f for f in _folders(root) if any(_is_audio(p.relative_to(root)) for p in f.iterdir()))
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    """All folders below `root`, each once; links are followed, so that sets in several places can be put together."""
-    seen = set()
-    for folder, names, _ in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            names.clear()  # a link back to where we have been
-            continue
-        seen.add(real)
-        if Path(folder) != root:
-            yield Path(folder)
+    folders = (folder for folder, _, _ in walk(root) if folder != root)
+    return sorted(f for f in folders if any(_is_audio(p.relative_to(root)) for p in f.iterdir()))
 
 
 def _is_audio(path: Path) -> bool:
