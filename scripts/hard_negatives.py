@@ -41,7 +41,6 @@ INSTALL = "fluidsynth fluid-soundfont-gm musescore-general-soundfont-small timgm
 QUALITY = 0.5  # of Vorbis, 0 to 1
 PEAK = 0.9  # most of full scale
 
-
 LEADS = {
     "violin": Lead((40,), 57, 88, 0.35, 0.9),
     "cello": Lead((42,), 38, 69, 0.35, 0.9),
@@ -186,7 +185,7 @@ def play_drums(song: Arrangement, rng: Random, bar: int, groove: str) -> None:
 
 
 def seat_band(song: Arrangement, rng: Random) -> Band:
-    """Draw the band and its instruments, up to 8 steps of loudness below the lead."""
+    """Draw the band and its instruments, each part up to 8 dB below its usual loudness."""
     harmony, pad, bass = rng.choice(HARMONY), rng.choice(PADS), rng.choice(BASSES)
     chances = {"harmony": 0.9, "pad": 0.4, "bass": 0.8, "drums": 0.65}
     parts = {part for part, chance in chances.items() if rng.random() < chance}

@@ -94,7 +94,7 @@ def decode(file: Path, folder: Path, expected: float | None, path: Path) -> tupl
             )
     track = _probe(file, path)
     if track.format == "gsm" and not begins_gsm(file):
-        raise UserError(f"{quoted(path)} is damaged or not audio, for it begins with no frames of GSM: give another.")
+        raise UserError(f"{quoted(path)} is damaged or not audio, it begins with no frame of GSM: give another file.")
     _measure(file, track)
     if expected is None:
         _require_whole(file, path, track)
