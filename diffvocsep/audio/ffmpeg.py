@@ -272,9 +272,7 @@ def _read_layout(stream: BinaryIO, track: Track) -> bool:
 def _require_decoded(path: Path, track: Track, seconds: float, complaints: list[str], expected: float | None) -> None:
     """The packets, or what is `expected`, against what was decoded."""
     if seconds == 0:
-        raise UserError(
-            f"{quoted(path)} is damaged or not audio, ffmpeg says ({_reason(complaints)}): give another file."
-        )
+        raise UserError(_not_audio(path, complaints))
     tolerance, length = track.tolerance, expected if expected is not None else track.length
     if length is None:
         length, tolerance = track.held, LOOSE_END
