@@ -160,7 +160,8 @@ def _cells(row: dict) -> list[str]:
 def _scores(columns: dict[str, list[float]]) -> list[str]:
     found = {name: [value for value in column if np.isfinite(value)] for name, column in columns.items()}
     cells = {name: f"{median(column):.2f}" if column else "-" for name, column in found.items()}
-    cells["global SDR"] += f" ({mean(found['global SDR']):.2f})"
+    if found["global SDR"]:
+        cells["global SDR"] += f" ({mean(found['global SDR']):.2f})"
     return list(cells.values())
 
 
