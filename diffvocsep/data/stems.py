@@ -50,7 +50,7 @@ class StemTrack:
 
     def __init__(self, folder: Path, root: Path, cache: Path | None, names: Collection[str] | None = None) -> None:
         """`names` are those of the files that count, without suffix; all, if it is not given."""
-        files = sorted(f for f in folder.iterdir() if _is_audio(f.relative_to(folder)))
+        files = sorted(f for f in folder.iterdir() if is_audio(f.relative_to(folder)))
         files = [f for f in files if names is None or f.stem.lower() in names]
         named = {side: [f for f in files if f.stem.lower() == side] for side in ("vocals", "accompaniment", "mixture")}
         others = [f for f in files if f.stem.lower() not in named]
@@ -209,9 +209,9 @@ def _require_instrument(path: Path, counts: bool) -> None:
 def track_folders(root: Path) -> list[Path]:
     """The folders below `root` that hold audio, sorted."""
     folders = (folder for folder, _, _ in walk(root) if folder != root)
-    return sorted(f for f in folders if any(_is_audio(p.relative_to(root)) for p in f.iterdir()))
+    return sorted(f for f in folders if any(is_audio(p.relative_to(root)) for p in f.iterdir()))
 
 
-def _is_audio(path: Path) -> bool:
+def is_audio(path: Path) -> bool:
     """By its name, and not hidden: macOS leaves `._vocals.wav` beside the real file on foreign disks."""
     return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
