@@ -266,8 +266,8 @@ def run(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.tracks < 1:
         raise UserError(f"--tracks is {args.tracks} but must be at least 1")
-    if args.seconds <= 0:
-        raise UserError(f"--seconds is {args.seconds:g} but must be above 0")
+    if not 0 < args.seconds <= 3600:
+        raise UserError(f"--seconds is {args.seconds:g} but must be above 0 and at most 3600")
     soundfonts = args.soundfont or SOUNDFONTS
     require_synthesizer(soundfonts, INSTALL)
     require_folder(args.output)
