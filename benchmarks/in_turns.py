@@ -14,13 +14,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
 from tqdm.auto import tqdm
 
 from diffvocsep.evaluation.report import table
-from diffvocsep.util.cli import Parser, main
+from diffvocsep.util.cli import Parser, finite, main
 from diffvocsep.util.errors import UserError
 
 SHIPPED = Path("checkpoints") / "pretrained.safetensors"
@@ -60,24 +61,34 @@ def begin(version: str, seconds: float) -> subprocess.Popen:
     return process
 
 
-def once(process: subprocess.Popen) -> float:
-    """One separation, in s."""
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return float(process.stdout.readline())
+def once(version: str, process: subprocess.Popen) -> float:
+    """One separation, in s.
+
+    Raises:
+        UserError: the process has ended.
+    """
+    with suppress(BrokenPipeError):  # then there is no answer either
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise UserError(f"'{version}' ended in the middle; its last words are above")
+    return float(answer)
 
 
 def run(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("versions", nargs="+", metavar="CHECKOUT[+keep]")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of song")
+    parser.add_argument("--seconds", type=finite, default=30.0, help="of song")
     args = parser.parse_args(argv)
+    if args.rounds < 1 or args.seconds <= 0:
+        raise UserError("--rounds is at least 1, and --seconds is above 0")
     processes = {}
     try:
         for version in args.versions:
             processes[version] = begin(version, args.seconds)
-        rounds = [[once(process) for process in processes.values()] for _ in tqdm(range(args.rounds), leave=False)]
+        rounds = [[once(*pair) for pair in processes.items()] for _ in tqdm(range(args.rounds), leave=False)]
     finally:
         for process in processes.values():
             process.kill()

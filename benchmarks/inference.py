@@ -45,6 +45,8 @@ RATE = 44100  # Hz
 
 def measure(python: str, system: str, clips: Path | None, *arguments: str) -> dict | None:
     """What one system needs, as `one_system.py` says, and its scores; None, and a line on stderr, if it cannot run."""
+    for left in clips.glob("*/estimate.wav") if clips else ():
+        left.unlink()  # of the system before, which would count as this one's
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(CHILD.parents[1])}
     command = [python, str(CHILD), system, str(clips or ""), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
@@ -56,8 +58,6 @@ def measure(python: str, system: str, clips: Path | None, *arguments: str) -> di
     if estimates:
         scores = parallel_map(score, estimates, processes(0, len(estimates), "cpu"), f"Scoring {found['name']}")
         found["scores"] = {name: [one[name] for one in scores] for name in scores[0]}
-    for path in estimates:
-        path.unlink()  # else they would count as those of the next system
     return found
 
 
@@ -123,6 +123,8 @@ def run(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.only in PEERS and not args.peers:
         raise UserError(f"--only {args.only} needs --peers PYTHON, an environment in which it is installed")
+    if args.seconds != 0 and args.seconds < 0.1:
+        raise UserError("--seconds is at least 0.1, or 0 for whole songs")
     if not args.model_path.is_file():
         raise UserError(f"there is no model '{args.model_path}'; name one with --model_path")
     size = args.model_path.stat().st_size / 2**20
@@ -158,7 +160,8 @@ def _cells(row: dict) -> list[str]:
 def _scores(columns: dict[str, list[float]]) -> list[str]:
     found = {name: [value for value in column if np.isfinite(value)] for name, column in columns.items()}
     cells = {name: f"{median(column):.2f}" if column else "-" for name, column in found.items()}
-    cells["global SDR"] += f" ({mean(found['global SDR']):.2f})"
+    if found["global SDR"]:
+        cells["global SDR"] += f" ({mean(found['global SDR']):.2f})"
     return list(cells.values())
 
 

@@ -42,7 +42,6 @@ INSTALL = "fluidsynth fluid-soundfont-gm musescore-general-soundfont-small timgm
 QUALITY = 0.5  # of Vorbis, 0 to 1
 PEAK = 0.9  # most of full scale
 
-
 LEADS = {
     "violin": Lead((40,), 57, 88, 0.35, 0.9),
     "cello": Lead((42,), 38, 69, 0.35, 0.9),
@@ -187,7 +186,7 @@ def play_drums(song: Arrangement, rng: Random, bar: int, groove: str) -> None:
 
 
 def seat_band(song: Arrangement, rng: Random) -> Band:
-    """Draw the band and its instruments, up to 8 steps of loudness below the lead."""
+    """Draw the band and its instruments, each part up to 8 dB below its usual loudness."""
     harmony, pad, bass = rng.choice(HARMONY), rng.choice(PADS), rng.choice(BASSES)
     chances = {"harmony": 0.9, "pad": 0.4, "bass": 0.8, "drums": 0.65}
     parts = {part for part, chance in chances.items() if rng.random() < chance}
@@ -268,8 +267,8 @@ def run(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.tracks < 1:
         raise UserError(f"--tracks is {args.tracks} but must be at least 1")
-    if args.seconds <= 0:
-        raise UserError(f"--seconds is {args.seconds:g} but must be above 0")
+    if not 0 < args.seconds <= 3600:
+        raise UserError(f"--seconds is {args.seconds:g} but must be above 0 and at most 3600")
     soundfonts = args.soundfont or SOUNDFONTS
     require_synthesizer(soundfonts, INSTALL)
     require_folder(args.output)

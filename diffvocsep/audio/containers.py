@@ -83,6 +83,27 @@ def find_samples(path: Path) -> Extent | None:
     return None
 
 
+def announced_size(path: Path) -> int:
+    """Bytes that the header gives the whole file; 0 where nothing does."""
+    if samples := find_samples(path):
+        return path.stat().st_size + samples.missing
+    with path.open("rb") as file:
+        head = file.read(1 << 14)
+    if head[:3] == b"FWS":  # Flash
+        return struct.unpack("<I", head[4:8])[0]
+    if head[:4] in (b".SoX", b"XoS."):
+        size, samples_held = struct.unpack("<IQ" if head[:1] == b"." else ">IQ", head[4:16])
+        return 4 + size + 4 * samples_held if samples_held < 1 << 60 else 0
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        size = struct.unpack("<I", head[4:8])[0]
+        return size + 8 if 0 < size < 0x7FFF_0000 else 0
+    at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))  # the file properties of ASF
+    if head[:4] == b"\x30\x26\xb2\x75" and 0 <= at <= len(head) - 92:
+        size, flags = struct.unpack("<Q", head[at + 40 : at + 48])[0], head[at + 88]
+        return 0 if flags & 1 else size  # a broadcast does not know
+    return 0
+
+
 def _riff(file: BinaryIO, start: bytes, end: int) -> Extent | None:
     big, long = start[:4] == b"RIFX", None
     whole = struct.unpack(">I" if big else "<I", start[4:8])[0] + 8

@@ -21,6 +21,13 @@ def ends_within_frame(path: Path, codec: str, last: int) -> bool:
     return len(head) == 8 and last + _length(codec, head) > path.stat().st_size
 
 
+def begins_gsm(path: Path) -> bool:
+    """Whether a file begins with frames of GSM full rate (RFC 3551, 4.5.8.1), which ffmpeg goes by the name for."""
+    with path.open("rb") as file:
+        marks = file.read(33 * 8)[::33]
+    return len(marks) > 0 and all(byte >> 4 == 0xD for byte in marks)
+
+
 def _length(codec: str, head: bytes) -> int:
     """Bytes of the frame; 0 where it is none that is known."""
     word = int.from_bytes(head, "big")  # of 64 bits

@@ -23,8 +23,8 @@ from typing import BinaryIO
 from ..util.errors import UserError
 from .channel_layout import named_mask
 from .common import no_room, quoted
-from .containers import find_samples
-from .elementary_streams import ends_within_frame
+from .containers import announced_size
+from .elementary_streams import begins_gsm, ends_within_frame
 from .input_formats import BROADCAST, FFMPEG, FRAMES, LOSSLESS
 from .wav import WavSink
 
@@ -93,6 +93,8 @@ def decode(file: Path, folder: Path, expected: float | None, path: Path) -> tupl
                 "or convert the file to .wav."
             )
     track = _probe(file, path)
+    if track.format == "gsm" and not begins_gsm(file):
+        raise UserError(f"{quoted(path)} is damaged or not audio, it begins with no frame of GSM: give another file.")
     _measure(file, track)
     if expected is None:
         _require_whole(file, path, track)
@@ -199,14 +201,14 @@ def _measure(file: Path, track: Track) -> None:
             track.whole = max(track.whole, end)
             if int(index) != track.index:
                 continue
-            if duration is None:
-                track.untold = min(_LONGEST, time - begun) if begun is not None else _LONGEST
-            begun = time
+            spacing = _LONGEST if begun is None else max(0.0, min(_LONGEST, time - begun))
+            track.untold, begun = spacing if duration is None else 0.0, time
             if previous is not None and time - previous > (GAP if duration is not None else 0.5) and track.gap is None:
                 track.gap = (previous, time - previous)
             previous = end
             track.end, track.held = max(track.end, end), track.held + (duration or 0.0)
-    track.end, track.whole = track.end + track.untold, track.whole + track.untold
+    track.end += track.untold
+    track.whole = max(track.whole, track.end)
     track.complaints += complaints
 
 
@@ -216,7 +218,7 @@ def _require_whole(file: Path, path: Path, track: Track) -> None:
         reached = track.end if track.alone else track.whole
         if reached < track.announced - track.tolerance:
             raise damaged(path, reached, track.announced, " or cut off")
-    announced, size = _announced_size(file), file.stat().st_size
+    announced, size = announced_size(file), file.stat().st_size
     if announced > size + 1:
         raise damaged(path, track.end, track.end * announced / size, " or cut off")
     if any(_CUT.search(line) for line in track.complaints):
@@ -224,27 +226,6 @@ def _require_whole(file: Path, path: Path, track: Track) -> None:
     if track.gap and track.complaints:
         at, length = track.gap
         raise damaged(path, at, track.announced, f", {length:.2f} s are missing in its middle")
-
-
-def _announced_size(path: Path) -> int:
-    """Bytes that the header of a RIFF, CAF or ASF file gives the whole file; 0 where nothing does."""
-    if samples := find_samples(path):
-        return path.stat().st_size + samples.missing
-    with path.open("rb") as file:
-        head = file.read(1 << 14)
-    if head[:3] == b"FWS":  # Flash
-        return struct.unpack("<I", head[4:8])[0]
-    if head[:4] in (b".SoX", b"XoS."):
-        size, samples_held = struct.unpack("<IQ" if head[:1] == b"." else ">IQ", head[4:16])
-        return 4 + size + 4 * samples_held if samples_held < 1 << 60 else 0
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        size = struct.unpack("<I", head[4:8])[0]
-        return size + 8 if 0 < size < 0x7FFF_0000 else 0
-    at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))  # the file properties of ASF
-    if head[:4] == b"\x30\x26\xb2\x75" and 0 <= at <= len(head) - 92:
-        size, flags = struct.unpack("<Q", head[at + 40 : at + 48])[0], head[at + 88]
-        return 0 if flags & 1 else size  # a broadcast does not know
-    return 0
 
 
 def _run_ffmpeg(file: Path, path: Path, track: Track, target: Path, folder: Path) -> tuple[int, list[str]]:
@@ -291,9 +272,7 @@ def _read_layout(stream: BinaryIO, track: Track) -> bool:
 def _require_decoded(path: Path, track: Track, seconds: float, complaints: list[str], expected: float | None) -> None:
     """The packets, or what is `expected`, against what was decoded."""
     if seconds == 0:
-        raise UserError(
-            f"{quoted(path)} is damaged or not audio, ffmpeg says ({_reason(complaints)}): give another file."
-        )
+        raise UserError(_not_audio(path, complaints))
     tolerance, length = track.tolerance, expected if expected is not None else track.length
     if length is None:
         length, tolerance = track.held, LOOSE_END

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..util.errors import UserError
+from ..util.folders import walk
 from .input_formats import SONGS
 
 STEMS = ("vocals", "instrumental")  # what becomes of a song; its results are named so
@@ -54,17 +55,14 @@ def find_songs(
 
 
 def _walk(folder: Path, results: set[str], left_out: list[Path]) -> Iterator[Path]:
-    """All files but hidden ones ("._song.mp3" of macOS is no song); links are followed, in a circle only once."""
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=lambda e: left_out.append(Path(e.filename))):
-        real = os.path.realpath(place)
-        if real in seen or real in results:
+    """All files but hidden ones ("._song.mp3" of macOS is no song)."""
+    for place, folders, files in walk(folder, onerror=lambda error: left_out.append(Path(error.filename))):
+        if os.path.realpath(place) in results:
             folders.clear()
             continue
-        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            file = Path(place, name)
+            file = place / name
             if name.startswith("."):
                 continue
             if file.is_file():

@@ -4,7 +4,6 @@ in which one that fails does not end the others."""
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from ..audio.input_formats import SONGS
 from ..audio.songs import Song
-from ..util.cli import say
+from ..util.cli import complain, say
 from ..util.errors import UserError
 
 
@@ -138,7 +137,9 @@ def require_outputs(source: Path, vocals: Path, instrumental: Path | None) -> No
             raise UserError(f"'{path}' cannot be written ({error.strerror}); rename the song or name a file") from None
         if same:
             raise UserError(f"'{source}' is the input and would be overwritten; name another output")
-        if not home.is_dir() or not os.access(home, os.W_OK):
+        if not home.is_dir():
+            raise UserError(f"'{path}' cannot be written: '{home}' is a file; name a folder with --output")
+        if not os.access(home, os.W_OK):
             raise UserError(f"'{path}' cannot be written into '{home}'; name a folder of yours with --output")
 
 
@@ -164,11 +165,11 @@ def separate_all(jobs: list[Job], separate: Callable[[Job], None], total: bool =
                 raise job.problem
             separate(job)
         except UserError as error:
-            _complain(str(error))
+            complain(str(error))
             failed.append(job.source)
         except Exception as error:
             reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-            _complain(f"'{job.source}' could not be separated ({reason})")
+            complain(f"'{job.source}' could not be separated ({reason})")
             failed.append(job.source)
     if total and len(jobs) > 1:
         names = f"; failed: {', '.join(map(str, failed))}" if failed else ""
@@ -196,7 +197,3 @@ def duration(seconds: float) -> str:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _complain(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr)

@@ -198,7 +198,7 @@ def choose_model(asked: Path | None, quiet: bool = False) -> Path:
         return chosen
     print(f"model: {chosen}", file=sys.stderr)
     if chosen != TRAINED and TRAINED.exists() and TRAINED.stat().st_mtime > chosen.stat().st_mtime:
-        print(f"note: your newer {TRAINED} is not used; give --model_path {TRAINED} to use it", file=sys.stderr)
+        print_notes([f"your newer {TRAINED} is not used; give --model_path {TRAINED} to use it"])
     return chosen
 
 

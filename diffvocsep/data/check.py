@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..audio import AudioReader
 from ..config import Config, load_config
-from ..util.cli import Parser, main
+from ..util.cli import Parser, main, print_notes, printable
 from ..util.errors import UserError
 from . import dev_tracks, train_tracks
 from .testsets import songs_to_score
@@ -115,7 +115,7 @@ def check_split(name: str, tracks: Sequence[Track]) -> str:
         if residual > RESIDUAL_DB:
             found.append(f"the stems do not add up to the mixture ({residual:.0f} dB are left)")
         if found:
-            tqdm.write(f"{name} '{track.name}': {'; '.join(found)}")
+            tqdm.write(printable(f"{name} '{track.name}': {'; '.join(found)}"))
         hours, bad = hours + track.seconds / 3600, bad + bool(found)
         if not np.isnan(sung):
             active.append((sung * track.seconds, track.seconds))
@@ -133,7 +133,7 @@ def splits(config: Config) -> Iterable[tuple[str, Sequence[Track]]]:
         try:
             songs = songs_to_score(config.data.dataset, Path(root), "test")
         except UserError as error:
-            print(f"note: there is no line for the test songs: {error}", file=sys.stderr)
+            print_notes([f"there is no line for the test songs: {error}"])
         else:
             yield "test", songs
 

@@ -6,11 +6,11 @@ all songs lie in one folder. A song that is broken is named and left out.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
 from ..audio import AudioReader
+from ..util.cli import print_notes
 from ..util.device import torchrun_env
 from ..util.errors import UserError
 from .musdb_songs import DEV_SONGS, TEST_SONGS
@@ -55,7 +55,7 @@ def musdbhq_tracks(
     wanted = [song for song in songs if split == "test" or (song.name.lower() in DEV_SONGS) == (split == "dev")]
     for song in wanted:
         if song in bad and torchrun_env().rank == 0:
-            print(f"note: the song '{song.name}' is left out: {bad[song]}", file=sys.stderr)
+            print_notes([f"the song '{song.name}' is left out: {bad[song]}"])
     good = [song for song in wanted if song not in bad]
     if not good:
         raise UserError(f"there is no {split} song of MUSDB18; {found}")

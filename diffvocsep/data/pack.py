@@ -18,8 +18,9 @@ from ..audio import read, resample
 from ..util.atomic import write_atomic
 from ..util.cli import Parser, main
 from ..util.errors import UserError
+from ..util.folders import walk
 from ..util.threads import in_threads
-from .stems import EXTENSIONS
+from .stems import is_audio
 
 BLOCK = 1 << 16  # samples a call: libsndfile's encoder overflows its stack on longer ones
 
@@ -45,15 +46,16 @@ def write_vorbis(path: Path, samples: np.ndarray, rate: int, quality: float) -> 
 
 
 def places(root: Path, out: Path) -> dict[Path, Path]:
-    """Each audio file below `root`, and where it goes.
+    """Each audio file that a training would find below `root`, and where it goes.
 
     Raises:
         UserError: there is none, two would become one, or `out` lies in `root`.
     """
     if out.resolve().is_relative_to(root.resolve()):
         raise UserError(f"'{out}' lies in '{root}' and would be packed itself; give another folder")
+    paths = sorted(folder / name for folder, _, names in walk(root) for name in names)
     found = {path: out / path.relative_to(root).with_suffix(".ogg")
-             for path in sorted(root.rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file()}  # fmt: skip
+             for path in paths if is_audio(path.relative_to(root)) and path.is_file()}  # fmt: skip
     if not found:
         raise UserError(f"there is no audio file below '{root}'; give a folder of songs")
     sources: dict[Path, Path] = {}

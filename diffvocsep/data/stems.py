@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor
 from ..audio import AudioReader, read, resample
 from ..util.atomic import remove_leftovers, require_folder, write_atomic
 from ..util.errors import UserError
+from ..util.folders import walk
 from ..util.threads import in_threads
 from .tracks import SIDES, Track
 
@@ -49,7 +50,7 @@ class StemTrack:
 
     def __init__(self, folder: Path, root: Path, cache: Path | None, names: Collection[str] | None = None) -> None:
         """`names` are those of the files that count, without suffix; all, if it is not given."""
-        files = sorted(f for f in folder.iterdir() if _is_audio(f.relative_to(folder)))
+        files = sorted(f for f in folder.iterdir() if is_audio(f.relative_to(folder)))
         files = [f for f in files if names is None or f.stem.lower() in names]
         named = {side: [f for f in files if f.stem.lower() == side] for side in ("vocals", "accompaniment", "mixture")}
         others = [f for f in files if f.stem.lower() not in named]
@@ -207,22 +208,10 @@ def _require_instrument(path: Path, counts: bool) -> None:
 
 def track_folders(root: Path) -> list[Path]:
     """The folders below `root` that hold audio, sorted."""
-    return sorted(f for f in _folders(root) if any(_is_audio(p.relative_to(root)) for p in f.iterdir()))
+    folders = (folder for folder, _, _ in walk(root) if folder != root)
+    return sorted(f for f in folders if any(is_audio(p.relative_to(root)) for p in f.iterdir()))
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    """All folders below `root`, each once; links are followed, so that sets in several places can be put together."""
-    seen = set()
-    for folder, names, _ in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            names.clear()  # a link back to where we have been
-            continue
-        seen.add(real)
-        if Path(folder) != root:
-            yield Path(folder)
-
-
-def _is_audio(path: Path) -> bool:
+def is_audio(path: Path) -> bool:
     """By its name, and not hidden: macOS leaves `._vocals.wav` beside the real file on foreign disks."""
     return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)

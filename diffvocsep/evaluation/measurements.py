@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,7 +44,7 @@ def scores(args: Namespace) -> None:
     excerpts, model = _excerpts(args), _model(args)
     frames = not args.no_museval
     if frames and museval_scores.available() is None:
-        print(f"note: {museval_scores.MISSING}", file=sys.stderr)
+        print_notes([museval_scores.MISSING])
         frames = False
     jobs = processes(args.jobs, len(excerpts), args.device)
     found = score(excerpts, model, args.output, jobs, frames)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..util.cli import complain
 from ..util.errors import UserError
 
 
@@ -142,7 +142,7 @@ class Queue:
             except Exception as error:  # the next song is not to suffer from it
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 song.error = f"'{song.name}' could not be separated ({reason}); try another song or other settings"
-                print(f"error: {song.error}", file=sys.stderr)
+                complain(song.error)
             with self._changed:
                 song.state = state
                 with suppress(OSError):

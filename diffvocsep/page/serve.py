@@ -13,6 +13,7 @@ from types import FrameType
 
 import uvicorn
 
+from ..util.cli import print_notes
 from ..util.errors import UserError
 from .queue import Queue, QueuedSong
 from .separation import WatchedSeparator, separate_song
@@ -60,7 +61,7 @@ def serve(model: Path, host: str, port: int, device: str = "auto", browser: bool
         address = address_of(listener)
         print(f"{address}   (Ctrl-C ends it)", flush=True)
         if not is_loopback(listener):
-            print("note: everybody who reaches this address can use the page", file=sys.stderr)
+            print_notes(["everybody who reaches this address can use the page"])
         if browser and has_screen():
             webbrowser.open(address)
         try:

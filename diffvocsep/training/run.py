@@ -16,6 +16,7 @@ from ..checkpoint import release, save_checkpoint
 from ..config import Config, to_dict
 from ..unet import make_network
 from ..util.atomic import remove_leftovers, require_folder
+from ..util.cli import printable
 from ..util.device import amp_dtype, channels_last
 from ..util.errors import UserError
 from ..util.untrusted import is_finite
@@ -176,4 +177,4 @@ class Run:
     def say(self, text: str) -> None:
         """A line above the progress bars, from the first process only."""
         if self.backend.main:
-            tqdm.write(text)
+            tqdm.write(printable(text))

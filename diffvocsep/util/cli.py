@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -38,14 +39,14 @@ def main(run: Callable[[], int]) -> NoReturn:
     try:
         _exit(run())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
         _exit(2)
     except OSError as error:  # a full disk, a folder without rights: the sentence of the system names file and reason
         if error.errno == errno.ENAMETOOLONG:
             name = str(error.filename2 or error.filename)[:100]  # the second: of a rename, where it leads
-            print(f"error: '{name}...' is too long a name; give a shorter one", file=sys.stderr)
+            complain(f"'{name}...' is too long a name; give a shorter one")
             _exit(2)
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
         _exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -65,10 +66,18 @@ def open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
+def printable(text: str) -> str:
+    """The text on one line, as a terminal may show it: names of files may hold line feeds, and codes that it obeys."""
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter
+        for letter in text
+    )
+
+
 def say(text: str) -> None:
     """A line on stdout. Where nobody reads it any more (`| head`), the work goes on in silence."""
     try:
-        print(text, flush=True)
+        print(printable(text), flush=True)
     except OSError:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
 
@@ -91,7 +100,12 @@ def finite(text: str) -> float:
     return value
 
 
+def complain(text: str) -> None:
+    """What is wrong, a line on stderr."""
+    print(f"error: {printable(text)}", file=sys.stderr)
+
+
 def print_notes(notes: Iterable[str]) -> None:
     """What is worth knowing and no error, such as settings without effect: a line each on stderr."""
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .strict_yaml import shorten
 
 PIP_INSTALL = 'pip install "torch==2.11.*" "torchaudio==2.11.*" --index-url https://download.pytorch.org/whl/'
 
@@ -49,8 +50,8 @@ def resolve_device(name: str = "auto") -> torch.device:
         if device.type == "cuda" and torchrun_env().world_size > 1:
             device = torch.device("cuda", torchrun_env().local_rank)
         (torch.ones(1, device=device) + 1).item()  # compute something: torch may have no kernels for this GPU
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).strip().splitlines()[0]
+    except (RuntimeError, AssertionError, ImportError) as error:
+        why = shorten(str(error).strip().splitlines()[0].partition(". ")[0], 120)  # torch may go on for a page
         raise UserError(f"device '{name}' cannot be used here ({why}); {_remedy(asked, name, why)}") from None
     return device
 

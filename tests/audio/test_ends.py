@@ -230,7 +230,17 @@ def test_a_sox_file_says_how_long_it_is(tmp_path):
     assert "joined of several" in refusal(tmp_path / "a.sox", 2 * content)
 
 
-@pytest.mark.parametrize("ending", ["au", "snd", "vox"])
+@pytest.mark.parametrize("ending", ["au", "snd", "vox", "gsm"])
 def test_bytes_are_no_song_because_of_their_ending(tmp_path, ending):
-    """libsndfile takes any file with such a name for headerless samples of 8 kHz."""
+    """libsndfile, and of .gsm ffmpeg too, takes any file with such a name for headerless samples of 8 kHz."""
     assert refusal(tmp_path / f"a.{ending}", b"no song, but a letter " * 500)
+
+
+@needs_ffmpeg
+def test_frames_of_gsm_are_a_song(tmp_path):
+    """As soundfile encodes them, without a header."""
+    tone = 0.5 * np.sin(2 * np.pi * 300 * np.arange(16000) / 8000)
+    soundfile.write(tmp_path / "a.gsm", tone, 8000, "GSM610", format="RAW")
+    found, notes = heard(tmp_path / "a.gsm")
+    assert notes == [] and len(found) == 16000
+    assert np.corrcoef(found[800:15000].ravel(), tone[800:15000])[0, 1] > 0.8

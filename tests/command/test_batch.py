@@ -134,6 +134,8 @@ def test_sub_folders_are_walked_but_not_results_and_a_circle_once(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "CD2" / "back").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "CD2" / "up").symlink_to(tmp_path.parent, target_is_directory=True)  # to all that lies beside
+    (tmp_path.parent / "beside.wav").touch()
     (tmp_path / "loop.wav").symlink_to(tmp_path / "loop.wav")
     songs, left_out = find_songs([tmp_path], [tmp_path / "out"])
     assert [str(song.path.relative_to(tmp_path)) for song in songs] == ["a.wav", "CD1/b.wav", "CD2/Bonus/c.tta"]

@@ -241,6 +241,20 @@ def test_a_process_says_what_is_missing_in_one_sentence(process, folder):
     assert names(folder) == ["song.wav"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+def test_a_name_that_a_terminal_would_obey_is_shown_escaped(call, folder):
+    """It may clear the screen, or look like a line of the program's own."""
+    Path("in").mkdir()
+    for name in ("a\x1b[2J\nerror: b.wav", "c\x1bd.txt", "e\x9bf.mp3"):
+        (Path("in") / name).write_bytes(Path("song.wav").read_bytes() if name.endswith("wav") else b"lyrics")
+    code, out, err = call("--input", "in", "--output", "out")
+    assert code == 2 and "in/a\\x1b[2J\\nerror: b.wav -> " in out
+    assert "c\\x1bd.txt" in err and "e\\x9bf.mp3" in err
+    assert not {"\x1b", "\x9b"} & {*out, *err} and sum(line.startswith("error") for line in err.splitlines()) == 1
+    code, out, err = call("--input", "gone\x1b[2J\n.wav", "--output", "v.wav")
+    assert (code, out, err) == (2, "", "error: there is no file or folder 'gone\\x1b[2J\\n.wav'\n")
+
+
 def test_an_option_without_effect_is_named_or_refused(call):
     arguments = ["--input", "song.wav", "--output", "v.wav"]
     code, _, err = call(*arguments, "--sampler", "ddpm", "--steps", "2", "--eta", "0.5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,16 @@ def test_songs_keep_their_layout_length_and_sound(songs, tmp_path, capsys):
     assert [(t.name, set(t.stems), round(t.seconds)) for t in find_tracks(out, None)] == [
         (t.name, set(t.stems), round(t.seconds)) for t in find_tracks(songs, None)
     ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links")
+def test_the_songs_of_a_training_are_packed_those_behind_links_too_and_hidden_files_never(songs, tmp_path):
+    (songs / "c").mkdir()
+    (songs / "b" / "둘").rename(tmp_path / "elsewhere")
+    (songs / "c" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (songs / "a" / "one" / "._vocals.wav").write_bytes(b"macOS leaves these on foreign disks")
+    found = [path.relative_to(songs).as_posix() for path in pack.places(songs, tmp_path / "packed")]
+    assert found == [f"{song}/{side}.wav" for song in ("a/one", "c/linked") for side in ("accompaniment", "vocals")]
 
 
 def test_a_second_start_goes_on_where_the_first_ended(songs, tmp_path):

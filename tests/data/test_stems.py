@@ -507,6 +507,17 @@ def test_links_are_followed_once(tmp_path):
     assert names(find_tracks(tmp_path / "sets", None)) == ["here/Song", "there/Song"]
 
 
+def test_a_link_to_a_folder_above_does_not_bring_in_what_lies_beside(tmp_path):
+    """From / on, the search went through the whole disk."""
+    song(tmp_path / "sets" / "Song", 1)
+    song(tmp_path / "beside" / "Song", 2)
+    need(_can_link(tmp_path), "symbolic links")
+    (tmp_path / "sets" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert names(find_tracks(tmp_path / "sets", None)) == ["Song"]
+    (tmp_path / "root").symlink_to(tmp_path / "sets", target_is_directory=True)  # the root may be a link itself
+    assert names(find_tracks(tmp_path / "root", None)) == ["Song"]
+
+
 def _can_link(folder: Path) -> bool:
     try:
         (folder / "link").symlink_to(folder)

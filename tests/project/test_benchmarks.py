@@ -127,7 +127,7 @@ def test_a_model_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch, capsys)
     assert 0 < one["seconds"] < one["cold_seconds"] and four["seconds"] > 0
     assert one["peak_mib"] > 100
     assert one["scores"]["global SDR"] == pytest.approx([0.0], abs=1e-3)  # an untrained network finds no vocals
-    assert len(one["scores"]["museval SDR"]) == 1 and not list(tmp_path.rglob("estimate.wav"))
+    assert len(one["scores"]["museval SDR"]) == 1
     assert (tmp_path / "inference.png").stat().st_size > 1000
     assert "| Diff-VocSep, 4 steps |" in capsys.readouterr().out
 
@@ -143,9 +143,12 @@ def test_vocals_that_a_peer_has_written_are_scored(tmp_path):
     assert found["bleedless"] > found["fullness"]
 
 
-def test_a_peer_that_is_not_there_is_named(capfd):
-    assert inference.measure(sys.executable, "no_such_system", None) is None
-    assert "no_such_system: not measured" in capfd.readouterr().err
+def test_a_peer_that_is_not_there_is_named(tmp_path, capfd):
+    left = tmp_path / "one" / "estimate.wav"  # by a system that did not get through its songs
+    left.parent.mkdir()
+    left.touch()
+    assert inference.measure(sys.executable, "no_such_system", tmp_path) is None
+    assert "no_such_system: not measured" in capfd.readouterr().err and not left.exists()
     with pytest.raises(UserError, match="--only spleeter needs --peers"):
         inference.run(["--only", "spleeter"])
 
@@ -199,8 +202,19 @@ def test_versions_take_turns(capsys, tmp_path):
     times = {version: (float(middle), float(least)) for version, middle, least in cells}
     assert set(times) == {root, root + "+keep"}
     assert all(0 < least <= middle < 60 for middle, least in times.values())
+
+
+def test_a_version_that_cannot_be_timed_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is no checkout"):
         in_turns.run([str(tmp_path)])
+    (tmp_path / in_turns.SHIPPED).parent.mkdir()
+    (tmp_path / in_turns.SHIPPED).touch()
+    with pytest.raises(UserError, match="--rounds is at least 1"):
+        in_turns.run([str(tmp_path), "--rounds", "0"])
+    for code, words in [("", "before it had separated anything"), ("print('ready')", "ended in the middle")]:
+        monkeypatch.setattr(in_turns, "CHILD", code)
+        with pytest.raises(UserError, match=words):
+            in_turns.run([str(tmp_path)])
 
 
 # --- how threads wait ---------------------------------------------------------------------------------------------

@@ -197,7 +197,11 @@ def test_what_is_wrong_is_one_sentence(arguments, words, tmp_path, monkeypatch, 
 
 
 def test_a_length_is_above_nothing(tmp_path, capsys):
-    for seconds, words in (("0", "--seconds is 0 but must be above 0"), ("nan", "invalid finite value: 'nan'")):
+    for seconds, words in (
+        ("0", "--seconds is 0 but must be above 0"),
+        ("1e9", "at most 3600"),
+        ("nan", "invalid finite value: 'nan'"),
+    ):
         with pytest.raises(SystemExit) as exit_:
             cli.main(lambda seconds=seconds: hard_negatives.run([str(tmp_path), "--seconds", seconds]))
         assert exit_.value.code == 2 and words in capsys.readouterr().err

@@ -101,6 +101,14 @@ def test_a_gpu_that_is_not_there_is_an_error():
         resolve_device("cuda")
 
 
+@pytest.mark.parametrize("name", ["vulkan", "maia", "hpu", "nonsense"])
+def test_what_torch_says_at_length_is_one_short_sentence(name):
+    with pytest.raises(UserError) as error:
+        resolve_device(name)
+    assert str(error.value).startswith(f"device '{name}' cannot be used here (")
+    assert len(str(error.value)) < 200 and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name, advice", [("auto", "use --device cpu"), ("cuda", "use --device auto or --device cpu")])
 def test_a_full_gpu_is_not_advised_to_whoever_has_just_tried_it(monkeypatch, name, advice):
     def refuse(*_: int, device: torch.device) -> None:

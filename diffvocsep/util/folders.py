@@ -1,0 +1,21 @@
+"""All folders below one, where links may lead anywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def walk(root: Path, onerror: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """`os.walk` from `root` on, each folder once. Links are followed, so that what lies in several places can be put
+    together, but not to a folder that `root` lies in: all that stands beside it would come along, from / the whole
+    disk."""
+    seen = {str(folder) for folder in Path(os.path.realpath(root)).parents}
+    for folder, names, files in os.walk(root, followlinks=True, onerror=onerror):
+        real = os.path.realpath(folder)
+        if real in seen:
+            names.clear()
+        else:
+            seen.add(real)
+            yield Path(folder), names, files
