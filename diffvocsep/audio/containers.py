@@ -170,9 +170,13 @@ def _begins_wave(file: BinaryIO, at: int) -> bool:
 
 
 def _chunk(file: BinaryIO, at: int, layout: str) -> tuple[bytes, int]:
-    file.seek(at)
     size = struct.calcsize(layout)
-    return struct.unpack(layout, file.read(size).ljust(size, b"\0"))
+    try:
+        file.seek(at)
+        found = file.read(size)
+    except (OSError, OverflowError):  # a damaged size leads to where no file has a place
+        found = b""
+    return struct.unpack(layout, found.ljust(size, b"\0"))
 
 
 def _extent(offset: int, size: int, end: int, big_endian: bool, bits: int = 32) -> Extent:

@@ -437,6 +437,16 @@ def test_changed_headers(songs, tmp_path, monkeypatch, kind):
     ))()  # fmt: skip
 
 
+@pytest.mark.parametrize("size", [2**47, 2**48, 2**62])
+def test_a_size_that_no_disk_has_is_damage(songs, tmp_path, size):
+    """Bytes 28 to 35 of an RF64 are the size of its samples; what follows them would lie where no file has a place."""
+    whole = songs["rf64"].read_bytes()
+    assert whole[:4] == b"RF64" and whole[12:16] == b"ds64"
+    (tmp_path / "a.wav").write_bytes(whole[:28] + struct.pack("<Q", size) + whole[36:])
+    with pytest.raises(UserError, match="cut off|damaged"), AudioReader(tmp_path / "a.wav") as reader:
+        sum(block.shape[1] for block in reader.blocks(1 << 16))
+
+
 @pytest.mark.fuzz
 @pytest.mark.parametrize("kind", SHORT)
 def test_many_changed_headers(songs, tmp_path, monkeypatch, kind):
