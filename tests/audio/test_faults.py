@@ -437,7 +437,7 @@ def test_changed_headers(songs, tmp_path, monkeypatch, kind):
     ))()  # fmt: skip
 
 
-@pytest.mark.parametrize("size", [2**47, 2**48, 2**62])
+@pytest.mark.parametrize("size", [2**44, 2**47, 2**48])
 def test_a_size_that_no_disk_has_is_damage(songs, tmp_path, size):
     """Bytes 28 to 35 of an RF64 are the size of its samples; what follows them would lie where no file has a place."""
     whole = songs["rf64"].read_bytes()
