@@ -1,6 +1,6 @@
 """Train the separator.
 
-    python train.py --config config.yaml                        six to nine minutes on synthetic songs, two CPU cores
+    python train.py --config config.yaml                        some six minutes on synthetic songs, two CPU cores
     python train.py --config configs/stems.yaml data.root=TRAIN data.dev_root=DEV       your own songs
     python train.py --config config.yaml train.lr=0.0005        any key can be set on the command line
     torchrun --nproc_per_node=2 train.py --config config.yaml   two GPUs, each with train.batch_size items

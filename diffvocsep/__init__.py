@@ -16,7 +16,7 @@ Where else to look:
     the learning rate, the decay of the EMA              training/schedule.py
     how a run is resumed exactly                         training/resume.py
     which voice is mixed over which music                data/mixing.py
-    how voices and music are altered                     data/augment.py, data/effects.py, drawn in data/mixing.py
+    how voices and music are altered                     data/augment.py, data/voice_effects.py, drawn in data/mixing.py
     audio formats to read and to write                   audio/input_formats.py, audio/output_formats.py
     random numbers                                       util/rng.py
     SDR and the other scores                             evaluation/metrics.py

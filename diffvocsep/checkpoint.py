@@ -100,9 +100,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: missing, damaged, or not a checkpoint of this program and format.
     """
     if not os.path.isfile(path):  # of an impossible name, Path.is_file raises
-        raise UserError(
-            f"there is no checkpoint '{shorten(path, 150)}'; name one that is there, or train one with train.py"
-        )
+        remedy = "name one that is there, or train one with train.py"
+        if path.name == "best.pt" and os.path.isfile(last := path.with_name("last.pt")):
+            remedy = f"the first validation writes it, until then there is '{shorten(last, 150)}'"
+        raise UserError(f"there is no checkpoint '{shorten(path, 150)}'; {remedy}")
     require_plain_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -2,7 +2,7 @@
 
 sources.py     training and dev songs: synthetic/, folders of stems (stems.py), MUSDB18 (musdb.py, musdbhq.py,
                download.py); testsets.py: songs to score
-mixing.py      which voice is mixed over which music; augment.py and effects.py alter them
+mixing.py      which voice is mixed over which music; augment.py and voice_effects.py alter them
 loader.py      batches, from loader processes or the GPU's memory (device_cache.py)
 check.py, pack.py    programs: what is wrong with a dataset; a smaller copy of one
 """

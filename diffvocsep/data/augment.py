@@ -1,4 +1,5 @@
 """Augmentation of a stem: another speed, equalizer, room and place in the stereo image, for other singers and studios.
+What a studio does to a voice alone is in voice_effects.py.
 
 All of it happens in one Fourier transform of the whole segment. That makes the segment circular: a few milliseconds at
 its ends ring, and the room's tail at its end sounds at its start. As the mixture is added up afterwards, the stems stay

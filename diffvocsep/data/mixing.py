@@ -20,8 +20,8 @@ from ..util.device import move
 from ..util.errors import UserError
 from ..util.rng import generator
 from .augment import KNOTS, Room, augment, rotate_stereo, source_length
-from .effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation, apply_effects
 from .tracks import SIDES, Track, to_channels
+from .voice_effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation, apply_effects
 
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
 SECOND_DB = (-9.0, 0.0)  # level of a second voice beside the first

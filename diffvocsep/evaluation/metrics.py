@@ -1,4 +1,4 @@
-"""Scores of a separation, on waveforms."""
+"""Scores of a separation, on waveforms. scores.py calls each for every song and names the columns."""
 
 from __future__ import annotations
 

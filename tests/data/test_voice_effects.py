@@ -16,7 +16,9 @@ from torch import Tensor
 
 from diffvocsep.config import load_config
 from diffvocsep.data import train_tracks
-from diffvocsep.data.effects import (
+from diffvocsep.data.loader import load_segments
+from diffvocsep.data.mixing import PITCH_PROBABILITY, SECOND_DB, VOICE_CHAIN, Segments, limit
+from diffvocsep.data.voice_effects import (
     INTERVALS,
     Compressor,
     Doubling,
@@ -31,8 +33,6 @@ from diffvocsep.data.effects import (
     shift_pitch,
     stretch,
 )
-from diffvocsep.data.loader import load_segments
-from diffvocsep.data.mixing import PITCH_PROBABILITY, SECOND_DB, VOICE_CHAIN, Segments, limit
 
 RATE = 16000
 SECOND = torch.arange(RATE, dtype=torch.float64) / RATE  # s
