@@ -35,15 +35,22 @@ OPTIONS_OF = {  # what each measurement takes besides --dataset, --root and --ou
 
 def run(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("--model_path", type=Path, default=Path("checkpoints/best.pt"), help="checkpoint to score")
-    parser.add_argument("--dataset", choices=list(TEST_SETS), default="synthetic")
+    parser.add_argument(
+        "--model_path",
+        type=Path,
+        default=Path("checkpoints/best.pt"),
+        help="checkpoint to score (default: %(default)s)",
+    )
+    parser.add_argument("--dataset", choices=list(TEST_SETS), default="synthetic", help="songs (default: %(default)s)")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the songs (not synthetic)")
-    parser.add_argument("--split", choices=["test", "valid"], default="test", help="which songs (not stems)")
+    parser.add_argument(
+        "--split", choices=["test", "valid"], default="test", help="which songs (default: test; not stems)"
+    )
     parser.add_argument("--seconds", type=finite, default=0.0, help="cut songs into clips of this length (0: whole)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write numbers and pictures there")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="where the model computes: auto, cpu, cuda, mps")
     parser.add_argument("--jobs", type=int, default=0, help="processes (default: one per core)")
-    parser.add_argument("--no-museval", action="store_true", help="leave out the slow scores by frames")
+    parser.add_argument("--no-museval", action="store_true", help="leave out the scores by frames, most of the time")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--oracle", action="store_true", help="score the true accompaniment in every representation")
     modes.add_argument("--sweep", action="store_true", help="quality and time of samplers and steps")
