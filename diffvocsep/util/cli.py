@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import math
 import os
 import sys
@@ -31,6 +32,7 @@ def main(run: Callable[[], int]) -> NoReturn:
     """Run a script and exit: 0 done, 1 the work failed, 2 bad input or usage, 130 Ctrl-C or SIGTERM."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads wait asleep: on a busy machine spinning costs
     open_streams()
+    outlive_terminal()
     for stream in (sys.stdout, sys.stderr):  # a Korean Windows console defaults to cp949
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -64,6 +66,28 @@ def open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+
+
+class Terminal(io.FileIO):
+    """A terminal that may be closed in the middle of a line. What nobody can read any more is lost and no error: a
+    training is still saved, since the signal that follows asks for it."""
+
+    def write(self, data) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(data)
+
+
+def outlive_terminal() -> None:
+    """Have stdout and stderr write to a `Terminal` where they are one."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if os.name == "posix" and stream.isatty() and hasattr(stream, "buffer"):
+            buffer = io.BufferedWriter(Terminal(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, line_buffering=True))
 
 
 def printable(text: str) -> str:
