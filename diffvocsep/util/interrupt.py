@@ -45,7 +45,8 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self.say("stopping after this step (a second time: at once)")
+        with suppress(RuntimeError):  # a signal in the middle of another line: streams cannot be written to within
+            self.say("stopping after this step (a second time: at once)")
 
 
 def install_handlers() -> dict[int, object]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+
+from diffvocsep.util.interrupt import Interruption
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,3 +38,20 @@ cli.main(work)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     assert (tmp_path / "done").exists()
+
+
+def test_a_signal_in_the_middle_of_a_line_stops_all_the_same():
+    """A stream that is being written to refuses what the signal has to say."""
+
+    class Middle(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data) -> int:
+            signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    line = io.TextIOWrapper(io.BufferedWriter(Middle()), "utf-8", line_buffering=True)
+    with Interruption(lambda text: print(text, file=line)) as stop:
+        print("another line", file=line)
+    assert stop.requested
