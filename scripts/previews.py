@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from diffvocsep.audio import AudioWriter
 from diffvocsep.config import Config
-from diffvocsep.data.musdb import SUFFIX, import_musdb, open_musdb
-from diffvocsep.data.testsets import MusdbTrack, songs_to_score
+from diffvocsep.data.musdb import SUFFIX, import_musdb
+from diffvocsep.data.testsets import musdb_tracks, songs_to_score
 from diffvocsep.data.tracks import SIDES, Track
 from diffvocsep.util.atomic import require_folder
 from diffvocsep.util.cli import Parser, main
@@ -64,8 +64,7 @@ def chosen(root: Path, songs: str) -> Sequence[Track]:
     """The songs `valid` or `dev`, as far as they are in `root`."""
     if songs == "valid":
         return songs_to_score("musdb", root, "valid")
-    tracks = enumerate(open_musdb(root, "train", None).tracks)
-    return [MusdbTrack(root, "train", None, index, track) for index, track in tracks if track.name in DEV]
+    return [track for track in musdb_tracks(root, "train", None) if track.name in DEV]
 
 
 def run(argv: list[str] | None = None) -> int:

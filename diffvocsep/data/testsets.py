@@ -44,6 +44,11 @@ def musdb_songs(root: Path, split: str) -> Sequence[Track]:
     subset, part = ("test", None) if split == "test" else ("train", "valid")
     if not any((root / subset).glob("*.stem.mp4")):
         raise UserError(f"there is no {subset}/*.stem.mp4 in '{root}'; give the folder of MUSDB18")
+    return musdb_tracks(root, subset, part)
+
+
+def musdb_tracks(root: Path, subset: str, part: str | None) -> list[MusdbTrack]:
+    """The songs of a half of MUSDB18, `train` or `test`, or of a `part` of the first, `train` or `valid`."""
     tracks = enumerate(_musdb(root, subset, part).tracks)
     return [MusdbTrack(root, subset, part, index, track) for index, track in tracks]
 
