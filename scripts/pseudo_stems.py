@@ -23,6 +23,7 @@ from diffvocsep import Separator
 from diffvocsep.audio import AudioWriter, read, resample
 from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
+from diffvocsep.util.folders import walk
 
 RATE = 44100  # Hz, what Spleeter works at
 FAINT_DB = -20.0  # a voice below this share of the song is neither there nor absent
@@ -62,7 +63,8 @@ def run(argv: list[str] | None = None) -> int:
         "--silent", type=float, default=-30.0, help="most of a voice, in dB of the song, where nobody sings"
     )
     args = parser.parse_args(argv)
-    songs = sorted(path for path in args.songs.rglob("mixture.*") if path.is_file())
+    found = (place / name for place, _, names in walk(args.songs) for name in names if Path(name).stem == "mixture")
+    songs = sorted(path for path in found if path.is_file())
     if not songs:
         raise UserError(f"there is no mixture.* below '{args.songs}'")
     separator, teacher = Separator.from_checkpoint(args.model), spleeter()[2]
