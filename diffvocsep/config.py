@@ -122,6 +122,7 @@ class ModelConfig:
     frequency_linear: int = key(4, at_least(0, 65536), fixed=True)
     attention: tuple[int, ...] = key((), fixed=True)
     attention_heads: int = key(4, at_least(1, MAX_CHANNELS), unless("model.attention", ()), fixed=True)
+    refine_rank: int = key(0, between(0, MAX_CHANNELS), fixed=True)
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ class DiffusionConfig:
     use_ddim: bool | None = key(None, separates=True)
     ddim_steps: int = key(1, at_least(1, 100_000), separates=True)
     eta: float = key(0.0, SHARE, unless("diffusion.sampler", "ddpm", "dpmpp"), SEVERAL_STEPS, separates=True)
+    temperature: float = key(1.0, SHARE, separates=True)
     samples: int = key(1, at_least(1, 10_000), separates=True)
 
     def __post_init__(self) -> None:
@@ -176,6 +178,7 @@ class TrainConfig:
     ema_decay: float = key(0.999, Limit("at least 0 and less than 1", lambda v: 0 <= v < 1))
     loss_voc_weight: float = key(0.3, at_least(0, 1_000_000))
     refine_share: float = key(0.0, SHARE)
+    parts: Literal["all", "refine"] = key("all")
     consistency_share: float = key(0.0, SHARE)
     val_every_steps: int = key(1000, at_least(1, MAX_STEPS))
     val_minutes: float = key(0.0, at_least(0, 525_600))
@@ -248,6 +251,10 @@ def _relations(config: Config) -> Iterator[tuple[str, bool, str]]:
     widths = [model.base_channels * model.channels_mult[scale] for scale in model.attention]
     divisor = f"a divisor of the channels of every scale with attention: {show(widths)}"
     yield "model.attention_heads", not any(width % model.attention_heads for width in widths), divisor
+
+    refines = model.refine_rank > 0 and config.train.refine_share > 0 and diffusion.terminal_share < 1
+    needs = "all, unless model.refine_rank and train.refine_share are above 0 and diffusion.terminal_share below 1"
+    yield "train.parts", config.train.parts == "all" or refines, needs
 
     betas = f"less than diffusion.beta_end ({diffusion.beta_end})"
     yield "diffusion.beta_start", diffusion.beta_start < diffusion.beta_end, betas

@@ -25,7 +25,7 @@ def generate(denoiser: Denoiser, x_mixture: Tensor, settings: DiffusionConfig, n
     noisy version of the truth.
 
     Args:
-        settings: which sampler, how many steps, and its `eta`.
+        settings: which sampler, how many steps, its `eta`, and the temperature of the noise it starts from.
         noise: standard normal noise `(B, C, F, T)`; `noise(-1)` is what sampling starts from, `noise(k)` what the
             sampler adds in step k.
     """
@@ -39,11 +39,12 @@ def generate(denoiser: Denoiser, x_mixture: Tensor, settings: DiffusionConfig, n
 
     def denoise(x_t: Tensor, t: int) -> Tensor:
         steps = torch.full((len(x_t),), t, device=x_t.device)
-        guessed = torch.full((len(x_t),), float(deterministic and t < schedule[0]), device=x_t.device)
+        guessed = torch.ones(len(x_t), device=x_t.device) if deterministic and t < schedule[0] else None
         return denoiser(x_t, x_mixture, steps, guessed)
 
+    temperature = settings.temperature or float(settings.samples > 1)  # draws to be averaged must differ
     signal_power = denoiser.diffusion.alphas_cumprod
-    return sample(settings.sampler, denoise, noise(-1), signal_power, schedule, fresh_noise, settings.eta)
+    return sample(settings.sampler, denoise, temperature * noise(-1), signal_power, schedule, fresh_noise, settings.eta)
 
 
 def subtract(

@@ -22,17 +22,17 @@ class Denoiser:
     def __init__(self, model: nn.Module, diffusion: Diffusion, dtype: torch.dtype | None = None) -> None:
         self.model, self.diffusion, self.dtype = model, diffusion, dtype
 
-    def __call__(self, x_t: Tensor, x_mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, x_mixture: Tensor, t: Tensor, guessed: Tensor | None = None) -> Tensor:
         """x_0 `(B, C, F, T)`, from x_t and the represented mixture, likewise.
 
         Args:
             t: timesteps, int64 `(B,)`.
             guessed: `(B,)`, 1 where x_t was made from an x_0 of the network's own, 0 where from the truth or from
-                noise alone. It is an input of the network, because a guess is less reliable than the truth.
+                noise alone; None if nowhere. It is an input, because a guess is less reliable than the truth.
         """
         return self.x_0(self.output(x_t, x_mixture, t, guessed), x_t, x_mixture, t)
 
-    def output(self, x_t: Tensor, x_mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
+    def output(self, x_t: Tensor, x_mixture: Tensor, t: Tensor, guessed: Tensor | None) -> Tensor:
         """What the network predicts, float32 `(B, C, F, T)`: the loss compares it with `Diffusion.target`."""
         with autocast(x_t.device, self.dtype):
             return self.model(x_t, x_mixture, t, guessed).float()

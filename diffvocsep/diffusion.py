@@ -116,6 +116,10 @@ class Diffusion:
         """x_t, a sample of q(x_t | x_0) (Ho et al. 2020, eq. 4)."""
         return _at(self._signal, t, x_start) * x_start + _at(self._sigma, t, x_start) * noise
 
+    def predict_noise(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise of which `q_sample` would make `x_t` from `x_start`. Errors of x_start grow by signal / sigma."""
+        return (x_t - _at(self._signal, t, x_t) * x_start) / _at(self._sigma, t, x_t)
+
     def target(self, x_start: Tensor, noise: Tensor, t: Tensor, mixture: Tensor) -> Tensor:
         """What the network should output at x_t.
 

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from . import frame_norm
 from .config import Config, ModelConfig
+from .diffusion import Diffusion
 from .frame_norm import FrameNorm
 from .parts import NETWORKS, load
 from .spectrogram import Frontend
+from .util.device import Constant
 
+MIN_SIGNAL = 0.1  # of x_t by which x_0 is divided; at less there is nothing but noise, which it would amplify
 ATTENTION_SECONDS = 1.5  # how far attention along time looks to each side
 
 
@@ -29,22 +32,41 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class RefineConv(nn.Conv2d):
+    """A 3x3 convolution; where x_t is the network's own guess, another one through `rank` channels is added to it
+    (low rank: LoRA, Hu et al. 2022, section 4.1), which starts at zero."""
+
+    def __init__(self, in_channels: int, out_channels: int, rank: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.rank = rank
+        if rank:
+            self.refine_down = nn.Conv2d(in_channels, rank, 3, padding=1, bias=False)
+            self.refine_up = zeroed(nn.Conv2d(rank, out_channels, 1))
+
+    def forward(self, x: Tensor, guessed: Tensor | None = None) -> Tensor:
+        """`guessed` `(B,)`: 1 where x_t is a guess, 0 where it is not; None: nowhere."""
+        y = super().forward(x)
+        if guessed is None or not self.rank:
+            return y
+        return torch.addcmul(y, guessed[:, None, None, None].to(y.dtype), self.refine_up(self.refine_down(x)))
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with a residual connection; the timestep scales and shifts in between (FiLM)."""
 
-    def __init__(self, in_channels: int, channels: int, embedding: int) -> None:
+    def __init__(self, in_channels: int, channels: int, embedding: int, rank: int = 0) -> None:
         super().__init__()
         self.norm1, self.conv1 = FrameNorm(in_channels), nn.Conv2d(in_channels, channels, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * channels)
-        self.norm2, self.conv2 = FrameNorm(channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2, self.conv2 = FrameNorm(channels), RefineConv(channels, channels, rank)
         self.skip = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.film.weight)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, guessed: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)))
+        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)), guessed)
         return self.skip(x) + h
 
 
@@ -59,9 +81,7 @@ class FrequencyLinear(nn.Module):
         super().__init__()
         self.norm = FrameNorm(channels)
         self.down = nn.Linear(bins, max(8, bins // divisor))
-        self.up = nn.Linear(max(8, bins // divisor), bins)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        self.up = zeroed(nn.Linear(max(8, bins // divisor), bins))
 
     def forward(self, x: Tensor) -> Tensor:
         if not frame_norm.channels_stay_last(x):
@@ -88,9 +108,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.window = heads, window
         self.norm = nn.LayerNorm(channels)
-        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), zeroed(nn.Linear(channels, channels))
 
     def forward(self, rows: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(rows)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -137,7 +155,8 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ResBlock(in_channels if i == 0 else channels, channels, embedding) for i in range(model.blocks)
+            ResBlock(in_channels if i == 0 else channels, channels, embedding, model.refine_rank)
+            for i in range(model.blocks)
         )
         self.linear = (
             FrequencyLinear(channels, bins, model.frequency_linear) if model.frequency_linear else nn.Identity()
@@ -145,10 +164,10 @@ class Stage(nn.Module):
         self.attention = DualPath(channels, model.attention_heads, attention) if attention else nn.Identity()
         self.place = nn.Parameter(torch.zeros(in_channels, 1, bins))  # tells the convolutions which row they are at
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, guessed: Tensor | None = None) -> Tensor:
         x = x + self.place.to(x.dtype)
         for block in self.blocks:
-            x = block(x, embedding)
+            x = block(x, embedding, guessed)
         return self.attention(self.linear(x))
 
 
@@ -191,6 +210,10 @@ class UNet(nn.Module):
     numbers per bin: the output is gain * mixture + gain_x * x_t + offset. The gains carry level and phase past the
     narrow stem and the normalization, where both get lost; they start at zero.
 
+    With `model.refine_rank`, there are weights for x_t that are the network's own guesses: a stem, a head, and a
+    convolution of low rank in every block. They start at zero, and all other weights see x_t = 0 and t = T in the place
+    of a guess. So a second step begins as good as the first. `train.parts=refine` trains these weights alone.
+
     T may be anything, and F anything up to the number of modelled bins (padded inside, cropped back).
     """
 
@@ -211,7 +234,6 @@ class UNet(nn.Module):
 
         self.embed = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         extra = magnitudes(torch.zeros(1, channels, 1, 1, device="cpu"), self.parts).shape[1] * math.prod(model.patch)
-        self.guess = nn.Parameter(torch.zeros(embedding))  # joins the timestep's embedding where x_t is a guess
         self.stem = nn.Conv2d(2 * fold + extra, widths[0], 1)
 
         def stage(in_channels: int, i: int) -> Stage:
@@ -222,31 +244,68 @@ class UNet(nn.Module):
         self.shrink = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 2, stride=2) for i in range(scales - 1))
         self.grow = nn.ModuleList(nn.ConvTranspose2d(widths[i + 1], widths[i], 2, stride=2) for i in range(scales - 1))
         self.up = nn.ModuleList(stage(2 * widths[i], i) for i in range(scales - 1))
-        self.head = nn.Sequential(FrameNorm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 3 * fold, 1))
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        self.head = nn.Sequential(FrameNorm(widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], 3 * fold, 1)))
+        self.refines = model.refine_rank > 0
+        if self.refines:
+            self.refine_time = zeroed(nn.Linear(embedding, embedding))
+            self.refine_stem = zeroed(nn.Conv2d(2 * fold + 3 * extra, widths[0], 1))
+            self.refine_head = zeroed(nn.Conv2d(widths[0], 3 * fold, 1))
+            with torch.device("cpu"):  # a network that is compared only is built on the meta device
+                signal = Diffusion.from_config(config.diffusion).alphas_cumprod.sqrt()
+            self.signal = Constant(signal.clamp_min(MIN_SIGNAL))
+        else:
+            self.guess = nn.Parameter(torch.zeros(embedding))  # joins the timestep's embedding where x_t is a guess
 
     def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor | None = None) -> Tensor:
-        """`guessed` `(B,)`: 1 where x_t was made from a guess of the network's own, 0 (or None) where it was not."""
-        bins, frames = x_t.shape[-2:]
-        if bins > self.bins:
-            raise ValueError(f"the network models {self.bins} frequency bins, but was given {bins}")
-        x_t, mixture = x_t.mT, mixture.mT
-        x = torch.cat([self.patches.fold(x) for x in (x_t, mixture, magnitudes(mixture, self.parts))], dim=1)
-        embedding = self.embed(timestep_embedding(t * (1000 / self.max_period), 64))
-        if guessed is not None:
-            embedding = embedding + guessed[:, None].to(embedding.dtype) * self.guess
-        x = self.stem(x)
+        """`guessed` `(B,)`: 1 where x_t was made from a guess of the network's own, 0 where not; None: nowhere."""
+        if x_t.shape[-2] > self.bins:
+            raise ValueError(f"the network models {self.bins} frequency bins, but was given {x_t.shape[-2]}")
+        x_t, mixture, x_0 = x_t.mT, mixture.mT, None
+        if guessed is not None and self.refines:
+            marked = guessed[:, None, None, None].to(x_t.dtype)
+            x_0 = marked * x_t / self.signal.on(x_t.device, x_t.dtype)[t][:, None, None, None]  # as it was guessed
+            x_t = (1 - marked) * x_t
+        x = self.stem(self._patches_of(x_t, mixture, mixture))
+        if x_0 is not None:
+            refined = self.refine_stem(self._patches_of(x_0, mixture, x_0, mixture, mixture - x_0))
+            x = torch.addcmul(x, marked.to(x.dtype), refined)
+        embedding = self._embedding(t, guessed)
         skips = []
         for i, stage in enumerate(self.down):
-            x = stage(x, embedding)
+            x = stage(x, embedding, guessed)
             if i < len(self.shrink):
                 skips.append(x)
                 x = self.shrink[i](x)
         for i in reversed(range(len(self.up))):
-            x = self.up[i](torch.cat([self.grow[i](x), skips[i]], dim=1), embedding)
-        gain, gain_x, offset = self.patches.unfold(self.head(x))[..., :frames, :bins].chunk(3, dim=1)
-        return (self._apply_gain(gain, mixture) + self._apply_gain(gain_x, x_t) + offset).mT
+            x = self.up[i](torch.cat([self.grow[i](x), skips[i]], dim=1), embedding, guessed)
+        norm, activation, last = self.head
+        x = activation(norm(x))
+        output = self._with_gains(last(x), mixture, x_t)
+        if x_0 is not None:
+            output = output + marked * self._with_gains(self.refine_head(x), mixture, x_0)
+        return output.mT
+
+    def _patches_of(self, x: Tensor, mixture: Tensor, *levels: Tensor) -> Tensor:
+        """Patches, as channels, of x, of the mixture, and of the magnitudes of `levels`."""
+        parts = [x, mixture, *(magnitudes(level, self.parts) for level in levels)]
+        return torch.cat([self.patches.fold(part) for part in parts], dim=1)
+
+    def _embedding(self, t: Tensor, guessed: Tensor | None) -> Tensor:
+        """Of timesteps `(B,)`, `(B, E)`. For a guess it is that of t = T, plus what is learnt about t."""
+        scale = 1000 / self.max_period
+        embedding = self.embed(timestep_embedding(t * scale, 64))
+        if guessed is None:
+            return embedding
+        if not self.refines:
+            return embedding + guessed[:, None].to(embedding.dtype) * self.guess
+        last = self.embed(timestep_embedding(torch.full_like(t, self.max_period - 1) * scale, 64))
+        return torch.where(guessed[:, None] > 0, last + self.refine_time(embedding), embedding)
+
+    def _with_gains(self, numbers: Tensor, mixture: Tensor, x: Tensor) -> Tensor:
+        """gain * mixture + gain_x * x + offset, from patches of the three numbers."""
+        frames, bins = mixture.shape[-2:]
+        gain, gain_x, offset = self.patches.unfold(numbers)[..., :frames, :bins].chunk(3, dim=1)
+        return self._apply_gain(gain, mixture) + self._apply_gain(gain_x, x) + offset
 
     def _apply_gain(self, gain: Tensor, x: Tensor) -> Tensor:
         """Gain times x, bin by bin; where channels are real and imaginary parts, as complex numbers."""
@@ -254,6 +313,13 @@ class UNet(nn.Module):
             return gain * x
         (a, b), (c, d) = gain.unflatten(1, (-1, 2)).unbind(2), x.unflatten(1, (-1, 2)).unbind(2)
         return torch.stack([a * c - b * d, a * d + b * c], dim=2).flatten(1, 2)
+
+
+def zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    """The layer, with weights and biases of zero."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def make_network(config: Config) -> nn.Module:

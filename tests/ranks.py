@@ -28,7 +28,7 @@ def train(folder: Path, batch: str, result: Path, *overrides: str) -> None:
         terms = trainer.optimize(
             [{k: v.double() if v.is_floating_point() else v for k, v in b.items()} for b in batches]
         )
-        gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+        gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
         items = sorted(zip(terms.pop("t").tolist(), terms.pop("per_item").tolist(), strict=True))
         seen.append({"terms": terms, "gradients": gradients, "items": items})
     if trainer.backend.main:

@@ -266,6 +266,23 @@ def test_the_doubled_last_channel_of_an_odd_number_is_separated_as_mono(separato
 # --- seeds, batches, blocks ---------------------------------------------------------------------------------------
 
 
+def test_temperature_is_the_share_of_noise_that_sampling_starts_from():
+    """At 0 no seed matters, for there is no noise. Averaged draws must differ: of several it is 1."""
+
+    def with_noise(x_t, mixture, t):
+        return 0.5 * mixture + 0.1 * x_t
+
+    def vocals(*settings: str, seed: int = 0) -> torch.Tensor:
+        return stubbed(with_noise, *settings).separate(song(0.5), RATE, seed=seed)[0]
+
+    cold, half = "diffusion.temperature=0", "diffusion.temperature=0.5"
+    assert torch.equal(vocals(cold), vocals(cold, seed=1)) and not torch.equal(vocals(), vocals(seed=1))
+    without = vocals(cold)
+    assert 3 < db(vocals() - without, vocals(half) - without) < 9  # about half as far
+    draws = "diffusion.samples=2"
+    assert torch.equal(vocals(draws, cold), vocals(draws)) and not torch.equal(vocals(draws), vocals())
+
+
 def test_the_seed_decides(separator):
     mixture = song(1.0)
     first, _ = separator.separate(mixture, RATE, seed=3)
@@ -400,7 +417,7 @@ def test_the_network_is_told_what_holds_its_own_guess(sampler, eta, flags):
 
     class Told(Stub):
         def forward(self, x_t, mixture, t, guessed):
-            seen.append(guessed.tolist())
+            seen.append([0, 0] if guessed is None else guessed.tolist())
             return self.function(x_t, mixture, t)
 
     separator = Separator(Told(nobody_sings), tiny_config("separation.chunk_seconds=1"))
@@ -413,7 +430,7 @@ def test_ddim_with_eta_one_separates_as_ddpm():
 
     class Told(Stub):
         def forward(self, x_t, mixture, t, guessed):
-            return self.function(x_t, mixture, t) + 0.3 * guessed.view(-1, 1, 1, 1) * x_t
+            return self.function(x_t, mixture, t) + (0 if guessed is None else 0.3 * guessed.view(-1, 1, 1, 1) * x_t)
 
     def half(x_t, mixture, t):
         return 0.5 * mixture + 0.1 * x_t

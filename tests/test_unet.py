@@ -205,6 +205,37 @@ def test_the_network_is_told_which_x_t_was_guessed():
     assert torch.equal(model(x_t, mixture, t, torch.zeros(2)), untold)
 
 
+def test_weights_that_refine_begin_at_zero_noise_and_touch_nothing_but_guesses():
+    """Item by item, bit for bit: until they are trained, a guess is not seen; then it is."""
+    model, without = make_unet(refine_rank=2), perturbed(make_unet())
+    shared = {name: weight for name, weight in without.state_dict().items() if name != "guess"}
+    model.load_state_dict(model.state_dict() | shared)
+    x_t, mixture, t = inputs(model, 24, batch=2)
+    last, flags = torch.full_like(t, 999), torch.tensor([0.0, 1.0])
+    zero_noise, unmarked = without(torch.zeros_like(x_t), mixture, last), without(x_t, mixture, t - 300)
+    refined = model(x_t, mixture, t - 300, flags)
+    assert torch.equal(refined[1], zero_noise[1]) and torch.equal(refined[0], unmarked[0])
+
+    perturbed(model).load_state_dict(model.state_dict() | shared)
+    refined = model(x_t, mixture, t - 300, flags)
+    assert torch.equal(refined[0], unmarked[0]) and torch.equal(model(x_t, mixture, t - 300), unmarked)
+    for other in (model(2 * x_t, mixture, t - 300, flags), model(x_t, mixture, t - 400, flags)):
+        assert (refined[1] - other[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_mark_of_zero_is_no_mark_in_bf16_too(rank):
+    model = perturbed(make_unet(refine_rank=rank))
+    x_t, mixture, t = inputs(model, 24, batch=2)
+    kinds = []
+    hook = model.down[0].register_forward_pre_hook(lambda _, values: kinds.append(values[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        unmarked, marked = model(x_t, mixture, t - 300), model(x_t, mixture, t - 300, torch.tensor([0.0, 1.0]))
+    hook.remove()
+    assert torch.equal(unmarked[0], marked[0]) and not torch.equal(unmarked[1], marked[1])
+    assert kinds == [torch.bfloat16] * 2
+
+
 def test_timesteps_count_relative_to_their_number():
     """t / T is what the network sees: with T = 100, timestep 50 looks like 500 of 1000."""
     model = perturbed(make_unet())
@@ -215,7 +246,7 @@ def test_timesteps_count_relative_to_their_number():
 
 
 def test_every_parameter_learns():
-    model = perturbed(make_unet(attention=(0, 2), blocks=2)).train()
+    model = perturbed(make_unet(attention=(0, 2), blocks=2, refine_rank=2)).train()
     x_t, mixture, t = inputs(model, 24)
     (model(x_t, mixture, t, torch.ones(1)) - mixture).square().mean().backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]

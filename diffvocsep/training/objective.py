@@ -70,7 +70,8 @@ class Objective:
         below = t < self.diffusion.timesteps - 1
         guessed = ((uniform[:, 1] < train.refine_share) & below).float()
         if train.refine_share:
-            x_t = self._from_guesses(denoiser, x_t, x_mixture, t, noise, guessed)
+            by_two_steps = guessed * (uniform[:, 1] >= train.refine_share / 2)  # half of them
+            x_t = self._from_guesses(denoiser, x_t, x_mixture, t, noise, guessed, by_two_steps)
         output = denoiser.output(x_t, x_mixture, t, guessed)
         x_0 = denoiser.x_0(output, x_t, x_mixture, t)
 
@@ -102,21 +103,37 @@ class Objective:
 
     @torch.no_grad()
     def _from_guesses(
-        self, denoiser: Denoiser, x_t: Tensor, x_mixture: Tensor, t: Tensor, noise: Tensor, guessed: Tensor
+        self,
+        denoiser: Denoiser,
+        x_t: Tensor,
+        x_mixture: Tensor,
+        t: Tensor,
+        noise: Tensor,
+        guessed: Tensor,
+        by_two_steps: Tensor,
     ) -> Tensor:
-        """`x_t`, where `guessed` is 1 made from the x_0 that the network guesses from the same noise alone: what a
-        deterministic sampler hands it in its next step, and the truth does not."""
+        """`x_t`, where `guessed` is 1 what a deterministic sampler hands the network at t as its second step, or, where
+        `by_two_steps` is 1 too, as its third: made of the network's x_0, and not of the truth. Steps are evenly spaced,
+        so the second of three lies halfway between t and T."""
         rows = rows_to_compute(guessed, denoiser.model)
         if not len(rows):
             return x_t
-        noise, x_mixture, t = noise[rows], x_mixture[rows], t[rows]
-        first = torch.full_like(t, self.diffusion.timesteps - 1)
         # As it is: torch.compile would stop to build graphs for batches of another size.
         plain = Denoiser(getattr(denoiser.model, "_orig_mod", denoiser.model), self.diffusion, denoiser.dtype)
-        x_0 = plain(noise, x_mixture, first, torch.zeros_like(guessed[rows]))
-        again = self.diffusion.q_sample(x_0, t, noise)
-        chosen = guessed[rows, None, None, None] > 0
-        return x_t.index_copy(0, rows, torch.where(chosen, again, x_t[rows]))
+        diffusion, last = self.diffusion, self.diffusion.timesteps - 1
+        noise = self.config.diffusion.temperature * noise
+        x_0 = plain(noise[rows], x_mixture[rows], torch.full_like(t[rows], last))
+        made = diffusion.q_sample(x_0, t[rows], noise[rows])
+
+        chosen = rows_to_compute(by_two_steps[rows], denoiser.model)
+        if len(chosen):
+            items = rows[chosen]
+            between = ((t[items] + last + 1) // 2).clamp(max=last - 1)
+            x_between = diffusion.q_sample(x_0[chosen], between, noise[items])
+            x_0 = plain(x_between, x_mixture[items], between, guessed[items])
+            third = diffusion.q_sample(x_0, t[items], diffusion.predict_noise(x_0, x_between, between))
+            made = made.index_copy(0, chosen, torch.where(_as_mask(by_two_steps[items]), third, made[chosen]))
+        return x_t.index_copy(0, rows, torch.where(_as_mask(guessed[rows]), made, x_t[rows]))
 
     def _vocal_loss(self, estimate: Tensor, vocals: Tensor, mixture: Tensor) -> Tensor:
         """L1 distance of waveforms and of their magnitudes at two resolutions; all inputs complex `(B, C, F, T)`."""
@@ -134,6 +151,11 @@ class Objective:
     def _synthesise(self, spectrum: Tensor) -> Tensor:
         """Waveform of the modelled bins; if they end in the lower half, at half the sample rate and half the cost."""
         return self.synthesis.inverse(spectrum, (spectrum.shape[-1] - 1) * self.synthesis.hop_length)
+
+
+def _as_mask(chosen: Tensor) -> Tensor:
+    """Which items are not 0 in `chosen` `(B,)`: booleans `(B, 1, 1, 1)`."""
+    return (chosen != 0)[:, None, None, None]
 
 
 def _distance(one: Tensor, other: Tensor, mask: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from .run_folder import checkpoint_folder_of
 # Keys whose change makes dev scores incomparable with earlier ones.
 VALIDATION_KEYS = """data.dataset data.dev_root data.musdb_root data.musdbhq_root data.synthetic_seconds
     train.seed train.val_batches train.val_seconds
-    diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples
+    diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.temperature
     separation.subtract separation.chunk_seconds separation.margin_seconds"""
 
 REQUIRED_FIELDS = ("step", "model", "ema", "optimizer", "scaler", "run_id", "best_sdr")  # all that older versions saved
@@ -132,6 +132,9 @@ def load_initial_state(path: Path, config: Config, automatic: bool, say: Callabl
     if "train.optimizer" in changed:
         optimizer = None
         say("the optimizer is another one, and begins without what the one before had gathered")
+    elif "train.parts" in changed:
+        optimizer = None
+        say("the optimizer trains other weights, and begins without what it had gathered")
     if "validated" not in saved:  # such checkpoints were written after the validation
         say(f"{path} is of an older version, which did not count skipped steps: they count from here")
         progress.validated = progress.step
@@ -142,7 +145,9 @@ def load_initial_state(path: Path, config: Config, automatic: bool, say: Callabl
         say(f"{', '.join(validation)} changed what is validated: the best SDR so far is forgotten")
         progress.best_sdr = -math.inf
     say(f"resumed {path} at step {progress.step}")
-    return InitialState(progress, saved["model"], saved["ema"], optimizer, saved["scaler"], changes)
+    # What is not trained any more stays as the average has it, for that is what separates.
+    weights = saved["ema"] if "train.parts" in changed and config.train.parts == "refine" else saved["model"]
+    return InitialState(progress, weights, saved["ema"], optimizer, saved["scaler"], changes)
 
 
 def _checked_config(saved: dict[str, Any], path: Path) -> Config:

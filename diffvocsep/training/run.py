@@ -56,6 +56,8 @@ class Run:
         self.dtype = amp_dtype(train.amp, self.device)
         if channels_last(train.channels_last, self.device, self.dtype):
             self.model = self.model.to(memory_format=torch.channels_last)
+        if train.parts == "refine":
+            self._freeze_all_but_refinement()
         self.ema = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.optimizer = backend.optimizer(train.optimizer, self.model.parameters(), train.lr, train.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -65,6 +67,23 @@ class Run:
         self.last_saved = self.last_released = time.monotonic()  # when these files were last written
         if path := find_checkpoint(resume, self.folder / "last.pt"):
             self.resume_from(path, automatic=resume == "auto")
+
+    def _freeze_all_but_refinement(self) -> None:
+        """For `train.parts=refine`. Raises UserError where the network has no such weights, or validation none of their
+        effect."""
+        sampling = self.config.diffusion
+        if sampling.ddim_steps < 2 or sampling.sampler == "ddpm" or (sampling.sampler == "ddim" and sampling.eta > 0):
+            raise UserError(
+                "train.parts=refine trains steps after the first that add no noise, but validation has none: set "
+                "diffusion.ddim_steps=2, and diffusion.sampler=ddim with diffusion.eta=0"
+            )
+        refining = [name for name, _ in self.model.named_parameters() if ".refine_" in f".{name}"]
+        if not refining:
+            raise UserError(
+                f"the network {self.config.model.network} has no weights for guesses alone; use train.parts=all"
+            )
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in refining)
 
     @property
     def ended(self) -> bool:

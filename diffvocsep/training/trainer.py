@@ -240,9 +240,10 @@ class Trainer(Run):
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """One step of the exponential moving average: ema <- decay * ema + (1 - decay) * weights."""
+        """One step of the average of what is trained: ema <- decay * ema + (1 - decay) * weights."""
         decay = ema_decay(self.progress.step, self.config.train.ema_decay)
-        weights = self.model.state_dict()
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        weights = {name: weight for name, weight in self.model.state_dict().items() if name not in frozen}
         torch._foreach_lerp_([self.ema[name] for name in weights], list(weights.values()), 1 - decay)
 
     def _validate_on_main(self, monitor: Monitor | NoMonitor) -> None:

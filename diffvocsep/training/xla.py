@@ -108,9 +108,10 @@ class OnDevice(nn.Module):
         super().__init__()
         self.model, self.device, self.dtype = model, device, dtype
 
-    def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor | None = None) -> Tensor:
+        inputs = (value if value is None else value.to(self.device) for value in (x_t, mixture, t, guessed))
         with autocast(self.device, self.dtype):
-            output = self.model(*(value.to(self.device) for value in (x_t, mixture, t, guessed))).float()
+            output = self.model(*inputs).float()
         sync()
         return output.to(x_t.device)
 

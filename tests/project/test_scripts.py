@@ -132,7 +132,12 @@ def test_two_trainings_are_compared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", [["model.blocks=3"], ["model.attention=[1, 2]"], ["model.blocks=2", "model.attention=[2]"]]
+    "more",
+    [
+        ["model.blocks=3"],
+        ["model.attention=[1, 2]"],
+        ["model.blocks=2", "model.attention=[2]"],
+    ],
 )
 def test_a_grown_network_begins_as_the_one_before_and_can_learn(tmp_path, capsys, more):
     config = tiny_config()
@@ -149,15 +154,35 @@ def test_a_grown_network_begins_as_the_one_before_and_can_learn(tmp_path, capsys
     torch.testing.assert_close(large(x_t, mixture, t, guessed), small(x_t, mixture, t, guessed))
     large(x_t, mixture, t, guessed).square().sum().backward()
     silent = [p for name, p in large.named_parameters() if name not in small.state_dict()
-              and re.search(r"\.conv2\.weight|\.out\.weight", name)]  # fmt: skip
+              and re.search(r"\.conv2\.weight|\.out\.weight|refine_up", name)]  # fmt: skip
     assert silent and all(not p.any() and p.grad.abs().max() > 0 for p in silent)
+
+
+def test_a_network_grown_to_refine_does_one_step_as_before_and_a_second_as_good(tmp_path):
+    """New blocks beside it can learn all of their weights, too."""
+    config, before, after = tiny_config(), tmp_path / "before.safetensors", tmp_path / "after.safetensors"
+    release({"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 3}, before)
+    assert grow.run([str(before), str(after), "model.refine_rank=2", "model.blocks=2"]) == 0
+    (small, _), (large, _) = load_model(before), load_model(after)
+    x_t, mixture = torch.randn(2, 2, 4, small.bins, 9)
+    last = torch.full((2,), config.diffusion.timesteps - 1)
+    t, guessed = last // 3, torch.ones(2)
+    torch.testing.assert_close(large(x_t, mixture, t), small(x_t, mixture, t))
+    torch.testing.assert_close(large(x_t, mixture, t, guessed), small(torch.zeros_like(x_t), mixture, last))
+    optimizer = torch.optim.SGD(large.parameters(), 0.1)
+    for _ in range(2):  # in the first step only what is zero has a gradient
+        optimizer.zero_grad()
+        large(x_t, mixture, t, guessed).square().mean().backward()
+        optimizer.step()
+    new = [p for name, p in large.named_parameters() if "refine_" in name]
+    assert new and all(p.grad.abs().max() > 0 for p in new)
 
 
 @pytest.mark.parametrize("other", ["model.base_channels=16", "model.frequency_linear=0"])
 def test_a_network_of_another_width_is_not_grown(tmp_path, other):
     config, path = tiny_config(), tmp_path / "before.safetensors"
     release({"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 3}, path)
-    with pytest.raises(UserError, match="these settings change or drop '.*'; grow blocks or attention only$"):
+    with pytest.raises(UserError, match="these settings change or drop '.*'; only .*model.refine_rank grow it$"):
         grow.run([str(path), str(tmp_path / "after.safetensors"), other])
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 

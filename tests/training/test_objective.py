@@ -192,11 +192,11 @@ def test_x_t_is_made_of_the_guess_from_the_same_noise_where_the_draw_says_so():
         return 0.1 * mixture + 0.01 * x_t
 
     timesteps = [300, 300, 999, 999]
-    uniform = torch.tensor([[t / 1000 + 5e-4, draw] for t, draw in zip(timesteps, (0.4, 0.6, 0.4, 0.6), strict=True)])
+    uniform = torch.tensor([[t / 1000 + 5e-4, draw] for t, draw in zip(timesteps, (0.2, 0.6, 0.2, 0.6), strict=True)])
     terms = objective(network, batch, uniform, noise)
     (from_noise, _, first, none), (x_t, x_mixture, t, guessed) = seen
     assert terms["t"].tolist() == t.tolist() == timesteps and guessed.tolist() == [1, 0, 0, 0]
-    assert torch.equal(from_noise, noise[:1]) and first.tolist() == [999] and none.tolist() == [0]
+    assert torch.equal(from_noise, noise[:1]) and first.tolist() == [999] and none is None
     signal_power = objective.diffusion.alphas_cumprod[300].float()
     x_0 = x_mixture[0] - (0.1 * x_mixture[0] + 0.01 * noise[0])  # residual
     expected = signal_power.sqrt() * x_0 + (1 - signal_power).sqrt() * noise[0]
@@ -206,27 +206,34 @@ def test_x_t_is_made_of_the_guess_from_the_same_noise_where_the_draw_says_so():
     assert torch.equal(x_t[1:], seen[-1][0][1:]) and not seen[-1][3].any() and len(seen) == 3
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
-@pytest.mark.parametrize("steps", [2, 4, 8])
-def test_a_guess_is_what_the_sampler_hands_the_network_in_its_second_step(sampler, steps):
-    """The same x_t, at the same timestep, with the same flag."""
-    objective = make_objective(train={"refine_share": 1.0})
-    second = round(1000 * (steps - 1) / steps) - 1
+TEMPERATURES = [(2, 0), (4, 1), (8, 0.25)]  # by the number of steps
+SECOND_STEPS = [(sampler, *setting, 2) for sampler in ("ddim", "dpmpp") for setting in TEMPERATURES]
+THIRD_STEPS = [("ddim", 4, 1, 3), ("ddim", 8, 0, 3)]  # that of dpmpp looks back at the first
+
+
+@pytest.mark.parametrize(("sampler", "steps", "temperature", "step"), SECOND_STEPS + THIRD_STEPS)
+def test_a_guess_is_what_the_sampler_hands_the_network_in_its_next_step(sampler, steps, temperature, step):
+    """The same x_t, at the same timestep, with the same flag; half of the guesses are those of a second step."""
+    diffusion = {"temperature": temperature, "terminal_share": 0.0}
+    objective = make_objective(train={"refine_share": 1.0}, diffusion=diffusion)
+    timestep = round(1000 * (steps - step + 1) / steps) - 1
     batch, noise, seen = make_batch(), noise_for(objective, 2), []
 
     def network(x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
         seen.append((x_t, mixture, t, guessed))
         return 0.3 * mixture + 0.1 * x_t + 0.001 * t.reshape(-1, 1, 1, 1)
 
-    objective(network, batch, torch.full((2, 2), (second + 0.5) / 1000), noise)
+    objective(network, batch, torch.tensor([[(timestep + 0.5) / 1000, (step - 2) / 2]] * 2), noise)
     trained = seen.copy()
     settings = replace(objective.config.diffusion, sampler=sampler, ddim_steps=steps)
     seen.clear()
     generate(Denoiser(network, objective.diffusion), trained[0][1], settings, lambda step: noise)
     for here, there in zip(trained, seen, strict=False):
         for one, other in zip(here, there, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    assert len(trained) == 2 and len(seen) == steps and trained[1][2].tolist() == [second] * 2
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert len(trained) == step and len(seen) == steps and trained[-1][2].tolist() == [timestep] * 2
 
 
 def test_no_gradient_runs_through_the_guess():

@@ -75,18 +75,23 @@ def gone(worker: psutil.Process) -> bool:
         return True
 
 
-@pytest.mark.parametrize("steps, compiled, share", [(20, "false", 0), (3, "true", 0), (6, "false", 0.5)])
+SHARES = ["train.refine_share=0.5", "train.consistency_share=0.5"]
+REFINE = ["train.parts=refine", "model.refine_rank=2", "train.refine_share=1", "diffusion.ddim_steps=2"]
+
+
+@pytest.mark.parametrize(
+    "steps, compiled, more", [(20, "false", []), (3, "true", []), (6, "false", SHARES), (6, "false", REFINE)]
+)
 @pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_batch(tmp_path, steps, compiled, share):
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, steps, compiled, more):
     """In float64, with two batches a step: losses, gradients, weights and their average agree to 1e-6 over 20 steps;
-    and over a few where both processes call what torch.compile has traced, or where a share of the items have a twin
-    and a share see their own guess."""
+    and over a few where both processes call what torch.compile has traced, where a share of the items have a twin and
+    a share see their own guess, or where only the weights that refine guesses are trained."""
     results = []
     for batch, launch, compile_ in (("2", TORCHRUN, compiled), ("4", [], "false")):
         result = tmp_path / f"{batch}.pt"
         command = [sys.executable, *launch, str(ROOT / "tests" / "ranks.py"), str(tmp_path / batch), batch, str(result),
-                   f"train.max_steps={steps}", f"train.compile={compile_}", f"train.refine_share={share}",
-                   f"train.consistency_share={share}"]  # fmt: skip
+                   f"train.max_steps={steps}", f"train.compile={compile_}", *more]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=ENVIRONMENT, timeout=600)
         assert done.returncode == 0, done.stderr
         results.append(torch.load(result))

@@ -446,7 +446,8 @@ def test_other_dev_clips_or_sampling_forget_the_best_score_and_other_data_are_re
     checkpoint.save_checkpoint(first.folder / "last.pt", first.state())
     assert make(tmp_path, "train.lr=0.1", resume="auto").progress.best_sdr == 5.0
     assert "forgotten" not in capsys.readouterr().out
-    for changed in ("train.val_seconds=0.7", "diffusion.ddim_steps=3", "separation.subtract=mask"):
+    sampling = ("diffusion.ddim_steps=3", "diffusion.temperature=0.5")
+    for changed in ("train.val_seconds=0.7", *sampling, "separation.subtract=mask"):
         assert make(tmp_path, changed, resume="auto").progress.best_sdr == -math.inf
         assert f"{changed.split('=')[0]} changed what is validated: the best SDR so far is" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"data\.dataset synthetic, not stems"):

@@ -80,9 +80,10 @@ def test_losses_and_gradients_are_those_of_the_cpu(tmp_path, monkeypatch):
 
 
 SHARES = ["train.refine_share=0.5", "train.consistency_share=0.5"]
+REFINE = ["model.refine_rank=2", "train.parts=refine", "train.refine_share=1", "diffusion.ddim_steps=2"]
 
 
-@pytest.mark.parametrize("options", [["train.amp=none"], ["train.amp=bf16"], SHARES], ids=str)
+@pytest.mark.parametrize("options", [["train.amp=none"], ["train.amp=bf16"], SHARES, REFINE], ids=str)
 def test_a_run_compiles_nothing_after_its_first_steps_and_says_so(tmp_path, options):
     trainer = on_tpu(tmp_path, *options)
     assert trainer.run() == 0

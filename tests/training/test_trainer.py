@@ -361,6 +361,47 @@ def test_the_log1p_preset_learns_to_refine(tmp_path):
     assert torch.equal(refined[1], untold[1]) and not torch.equal(refined[4], untold[4])
 
 
+def test_what_refines_guesses_is_trained_without_touching_one_step(tmp_path, capsys):
+    """Bit for bit, from a checkpoint, where weights and their average differ, to the released file."""
+    folder, first = (tmp_path / "ck").as_posix(), tmp_path / "first.safetensors"
+    one_step = Trainer(
+        tiny(tmp_path, "model.refine_rank=2", f"log.checkpoint_dir='{tmp_path.as_posix()}'"), CPU, "none"
+    )
+    assert one_step.run() == 0
+    checkpoint.release(checkpoint.load_checkpoint(tmp_path / "last.pt"), first, torch.float16)
+    end = f"train.max_steps={one_step.progress.step + 4}"
+    more = ("model.refine_rank=2", "train.parts=refine", "train.refine_share=1", "diffusion.terminal_share=0", end)
+    config = tiny(tmp_path, *more, "diffusion.ddim_steps=2", f"log.checkpoint_dir='{folder}'")
+    trainer = Trainer(config, CPU, str(tmp_path / "last.pt"))
+    assert "the optimizer trains other weights" in capsys.readouterr().out and trainer.run() == 0
+    refining = tmp_path / "refining.safetensors"
+    checkpoint.release(checkpoint.load_checkpoint(tmp_path / "ck" / "last.pt"), refining, torch.float16)
+    mixture = sum(trainer.clips[0])
+    before, after = (Separator.from_checkpoint(path, "cpu") for path in (first, refining))
+    for name, weight in after.model.state_dict().items():
+        assert torch.equal(weight, before.model.state_dict()[name]) == ("refine_" not in name), name
+    for steps, same in ((1, True), (2, False)):
+        was, now = (one.separate(mixture, 8000, steps=steps)[0] for one in (before, after))
+        assert torch.equal(was, now) == same
+
+
+REFINE = ("train.parts=refine", "model.refine_rank=2", "train.refine_share=1")
+
+
+@pytest.mark.parametrize("sampling", ["diffusion.ddim_steps=1", "diffusion.sampler=ddpm", "diffusion.eta=0.5"])
+def test_refinement_is_not_trained_where_validation_would_see_none_of_it(tmp_path, sampling):
+    with pytest.raises(UserError, match=r"validation has none: set diffusion\.ddim_steps=2, and"):
+        Trainer(tiny(tmp_path, *REFINE, "diffusion.ddim_steps=4", sampling), CPU, "none")
+
+
+def test_a_network_without_weights_that_refine_is_named(tmp_path):
+    import benchmarks.diffusers_unet  # noqa: F401  registers itself
+
+    other = ("model.network=diffusers_unet", "model.base_channels=8")
+    with pytest.raises(UserError, match="the network diffusers_unet has no weights for guesses alone; use train.parts"):
+        Trainer(tiny(tmp_path, *REFINE, "diffusion.ddim_steps=2", *other), CPU, "none")
+
+
 def test_songs_on_the_device_give_the_same_batches_and_going_on_is_exact(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", "data.cache=device")
     streams = (islice(make(tmp_path, f"data.cache={kind}").steps(), 6) for kind in ("device", "memory"))
