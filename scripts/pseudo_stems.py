@@ -63,7 +63,7 @@ def run(argv: list[str] | None = None) -> int:
         "--silent", type=float, default=-30.0, help="most of a voice, in dB of the song, where nobody sings"
     )
     args = parser.parse_args(argv)
-    found = (place / name for place, _, names in walk(args.songs) for name in names if Path(name).stem == "mixture")
+    found = (place / name for place, _, names in walk(args.songs) for name in names if name.startswith("mixture."))
     songs = sorted(path for path in found if path.is_file())
     if not songs:
         raise UserError(f"there is no mixture.* below '{args.songs}'")

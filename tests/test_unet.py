@@ -245,8 +245,9 @@ def test_timesteps_count_relative_to_their_number():
     torch.testing.assert_close(short(x_t, mixture, t // 10), model(x_t, mixture, t))
 
 
-def test_every_parameter_learns():
-    model = perturbed(make_unet(attention=(0, 2), blocks=2, refine_rank=2)).train()
+@pytest.mark.parametrize("rank", [0, 2])
+def test_every_parameter_learns(rank):
+    model = perturbed(make_unet(attention=(0, 2), blocks=2, refine_rank=rank)).train()
     x_t, mixture, t = inputs(model, 24)
     (model(x_t, mixture, t, torch.ones(1)) - mixture).square().mean().backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]

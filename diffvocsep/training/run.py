@@ -69,8 +69,8 @@ class Run:
             self.resume_from(path, automatic=resume == "auto")
 
     def _freeze_all_but_refinement(self) -> None:
-        """For `train.parts=refine`. Raises UserError where the network has no such weights, or validation none of their
-        effect."""
+        """For `train.parts=refine`. Raises UserError where the network has no such weights, or validation would not use
+        them."""
         sampling = self.config.diffusion
         if sampling.ddim_steps < 2 or sampling.sampler == "ddpm" or (sampling.sampler == "ddim" and sampling.eta > 0):
             raise UserError(

@@ -236,6 +236,18 @@ def test_a_guess_is_what_the_sampler_hands_the_network_in_its_next_step(sampler,
     assert len(trained) == step and len(seen) == steps and trained[-1][2].tolist() == [timestep] * 2
 
 
+def test_no_step_that_refines_a_guess_is_taken_at_pure_noise():
+    """Not even where t is the next to last, and nothing lies between."""
+    objective, seen = make_objective(train={"refine_share": 1.0}), []
+
+    def network(x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
+        seen.append((t.tolist(), None if guessed is None else guessed.tolist()))
+        return 0.3 * mixture
+
+    objective(network, make_batch(), torch.tensor([[0.9985, 0.9]] * 2), noise_for(objective, 2))
+    assert seen == [([999, 999], None), ([998, 998], [1, 1]), ([998, 998], [1, 1])]
+
+
 def test_no_gradient_runs_through_the_guess():
     """It is that of a network which is handed the guess from outside."""
     objective = make_objective(train={"refine_share": 1.0})

@@ -361,6 +361,9 @@ def test_the_log1p_preset_learns_to_refine(tmp_path):
     assert torch.equal(refined[1], untold[1]) and not torch.equal(refined[4], untold[4])
 
 
+REFINE = ("train.parts=refine", "model.refine_rank=2", "train.refine_share=1")
+
+
 def test_what_refines_guesses_is_trained_without_touching_one_step(tmp_path, capsys):
     """Bit for bit, from a checkpoint, where weights and their average differ, to the released file."""
     folder, first = (tmp_path / "ck").as_posix(), tmp_path / "first.safetensors"
@@ -370,8 +373,8 @@ def test_what_refines_guesses_is_trained_without_touching_one_step(tmp_path, cap
     assert one_step.run() == 0
     checkpoint.release(checkpoint.load_checkpoint(tmp_path / "last.pt"), first, torch.float16)
     end = f"train.max_steps={one_step.progress.step + 4}"
-    more = ("model.refine_rank=2", "train.parts=refine", "train.refine_share=1", "diffusion.terminal_share=0", end)
-    config = tiny(tmp_path, *more, "diffusion.ddim_steps=2", f"log.checkpoint_dir='{folder}'")
+    more = (*REFINE, "diffusion.terminal_share=0", "diffusion.ddim_steps=2", end)
+    config = tiny(tmp_path, *more, f"log.checkpoint_dir='{folder}'")
     trainer = Trainer(config, CPU, str(tmp_path / "last.pt"))
     assert "the optimizer trains other weights" in capsys.readouterr().out and trainer.run() == 0
     refining = tmp_path / "refining.safetensors"
@@ -383,9 +386,6 @@ def test_what_refines_guesses_is_trained_without_touching_one_step(tmp_path, cap
     for steps, same in ((1, True), (2, False)):
         was, now = (one.separate(mixture, 8000, steps=steps)[0] for one in (before, after))
         assert torch.equal(was, now) == same
-
-
-REFINE = ("train.parts=refine", "model.refine_rank=2", "train.refine_share=1")
 
 
 @pytest.mark.parametrize("sampling", ["diffusion.ddim_steps=1", "diffusion.sampler=ddpm", "diffusion.eta=0.5"])
