@@ -2,6 +2,7 @@
 
     python evaluate.py --model_path checkpoints/best.pt --dataset synthetic --output DIR
     python evaluate.py --model_path checkpoints/best.pt --dataset stems --root DIR --output DIR
+    python evaluate.py ... --compare EARLIER                what changed since that --output, clip by clip
     python evaluate.py --oracle --dataset stems --root DIR                      ceilings of the representations
     python evaluate.py --sweep --model_path PATH                                quality against steps
     python evaluate.py --uncertainty --model_path PATH                          does the model know its errors?
@@ -24,7 +25,7 @@ from diffvocsep.util.cli import Parser, finite, main
 from diffvocsep.util.errors import UserError
 
 OPTIONS_OF = {  # what each measurement takes besides --dataset, --root and --output
-    "scores": "--model_path --split --seconds --device --jobs --no-museval overrides",
+    "scores": "--model_path --split --seconds --device --jobs --no-museval --compare overrides",
     "oracle": "--split --seconds --jobs",
     "sweep": "--model_path --split --seconds --device --grid overrides",
     "uncertainty": "--model_path --split --seconds --device --jobs --samples --leave_one_out overrides",
@@ -51,6 +52,7 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="where the model computes: auto, cpu, cuda, mps")
     parser.add_argument("--jobs", type=int, default=0, help="processes (default: one per core)")
     parser.add_argument("--no-museval", action="store_true", help="leave out the scores by frames, most of the time")
+    parser.add_argument("--compare", type=Path, metavar="DIR", help="paired differences from an earlier --output")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--oracle", action="store_true", help="score the true accompaniment in every representation")
     modes.add_argument("--sweep", action="store_true", help="quality and time of samplers and steps")

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from diffvocsep.config import Config
 from diffvocsep.evaluation.clips import Clip, find_excerpts
 from diffvocsep.evaluation.metrics import sdr
-from diffvocsep.evaluation.report import interval
+from diffvocsep.evaluation.report import paired
 from diffvocsep.separator import Separator
 from diffvocsep.unet import make_network
 
@@ -66,10 +66,3 @@ def cells(scores: dict[str, float], base: dict[str, float] | None = None) -> lis
 def heads(scores: dict[str, float], base: str) -> list[str]:
     """What stands above these cells; `base` is what the others are held against."""
     return [head for one in sorted(set(map(set_of, scores))) for head in (one, f"against {base} (95 %)")]
-
-
-def paired(differences: np.ndarray) -> tuple[str, str]:
-    """Mean and 95 % bootstrap interval of differences in dB, `(clips,)`, in words; and the verdict on their sign."""
-    low, high = interval(differences[None], lambda drawn: float(drawn.mean()))
-    verdict = "tie" if low <= 0 <= high else ("better" if low > 0 else "worse")
-    return f"{differences.mean():+.2f} ({low:+.2f} .. {high:+.2f})", verdict

@@ -39,9 +39,11 @@ def _refuse(args: Namespace, keys: Iterable[str], option: str) -> None:
 
 def scores(args: Namespace) -> None:
     """The scores of the field, the model beside silence, mixture, untrained network and ceilings."""
+    from .comparison import compare, read_results
     from .scores import METRICS, TARGETS, medians, result_rows, score, systems_of
 
     excerpts, model = _excerpts(args), _model(args)
+    earlier = read_results(args.compare, [excerpt.name for excerpt in excerpts]) if args.compare else None
     frames = not args.no_museval
     if frames and museval_scores.available() is None:
         print_notes([museval_scores.MISSING])
@@ -67,6 +69,11 @@ def scores(args: Namespace) -> None:
     for target, by_system in columns.items():
         cells = {system: [f"{quartiles(values[m])[0]:.2f}" for m in BEYOND_SDR] for system, values in by_system.items()}
         print(table(f"{target} beyond SDR", BEYOND_SDR, _dashes_for_nan(cells)))
+        print()
+    if earlier:
+        count, differences = compare(found, model.name, earlier)
+        title = f"vocals against {args.compare.as_posix()}, {count} clips"
+        print(table(title, ["mean difference (95 %)", "higher on"], differences))
         print()
     missing = sum(one.silent_frames for one in own)
     seconds = sum(one.frames for one in own)

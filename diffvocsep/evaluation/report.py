@@ -43,6 +43,13 @@ def interval(values: np.ndarray, statistic: Callable[[np.ndarray], float], seed:
     return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
 
 
+def paired(differences: np.ndarray) -> tuple[str, str]:
+    """Mean and 95 % bootstrap interval of differences in dB, `(clips,)`, in words; and the verdict on their sign."""
+    low, high = interval(differences[None], lambda drawn: float(drawn.mean()))
+    verdict = "tie" if low <= 0 <= high else ("better" if low > 0 else "worse")
+    return f"{differences.mean():+.2f} ({low:+.2f} .. {high:+.2f})", verdict
+
+
 def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     """A Markdown table under a line of text; the columns line up in a terminal too."""
     lines = [[title, *columns], *([name, *cells] for name, cells in rows.items())]

@@ -211,6 +211,39 @@ def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(song
     assert scored == [("a", "mixture")]
 
 
+def test_two_evaluations_are_compared_clip_by_clip(songs, model, results, tmp_path, capsys):
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    shutil.copy(results[0] / "results.csv", earlier)
+    before = {clip: float(rows(earlier)[clip, model.as_posix(), "vocals"]["global SDR"]) for clip in "ab"}
+    command = [*arguments(songs, model), "--no-museval", "--compare", str(earlier)]
+    evaluate.run(command)
+    same = tables(capsys.readouterr().out)[-1]
+    assert same[f"vocals against {earlier.as_posix()}, 2 clips"] == ["mean difference (95 %)", "higher on"]
+    assert same["global SDR"] == ["+0.00 (+0.00 .. +0.00)", "0 of 2"] and "SAR" not in same  # museval was left out
+    evaluate.run([*command, "diffusion.ddim_steps=4", "--output", str(tmp_path)])
+    now = {clip: float(rows(tmp_path)[clip, model.as_posix(), "vocals"]["global SDR"]) for clip in "ab"}
+    differences = [now[clip] - before[clip] for clip in "ab"]
+    printed, higher = tables(capsys.readouterr().out)[-1]["global SDR"]
+    mean, low, high = map(float, re.findall(r"[-+][0-9.]+", printed))
+    assert mean == pytest.approx(np.mean(differences), abs=0.006) and mean != 0
+    assert (low, high) == pytest.approx((min(differences), max(differences)), abs=0.006)  # of two clips
+    assert higher == f"{sum(d > 0 for d in differences)} of 2"
+
+
+def test_other_clips_are_not_compared(songs, model, results, tmp_path):
+    command = [*arguments(songs, model), "--no-museval"]
+    with pytest.raises(UserError, match="has scores of other clips"):
+        evaluate.run([*command, "--seconds", "1", "--compare", str(results[0])])
+    with pytest.raises(UserError, match=r"no results\.csv that can be read"):
+        evaluate.run([*command, "--compare", str(tmp_path)])
+    text = (results[0] / "results.csv").read_text(encoding="utf-8")
+    lines = [line.replace(",-", ",-1") if line.startswith("a,mixture,vocals") else line for line in text.splitlines()]
+    (tmp_path / "results.csv").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match="'a' was another recording"):
+        evaluate.run([*command, "--compare", str(tmp_path)])
+
+
 def test_museval_finds_no_clips_of_an_earlier_run(songs, model, tmp_path, monkeypatch):
     def bsseval(references: dict, estimates: dict, rate: int) -> dict:  # it is the files that are looked at
         frames = references["vocals"].shape[-1] // rate
