@@ -15,13 +15,14 @@ from .resampling import rechunk
 _CUTOFF, _TRANSITION = 20.0, 10.0  # Hz
 _STOPBAND = 80.0  # dB
 _SILENCE = 0.005  # seconds to each side without a sample that is not zero: digital silence
-OFFSET_SHARE, RUMBLE_SHARE = 1e-4, 0.01  # of a channel's energy; a larger share is removed
+SHARE = 0.15  # of a channel's energy, 0.7 dB of its loudness: a larger offset or rumble is removed
 
 
 class Rumble:
     """Takes an offset and what lies below 20 Hz from streams of one sample rate (Hz), after it has measured them.
 
-    A song that has hardly any is left as it is, to the bit: the network knows what little songs have down there.
+    A song that has little is left as it is, to the bit: recordings of voices have offsets of their own, which the network
+    has learnt to tell from the accompaniment's.
 
     The offset is the mean; a linear-phase low-pass filter finds the rest (a sinc under a window of Kaiser, 1974, as in
     `resampling.py`). Before its beginning and after its end, a stream is continued as its own mirror image, so that it
@@ -45,8 +46,8 @@ class Rumble:
         if self.count * _CUTOFF < self.sample_rate:  # shorter than one period
             return False, False
         offset = self.total.square() / self.count
-        beside = (self.low - offset) > RUMBLE_SHARE * (self.energy - offset)
-        return bool((offset > OFFSET_SHARE * self.energy).any()), bool(beside.any())
+        beside = (self.low - offset) > SHARE * (self.energy - offset)
+        return bool((offset > SHARE * self.energy).any()), bool(beside.any())
 
     def remove(self, blocks: Iterable[Tensor]) -> Iterable[Tensor]:
         """The blocks `(C, n)`, perhaps in other sizes, without what is worth taking away; silence stays silent."""
