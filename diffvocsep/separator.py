@@ -30,6 +30,7 @@ from .spectrogram import Frontend
 from .uncertainty import ScaleHead, Uncertainty, record_features
 from .util.device import amp_dtype, resolve_device
 from .util.errors import UserError
+from .util.memory import is_out_of_memory
 from .util.rng import frame_noise
 
 BLOCK_SECONDS = 4.0  # how much audio is read at a time
@@ -212,19 +213,22 @@ class Separator:
         """The vocals' STFT, complex `(G, C, F, T)`, of the kept frames of one chunk after the other."""
         margin = self.grid.margin
         for batch in batches(chunks, config.separation.batch_chunks):
-            mixture = self.frontend.stft(torch.cat([chunk.samples for chunk in batch]), center=False)
             first_frames = [chunk.first - margin for chunk in batch]
             try:
+                mixture = self.frontend.stft(torch.cat([chunk.samples for chunk in batch]), center=False)
                 with record_features(self.model) if uncertainty is not None else nullcontext([]) as features:
                     whole, song_statistics = mixture.to(self.device), statistics.to(self.device)
                     vocals = self.vocals(whole, song_statistics, first_frames, bins, config)
                 scale = self._error_scale(features, whole, vocals, song_statistics, bins).cpu() if features else None
                 vocals = vocals.cpu()
-            except torch.OutOfMemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 setting = config.separation
+                other = "close other programs" if self.device.type == "cpu" else "use --device cpu"
                 raise UserError(
                     f"the memory of '{self.device}' is too small for separation.chunk_seconds={setting.chunk_seconds} "
-                    f"and separation.batch_chunks={setting.batch_chunks}; set them lower or use --device cpu"
+                    f"and separation.batch_chunks={setting.batch_chunks}; set them lower or {other}"
                 ) from None
             for i, chunk in enumerate(batch):
                 rows, kept = slice(i * len(statistics), (i + 1) * len(statistics)), slice(margin, margin + chunk.kept)

@@ -458,6 +458,20 @@ def test_too_little_memory_is_one_sentence():
         stubbed(greedy).separate(song(0.1), RATE)
 
 
+def test_too_little_memory_of_a_computer_is_one_sentence_too():
+    greedy = stubbed(lambda x_t, mixture, t: torch.empty(2**60))  # as torch says it
+    with pytest.raises(UserError, match=r"'cpu' .*batch_chunks=1; set them lower or close other programs$"):
+        greedy.separate(song(0.1), RATE)
+
+
+def test_an_error_that_is_not_for_want_of_memory_stays_what_it_is():
+    def broken(x_t, mixture, t):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="^mat1"):
+        stubbed(broken).separate(song(0.1), RATE)
+
+
 # --- songs of a low sample rate -----------------------------------------------------------------------------------
 
 
