@@ -7,9 +7,10 @@ the song. If it has an offset or much below 20 Hz, it is measured again without,
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -102,7 +103,9 @@ class Separator:
         return Uncertainty(self.head, self.config.audio)
 
     def separate(self, waveform: Tensor, sample_rate: int, **options) -> tuple[Tensor, Tensor]:
-        """Waveform float32 `(C, N)` -> vocals and accompaniment, both `(C, N)`; their sum is the waveform.
+        """Waveform `(C, N)` -> vocals and accompaniment, both `(C, N)`; their sum is the waveform.
+
+        The waveform may lie on any device; what comes out is float32 and lies on the CPU.
 
         Keyword options, by default as in the config: `sampler` (ddpm | ddim | dpmpp), `steps`, `eta`, `samples` (how
         many counterfactuals are averaged), `seed`, `progress` (a tqdm bar), `uncertainty` (an empty one of
@@ -112,14 +115,10 @@ class Separator:
             UserError: the waveform is not `(C, N)`, has a sample that is not finite or a rate outside 1 to 192 kHz, or
                 an option is impossible.
         """
-        waveform = torch.as_tensor(waveform, dtype=torch.float32)
+        waveform = torch.as_tensor(waveform, dtype=torch.float32, device="cpu")
         if waveform.ndim != 2 or not 1 <= len(waveform) <= max(LIKELY_CHANNELS, waveform.shape[-1]):
             raise UserError(f"the waveform has shape {tuple(waveform.shape)}; give (channels, samples), mono as (1, N)")
-        if sample_rate not in SAMPLE_RATES:
-            raise UserError(f"the sample rate is {sample_rate} Hz; resample the waveform to one from 1000 to 192000 Hz")
-        if not waveform.isfinite().all():
-            raise UserError("the waveform has samples that are not finite numbers; repair it first")
-        size = round(BLOCK_SECONDS * sample_rate)
+        size = round(BLOCK_SECONDS * _whole(sample_rate))
         pairs = list(self.separate_stream(lambda: waveform.split(size, -1), sample_rate, waveform.shape[-1], **options))
         if not pairs:
             return torch.zeros_like(waveform), waveform.clone()
@@ -162,20 +161,22 @@ class Separator:
         """Yield pairs of vocals and accompaniment `(C, n)`, in order, as soon as they are known.
 
         Args:
-            blocks: opens the song anew: an iterable of waveform blocks `(C, n)`. It is called three or four times.
+            blocks: opens the song anew: an iterable of waveform blocks `(C, n)`, on any device. It is called three or
+                four times. What comes out is float32 and lies on the CPU.
             length: samples of the song, for the progress bar only.
             options: those of `separate`.
 
         Raises:
-            UserError: an impossible option, or too little memory on the device.
+            UserError: a sample that is not finite, a rate outside 1 to 192 kHz, an impossible option, or too little
+                memory on the device.
         """
-        config = self.settings(**options)
+        config, sample_rate = self.settings(**options), _whole(sample_rate)
         audio = self.config.audio
         rumble = Rumble(audio.sample_rate)
 
         def song(filtered: Callable[[Iterable[Tensor]], Iterable[Tensor]]) -> Iterator[Tensor]:
             # At the rate and in the groups of channels of the network, through a method of `rumble`.
-            resampled = resample_blocks((block.float() for block in blocks()), sample_rate, audio.sample_rate)
+            resampled = resample_blocks(_finite(blocks()), sample_rate, audio.sample_rate)
             return (to_groups(block, audio.channels) for block in filtered(resampled))
 
         statistics = self._measure(song(rumble.measure))
@@ -190,7 +191,7 @@ class Separator:
             chunks = cut(song(rumble.remove), self.grid)
             spectra = self._vocal_spectra(chunks, statistics, trusted, config, bar, uncertainty)
             vocals = resample_blocks(stitch(spectra, self.frontend.stft), audio.sample_rate, sample_rate)
-            yield from line_up(vocals, blocks())
+            yield from line_up(vocals, _finite(blocks()))
 
     def _measure(self, song: Iterable[Tensor]) -> Tensor | None:
         """Statistics of a whole song `(G, C, n)`, `(G, 4)`; None if it has no samples."""
@@ -281,6 +282,23 @@ class Separator:
             mean += (vocals - mean) / (draw + 1)
         # Silence in, silence out: what the network invents in a silent frame must not set the gain of its neighbours.
         return extend_band(mean * nonsilent(mixture), mixture, bins, audio.sample_rate, audio.hop_length)
+
+
+def _whole(sample_rate: int) -> int:
+    """A rate in Hz, once it is known to be a possible one."""
+    with suppress(TypeError):
+        if (rate := operator.index(sample_rate)) in SAMPLE_RATES:
+            return rate
+    raise UserError(f"the sample rate is {sample_rate} Hz but must be a whole number, 1000 to 192000; resample to one")
+
+
+def _finite(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The blocks as float32 on the CPU; raises UserError where a sample is not finite."""
+    for block in blocks:
+        block = block.to("cpu", torch.float32)
+        if not block.isfinite().all():
+            raise UserError("the waveform has samples that are not finite numbers; repair it first")
+        yield block
 
 
 def nonsilent(spectrum: Tensor) -> Tensor:
