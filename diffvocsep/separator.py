@@ -89,18 +89,18 @@ class Separator:
                 raise UserError(f"{key} has no effect on a separation; leave it out")
         return Separator(self.model, config, self.device, self.head)
 
-    def uncertainty(self) -> Uncertainty:
-        """An empty `Uncertainty`, for one song.
+    def uncertainty(self, **options) -> Uncertainty:
+        """An empty `Uncertainty`, for one song that is separated with these options of `separate`.
 
         Raises:
-            UserError: the model has no head that could fill it.
+            UserError: the model has no head that could fill it, or an option is impossible.
         """
         if self.head is None:
             raise UserError(
                 "this model does not know how far it may be wrong; teach it with: python -m scripts.fit_uncertainty "
                 "MODEL NEW_MODEL"
             )
-        return Uncertainty(self.head, self.config.audio)
+        return Uncertainty(self.head, self.config.audio, self.head.settings_not_fitted(self.settings(**options)))
 
     def separate(self, waveform: Tensor, sample_rate: int, **options) -> tuple[Tensor, Tensor]:
         """Waveform `(C, N)` -> vocals and accompaniment, both `(C, N)`; their sum is the waveform.
@@ -109,7 +109,8 @@ class Separator:
 
         Keyword options, by default as in the config: `sampler` (ddpm | ddim | dpmpp), `steps`, `eta`, `samples` (how
         many counterfactuals are averaged), `seed`, `progress` (a tqdm bar), `uncertainty` (an empty one of
-        `uncertainty()`, which is filled: how far the vocals may be wrong).
+        `uncertainty()`, which is filled: how far the vocals may be wrong; under settings that its head was not fitted
+        to, `Uncertainty.not_fitted` names these).
 
         Raises:
             UserError: the waveform is not `(C, N)`, has a sample that is not finite or a rate outside 1 to 192 kHz, or
@@ -171,6 +172,8 @@ class Separator:
                 memory on the device.
         """
         config, sample_rate = self.settings(**options), _whole(sample_rate)
+        if uncertainty is not None:  # it may have been made for other options
+            uncertainty.not_fitted = self.head.settings_not_fitted(config)
         audio = self.config.audio
         rumble = Rumble(audio.sample_rate)
 
