@@ -411,7 +411,13 @@ def test_epsilon_from_pure_noise_is_refused_with_the_reason():
 
 @pytest.mark.parametrize(
     ("sampler", "eta", "flags"),
-    [("ddpm", 0.0, [0, 0, 0]), ("ddim", 0.0, [0, 1, 1]), ("ddim", 0.5, [0, 0, 0]), ("dpmpp", 0.5, [0, 1, 1])],
+    [
+        ("ddpm", 0.0, [0, 0, 0]),
+        ("ddim", 0.0, [0, 1, 1]),
+        ("ddim", 5e-324, [0, 0, 0]),  # however little
+        ("ddim", 0.5, [0, 0, 0]),
+        ("dpmpp", 0.5, [0, 1, 1]),
+    ],
 )
 def test_the_network_is_told_what_holds_its_own_guess(sampler, eta, flags):
     """As it was in training (`train.refine_share`): noise alone is no guess, and fresh noise draws a sample."""
