@@ -6,7 +6,7 @@ A file or an override names only what differs from the defaults below:
     config.audio.n_fft
 
 What a key may be, when it matters, and whether trained weights are bound to it stands at the key; `_relations` holds
-what depends on several. A `Config` that exists is a possible one.
+what depends on several. A `Config` that exists is a possible one. A new key wants a case in tests/test_every_key.py.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Sampler:
         return self.noise == "always" or (self.reads_eta and eta > 0)
 
 
-NETWORKS = {  # torch modules, constructed with the Config; see `UNet` for what they take and return
+NETWORKS = {  # torch modules, constructed with the Config; see `make_network` in unet.py for what they offer
     "unet": "diffvocsep.unet:UNet",
 }
 REPRESENTATIONS = {  # classes, see `Representation`; `from_config` is called with the AudioConfig
