@@ -21,8 +21,8 @@ SHARE = 0.15  # of a channel's energy, 0.7 dB of its loudness: a larger offset o
 class Rumble:
     """Takes an offset and what lies below 20 Hz from streams of one sample rate (Hz), after it has measured them.
 
-    A song that has little is left as it is, to the bit: recordings of voices have offsets of their own, which the
-    network has learnt to tell from the accompaniment's.
+    A song that has little is left as it is, to the bit: recordings of voices have offsets of their own, and the network
+    has learnt whose they are.
 
     The offset is the mean; a linear-phase low-pass filter finds the rest (a sinc under a window of Kaiser, 1974, as in
     `resampling.py`). Before its beginning and after its end, a stream is continued as its own mirror image, so that it
