@@ -1,8 +1,9 @@
 """A song of any length through a network of bounded memory: cut into chunks, stitched again, lined up with the song.
 
-Chunks lie on a grid that starts at the song's first sample. Each includes a margin of its neighbours, which is
-discarded after the network. Kept frames are overlap-added as if the song had been transformed at once, so joints are
-crossfaded by the STFT's own window. Waveforms come and go in blocks: nothing here grows with the song.
+Chunks lie on a grid that starts at the song's first sample. Each includes a margin of its neighbours, which the
+separator throws away after the network (separator.py). Kept frames are overlap-added as if the song had been
+transformed at once, so joints are crossfaded by the STFT's own window. Waveforms come and go in blocks: nothing here
+grows with the song.
 """
 
 from __future__ import annotations

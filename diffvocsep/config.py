@@ -6,7 +6,7 @@ A file or an override names only what differs from the defaults below:
     config.audio.n_fft
 
 What a key may be, when it matters, and whether trained weights are bound to it stands at the key; `_relations` holds
-what depends on several. A `Config` that exists is a possible one.
+what depends on several. A `Config` that exists is a possible one. A new key wants a case in tests/test_every_key.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .parts import DATASETS, NETWORKS, REPRESENTATIONS, SAMPLERS
 from .util import strict_yaml
 from .util.atomic import write_atomic
 from .util.errors import UserError
-from .util.keys import Limit, at_least, between, field_metadata, key, more_than, unless, when
+from .util.keys import Condition, Limit, at_least, between, field_metadata, key, more_than, unless, when
 from .util.strict_yaml import prefix_errors, shorten, show
 
 SHARE = between(0, 1)
@@ -54,6 +54,7 @@ OWN_ROOT = unless("data.dataset", "synthetic", "musdb", "musdbhq")  # stems, and
 SYNTHETIC, REAL = when("data.dataset", "synthetic"), unless("data.dataset", "synthetic")
 LINEAR = when("diffusion.beta_schedule", "linear")
 SEVERAL_STEPS = unless("diffusion.ddim_steps", 1)
+READS_ETA = Condition("diffusion.sampler", lambda name: SAMPLERS[name].reads_eta)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class DiffusionConfig:
     sampler: Literal[tuple(SAMPLERS)] = key("ddim", None, SEVERAL_STEPS, separates=True)
     use_ddim: bool | None = key(None, separates=True)
     ddim_steps: int = key(1, at_least(1, 100_000), separates=True)
-    eta: float = key(0.0, SHARE, unless("diffusion.sampler", "ddpm", "dpmpp"), SEVERAL_STEPS, separates=True)
+    eta: float = key(0.0, SHARE, READS_ETA, SEVERAL_STEPS, separates=True)
     temperature: float = key(1.0, SHARE, separates=True)
     samples: int = key(1, at_least(1, 10_000), separates=True)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .config import DiffusionConfig
 from .denoiser import Denoiser
+from .parts import SAMPLERS
 from .samplers import Noise, sample, timestep_schedule
 from .spectrogram import Representation
 
@@ -21,8 +22,8 @@ def generate(denoiser: Denoiser, x_mixture: Tensor, settings: DiffusionConfig, n
     """Draw an accompaniment of the mixture: x_0 `(B, C, F, T)`, in the represented space like `x_mixture`.
 
     After the first step of a deterministic sampler the network is told that x_t is made of its own guess, which it then
-    refines (`train.refine_share`). A sampler that adds fresh noise draws a sample instead: to the network, its x_t is a
-    noisy version of the truth.
+    refines (`train.refine_share`). A sampler that adds fresh noise (`parts.Sampler.adds_noise`) draws a sample instead:
+    to the network, its x_t is a noisy version of the truth.
 
     Args:
         settings: which sampler, how many steps, its `eta`, and the temperature of the noise it starts from.
@@ -30,21 +31,16 @@ def generate(denoiser: Denoiser, x_mixture: Tensor, settings: DiffusionConfig, n
             sampler adds in step k.
     """
     schedule = timestep_schedule(settings.timesteps, settings.ddim_steps)
-    deterministic = True  # until the sampler asks for noise
-
-    def fresh_noise(step: int) -> Tensor:
-        nonlocal deterministic
-        deterministic = False
-        return noise(step)
+    refines = not SAMPLERS[settings.sampler].adds_noise(settings.eta)
 
     def denoise(x_t: Tensor, t: int) -> Tensor:
         steps = torch.full((len(x_t),), t, device=x_t.device)
-        guessed = torch.ones(len(x_t), device=x_t.device) if deterministic and t < schedule[0] else None
+        guessed = torch.ones(len(x_t), device=x_t.device) if refines and t < schedule[0] else None
         return denoiser(x_t, x_mixture, steps, guessed)
 
     temperature = settings.temperature or float(settings.samples > 1)  # draws to be averaged must differ
     signal_power = denoiser.diffusion.alphas_cumprod
-    return sample(settings.sampler, denoise, temperature * noise(-1), signal_power, schedule, fresh_noise, settings.eta)
+    return sample(settings.sampler, denoise, temperature * noise(-1), signal_power, schedule, noise, settings.eta)
 
 
 def subtract(

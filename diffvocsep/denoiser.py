@@ -15,7 +15,7 @@ class Denoiser:
     """`denoiser(x_t, x_mixture, t, guessed)` -> x_0, whatever the network predicts (`diffusion.prediction_type`).
 
     Args:
-        model: the network, `(x_t, x_mixture, t, guessed) -> (B, C, F, T)`; see `UNet.forward`.
+        model: the network, `(x_t, x_mixture, t, guessed) -> (B, C, F, T)`; see `make_network`.
         dtype: autocast type in which the network computes, None for its own; what comes out is float32.
     """
 

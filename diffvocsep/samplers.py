@@ -3,8 +3,8 @@
 Every sampler asks `denoise(x_t, t)` for the network's x_0 and walks down the timesteps of `schedule`. The last step
 goes to sigma = 0, where DDPM, DDIM and first-order DPM-Solver++ all reduce to x_0 itself; so one step from pure noise
 is exactly `denoise(x_T, T - 1)`. Step sizes are arbitrary: only `alphas_cumprod` at both ends of a step counts.
-All take the same arguments, so that `parts.SAMPLERS` can name any of them; a new one is a function like `ddim`. Whoever
-adds noise takes it from `noise`: that also tells `counterfactual.generate` that a sample is drawn, not a guess refined.
+All take the same arguments, so that `parts.SAMPLERS` can name any of them; a new one is a function like `ddim`. When it
+adds noise, which it takes from `noise`, its line there says.
 
 Scalars are Python floats (float64) and tensors `(B, C, F, T)` keep their dtype.
 """
@@ -134,7 +134,7 @@ def sample(
     """
     if sampler not in SAMPLERS:
         raise UserError(f"sampler is {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
-    return load(SAMPLERS[sampler])(denoise, x_T, alphas_cumprod, schedule, noise, eta)
+    return load(SAMPLERS[sampler].path)(denoise, x_T, alphas_cumprod, schedule, noise, eta)
 
 
 def _lambda(ac: float) -> float:

@@ -7,9 +7,10 @@ the song. If it has an offset or much below 20 Hz, it is measured again without,
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from .spectrogram import Frontend
 from .uncertainty import ScaleHead, Uncertainty, record_features
 from .util.device import amp_dtype, resolve_device
 from .util.errors import UserError
+from .util.memory import is_out_of_memory
 from .util.rng import frame_noise
 
 BLOCK_SECONDS = 4.0  # how much audio is read at a time
@@ -87,38 +89,37 @@ class Separator:
                 raise UserError(f"{key} has no effect on a separation; leave it out")
         return Separator(self.model, config, self.device, self.head)
 
-    def uncertainty(self) -> Uncertainty:
-        """An empty `Uncertainty`, for one song.
+    def uncertainty(self, **options) -> Uncertainty:
+        """An empty `Uncertainty`, for one song that is separated with these options of `separate`.
 
         Raises:
-            UserError: the model has no head that could fill it.
+            UserError: the model has no head that could fill it, or an option is impossible.
         """
         if self.head is None:
             raise UserError(
                 "this model does not know how far it may be wrong; teach it with: python -m scripts.fit_uncertainty "
                 "MODEL NEW_MODEL"
             )
-        return Uncertainty(self.head, self.config.audio)
+        return Uncertainty(self.head, self.config.audio, self.head.settings_not_fitted(self.settings(**options)))
 
     def separate(self, waveform: Tensor, sample_rate: int, **options) -> tuple[Tensor, Tensor]:
-        """Waveform float32 `(C, N)` -> vocals and accompaniment, both `(C, N)`; their sum is the waveform.
+        """Waveform `(C, N)` -> vocals and accompaniment, both `(C, N)`; their sum is the waveform.
+
+        The waveform may lie on any device; what comes out is float32 and lies on the CPU.
 
         Keyword options, by default as in the config: `sampler` (ddpm | ddim | dpmpp), `steps`, `eta`, `samples` (how
         many counterfactuals are averaged), `seed`, `progress` (a tqdm bar), `uncertainty` (an empty one of
-        `uncertainty()`, which is filled: how far the vocals may be wrong).
+        `uncertainty()`, which is filled: how far the vocals may be wrong; under settings that its head was not fitted
+        to, `Uncertainty.not_fitted` names these).
 
         Raises:
             UserError: the waveform is not `(C, N)`, has a sample that is not finite or a rate outside 1 to 192 kHz, or
                 an option is impossible.
         """
-        waveform = torch.as_tensor(waveform, dtype=torch.float32)
+        waveform = torch.as_tensor(waveform, dtype=torch.float32, device="cpu")
         if waveform.ndim != 2 or not 1 <= len(waveform) <= max(LIKELY_CHANNELS, waveform.shape[-1]):
             raise UserError(f"the waveform has shape {tuple(waveform.shape)}; give (channels, samples), mono as (1, N)")
-        if sample_rate not in SAMPLE_RATES:
-            raise UserError(f"the sample rate is {sample_rate} Hz; resample the waveform to one from 1000 to 192000 Hz")
-        if not waveform.isfinite().all():
-            raise UserError("the waveform has samples that are not finite numbers; repair it first")
-        size = round(BLOCK_SECONDS * sample_rate)
+        size = round(BLOCK_SECONDS * _whole(sample_rate))
         pairs = list(self.separate_stream(lambda: waveform.split(size, -1), sample_rate, waveform.shape[-1], **options))
         if not pairs:
             return torch.zeros_like(waveform), waveform.clone()
@@ -161,20 +162,24 @@ class Separator:
         """Yield pairs of vocals and accompaniment `(C, n)`, in order, as soon as they are known.
 
         Args:
-            blocks: opens the song anew: an iterable of waveform blocks `(C, n)`. It is called three or four times.
+            blocks: opens the song anew: an iterable of waveform blocks `(C, n)`, on any device. It is called three or
+                four times. What comes out is float32 and lies on the CPU.
             length: samples of the song, for the progress bar only.
             options: those of `separate`.
 
         Raises:
-            UserError: an impossible option, or too little memory on the device.
+            UserError: a sample that is not finite, a rate outside 1 to 192 kHz, an impossible option, or too little
+                memory on the device.
         """
-        config = self.settings(**options)
+        config, sample_rate = self.settings(**options), _whole(sample_rate)
+        if uncertainty is not None:  # it may have been made for other options
+            uncertainty.not_fitted = self.head.settings_not_fitted(config)
         audio = self.config.audio
         rumble = Rumble(audio.sample_rate)
 
         def song(filtered: Callable[[Iterable[Tensor]], Iterable[Tensor]]) -> Iterator[Tensor]:
             # At the rate and in the groups of channels of the network, through a method of `rumble`.
-            resampled = resample_blocks((block.float() for block in blocks()), sample_rate, audio.sample_rate)
+            resampled = resample_blocks(_finite(blocks()), sample_rate, audio.sample_rate)
             return (to_groups(block, audio.channels) for block in filtered(resampled))
 
         statistics = self._measure(song(rumble.measure))
@@ -189,7 +194,7 @@ class Separator:
             chunks = cut(song(rumble.remove), self.grid)
             spectra = self._vocal_spectra(chunks, statistics, trusted, config, bar, uncertainty)
             vocals = resample_blocks(stitch(spectra, self.frontend.stft), audio.sample_rate, sample_rate)
-            yield from line_up(vocals, blocks())
+            yield from line_up(vocals, _finite(blocks()))
 
     def _measure(self, song: Iterable[Tensor]) -> Tensor | None:
         """Statistics of a whole song `(G, C, n)`, `(G, 4)`; None if it has no samples."""
@@ -212,19 +217,22 @@ class Separator:
         """The vocals' STFT, complex `(G, C, F, T)`, of the kept frames of one chunk after the other."""
         margin = self.grid.margin
         for batch in batches(chunks, config.separation.batch_chunks):
-            mixture = self.frontend.stft(torch.cat([chunk.samples for chunk in batch]), center=False)
             first_frames = [chunk.first - margin for chunk in batch]
             try:
+                mixture = self.frontend.stft(torch.cat([chunk.samples for chunk in batch]), center=False)
                 with record_features(self.model) if uncertainty is not None else nullcontext([]) as features:
                     whole, song_statistics = mixture.to(self.device), statistics.to(self.device)
                     vocals = self.vocals(whole, song_statistics, first_frames, bins, config)
                 scale = self._error_scale(features, whole, vocals, song_statistics, bins).cpu() if features else None
                 vocals = vocals.cpu()
-            except torch.OutOfMemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 setting = config.separation
+                other = "close other programs" if self.device.type == "cpu" else "use --device cpu"
                 raise UserError(
                     f"the memory of '{self.device}' is too small for separation.chunk_seconds={setting.chunk_seconds} "
-                    f"and separation.batch_chunks={setting.batch_chunks}; set them lower or use --device cpu"
+                    f"and separation.batch_chunks={setting.batch_chunks}; set them lower or {other}"
                 ) from None
             for i, chunk in enumerate(batch):
                 rows, kept = slice(i * len(statistics), (i + 1) * len(statistics)), slice(margin, margin + chunk.kept)
@@ -277,6 +285,23 @@ class Separator:
             mean += (vocals - mean) / (draw + 1)
         # Silence in, silence out: what the network invents in a silent frame must not set the gain of its neighbours.
         return extend_band(mean * nonsilent(mixture), mixture, bins, audio.sample_rate, audio.hop_length)
+
+
+def _whole(sample_rate: int) -> int:
+    """A rate in Hz, once it is known to be a possible one."""
+    with suppress(TypeError):
+        if (rate := operator.index(sample_rate)) in SAMPLE_RATES:
+            return rate
+    raise UserError(f"the sample rate is {sample_rate} Hz but must be a whole number, 1000 to 192000; resample to one")
+
+
+def _finite(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The blocks as float32 on the CPU; raises UserError where a sample is not finite."""
+    for block in blocks:
+        block = block.to("cpu", torch.float32)
+        if not block.isfinite().all():
+            raise UserError("the waveform has samples that are not finite numbers; repair it first")
+        yield block
 
 
 def nonsilent(spectrum: Tensor) -> Tensor:

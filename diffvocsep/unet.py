@@ -1,4 +1,5 @@
-"""The denoiser: a UNet over `concat([x_t, mixture])` that also sees the timestep.
+"""The network: a UNet over `concat([x_t, mixture])` that also sees the timestep. What any network offers stands at
+`make_network`.
 
 Inside, tensors are `(B, C, T, F)`: time before frequency, because almost everything here (normalization, frequency-wise
 layers) works on one frame at a time. Only the 3x3 convolutions and, where there is any, attention within a window look
@@ -323,7 +324,16 @@ def zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
 
 
 def make_network(config: Config) -> nn.Module:
-    """The network that `model.network` names, one of `parts.NETWORKS`, with weights drawn anew."""
+    """The network that `model.network` names, one of `parts.NETWORKS`, with weights drawn anew.
+
+    It is a torch module that is constructed with the `Config`, and has
+
+    - `forward(x_t, mixture, t, guessed)` as `UNet` has, for any T; what it says of a frame may depend on frames nearby;
+    - `time_stride`: chunks of a song begin at multiples of so many frames;
+    - a state of floating-point tensors alone, for they are averaged;
+    - for an uncertainty, `head`, a sequence whose last layer gets `(B, W, T', F')`, as the `ScaleHead` reads it;
+    - for `train.parts=refine`, attributes `refine_...` that hold the weights for guesses alone.
+    """
     return load(NETWORKS[config.model.network])(config)
 
 

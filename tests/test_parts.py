@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tiny import RATE, Stub, song, tiny_config
 from torch import Tensor, nn
 from trainers import CPU, tiny
 
@@ -12,9 +15,11 @@ from diffvocsep import parts
 from diffvocsep.config import Config, ignored_settings, load_config
 from diffvocsep.data.synthetic.tracks import synthetic_tracks
 from diffvocsep.data.tracks import Track
+from diffvocsep.evaluation.sweep import Setting, parse_grid
 from diffvocsep.separator import Separator
 from diffvocsep.spectrogram import ComplexSpectrogram
 from diffvocsep.training.trainer import Trainer
+from diffvocsep.util.errors import UserError
 
 asked: list[str] = []  # the splits that the toy dataset was asked for
 
@@ -59,10 +64,11 @@ def toy_songs(root, split: str) -> list[Track]:
 @pytest.fixture
 def toys(monkeypatch) -> list[str]:
     """Registers a toy of every kind; returns the settings that choose them."""
-    lines = {"NETWORKS": "ToyNetwork", "REPRESENTATIONS": "ToyRepresentation", "SAMPLERS": "toy_sampler",
-             "DATASETS": "toy_dataset", "TEST_SETS": "toy_songs"}  # fmt: skip
+    lines = {"NETWORKS": "ToyNetwork", "REPRESENTATIONS": "ToyRepresentation", "DATASETS": "toy_dataset",
+             "TEST_SETS": "toy_songs"}  # fmt: skip
     for kind, name in lines.items():
         monkeypatch.setitem(getattr(parts, kind), "toy", f"test_parts:{name}")
+    monkeypatch.setitem(parts.SAMPLERS, "toy", parts.Sampler("test_parts:toy_sampler", noise="eta"))
     asked.clear()
     return ["model.network=toy", "audio.representation=toy", "diffusion.sampler=toy", "diffusion.ddim_steps=2",
             "data.dataset=toy"]  # fmt: skip
@@ -91,3 +97,42 @@ def test_a_toy_test_set_is_scored(toys, tmp_path, capsys):
 
 def test_a_toy_dataset_and_sampler_are_told_where_songs_lie_and_how_much_noise(toys):
     assert ignored_settings(load_config(None, [*toys, "data.root=songs", "diffusion.eta=0.5"])) == []
+
+
+NOISY_AT_LAST = parts.Sampler("test_parts:noisy_at_last", noise="always")
+
+
+def noisy_at_last(denoise, x_T: Tensor, alphas_cumprod: Tensor, schedule, noise, eta: float) -> Tensor:
+    *_, x_0 = (denoise(x_T, t) for t in schedule)
+    return x_0 + 0 * noise(len(schedule) - 1)
+
+
+def test_a_sampler_says_itself_whether_it_draws_a_sample(monkeypatch):
+    """Not the moment when it first takes noise: before it, x_t belongs to a sample, too."""
+    told = []
+
+    class Told(Stub):
+        def forward(self, x_t, mixture, t, guessed):
+            told.append(guessed is not None)
+            return mixture
+
+    for noise in ("always", "never"):
+        monkeypatch.setitem(parts.SAMPLERS, "toy", replace(NOISY_AT_LAST, noise=noise))
+        separator = Separator(Told(None), tiny_config("diffusion.sampler=toy", "diffusion.ddim_steps=3"))
+        separator.separate(song(0.1), RATE)
+    assert told == [False, False, False, False, True, True]
+
+
+@pytest.mark.parametrize(("noise", "etas"), [("always", [0.0]), ("never", [0.0]), ("eta", [0.0, 0.5])])
+def test_a_sampler_says_itself_whether_it_reads_eta(monkeypatch, noise, etas):
+    monkeypatch.setitem(parts.SAMPLERS, "toy", replace(NOISY_AT_LAST, noise=noise))
+    assert parse_grid("steps=4 sampler=toy eta=0,0.5") == [Setting("toy", 4, eta) for eta in etas]
+    given = ["diffusion.sampler=toy", "diffusion.ddim_steps=4", "diffusion.eta=0.5"]
+    assert len(ignored_settings(load_config(None, given))) == (noise != "eta")
+
+
+def test_refinement_is_not_trained_for_a_sampler_that_adds_noise(monkeypatch, tmp_path):
+    monkeypatch.setitem(parts.SAMPLERS, "toy", NOISY_AT_LAST)
+    refine = ("train.parts=refine", "model.refine_rank=2", "train.refine_share=1")
+    with pytest.raises(UserError, match="validation has none"):
+        Trainer(tiny(tmp_path, *refine, "diffusion.ddim_steps=2", "diffusion.sampler=toy"), CPU, "none")

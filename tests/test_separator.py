@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import (
@@ -410,7 +411,13 @@ def test_epsilon_from_pure_noise_is_refused_with_the_reason():
 
 @pytest.mark.parametrize(
     ("sampler", "eta", "flags"),
-    [("ddpm", 0.0, [0, 0, 0]), ("ddim", 0.0, [0, 1, 1]), ("ddim", 0.5, [0, 0, 0]), ("dpmpp", 0.5, [0, 1, 1])],
+    [
+        ("ddpm", 0.0, [0, 0, 0]),
+        ("ddim", 0.0, [0, 1, 1]),
+        ("ddim", 5e-324, [0, 0, 0]),  # however little
+        ("ddim", 0.5, [0, 0, 0]),
+        ("dpmpp", 0.5, [0, 1, 1]),
+    ],
 )
 def test_the_network_is_told_what_holds_its_own_guess(sampler, eta, flags):
     """As it was in training (`train.refine_share`): noise alone is no guess, and fresh noise draws a sample."""
@@ -458,6 +465,20 @@ def test_too_little_memory_is_one_sentence():
         stubbed(greedy).separate(song(0.1), RATE)
 
 
+def test_too_little_memory_of_a_computer_is_one_sentence_too():
+    greedy = stubbed(lambda x_t, mixture, t: torch.empty(2**60))  # as torch says it
+    with pytest.raises(UserError, match=r"'cpu' .*batch_chunks=1; set them lower or close other programs$"):
+        greedy.separate(song(0.1), RATE)
+
+
+def test_an_error_that_is_not_for_want_of_memory_stays_what_it_is():
+    def broken(x_t, mixture, t):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="^mat1"):
+        stubbed(broken).separate(song(0.1), RATE)
+
+
 # --- songs of a low sample rate -----------------------------------------------------------------------------------
 
 
@@ -498,11 +519,31 @@ def test_at_its_own_rate_a_network_of_the_whole_band_decides_in_every_bin():
 
 @pytest.mark.parametrize(("shape", "rate", "said"), [
     ((3 * RATE, 2), RATE, "channels, samples"), ((0, 100), RATE, "channels, samples"), ((2, 100), 0, "resample"),
-    ((2, 100), 400_000, "resample"),
+    ((2, 100), 400_000, "resample"), ((2, 100), 8000.0, "whole number"), ((2, 100), "8000", "whole number"),
 ])  # fmt: skip
-def test_a_waveform_that_is_none_is_one_sentence(shape, rate, said):
+def test_a_waveform_that_is_none_is_one_sentence(separator, shape, rate, said):
     with pytest.raises(UserError, match=said):
-        random_separator().separate(torch.zeros(shape), rate)
+        separator.separate(torch.zeros(shape), rate)
+
+
+@pytest.mark.parametrize(("rate", "value", "said"), [
+    (999, 0.0, "resample"), (8000.0, 0.0, "whole number"), (RATE, torch.nan, "not finite"), (RATE, torch.inf, "not"),
+])  # fmt: skip
+def test_a_stream_that_is_none_is_one_sentence(separator, rate, value, said):
+    with pytest.raises(UserError, match=said):
+        next(separator.separate_stream(lambda: [torch.full((2, 100), value)], rate))
+
+
+def test_numbers_of_every_kind_and_place_come_back_as_float32_on_the_cpu(separator):
+    class Elsewhere:  # in the place of a GPU, all that a tensor there is good for before it was moved
+        def to(self, device, dtype):
+            return mixture.to(device, dtype)
+
+    mixture = song(0.5)
+    vocals, _ = separator.separate(mixture, RATE)
+    ((streamed, rest),) = separator.separate_stream(lambda: [Elsewhere()], RATE)
+    assert torch.equal(streamed, vocals) and rest.dtype == torch.float32 and rest.device.type == "cpu"
+    assert torch.equal(separator.separate(mixture.double().numpy(), np.int64(RATE))[0], vocals)
 
 
 def test_samples_that_are_no_numbers_are_refused():

@@ -101,6 +101,13 @@ def test_settings_that_change_the_errors_are_told_from_those_that_do_not():
     assert one.head.settings_not_fitted(one.settings()) == []
 
 
+def test_a_measured_song_tells_which_settings_the_head_was_not_fitted_to():
+    one, mixture = separator(), 0.3 * song(0.2)
+    assert measured(one, mixture)[1].not_fitted == one.uncertainty(seed=3).not_fitted == []
+    assert one.uncertainty(steps=2).not_fitted == ["diffusion.ddim_steps"]
+    assert measured(one, mixture, steps=2)[1].not_fitted == ["diffusion.ddim_steps"]  # though made for one step
+
+
 def test_silence_is_certain():
     mixture = 0.3 * song(0.9)
     mixture[:, 2000:5000] = 0

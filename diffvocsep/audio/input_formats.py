@@ -1,4 +1,4 @@
-"""Which files are songs by their ending, and which formats ffmpeg may open."""
+"""Which files are songs or stems by their ending, and which formats ffmpeg may open."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ _ENDINGS = """wav w64 rf64 bw64 flac ogg oga opus spx mp3 mp2 mp1 mpga aiff aif 
 mov qt 3gp 3g2 aac adts wma wmv asf mka mkv webm ogv ogx avi flv f4v ts mts m2ts mpg mpeg vob wv ape tak tta ac3 eac3
 dts dtshd thd mlp amr mpc mp+ ofr dsf dff ra rm rmvb shn gsm"""
 SONGS = frozenset(f".{ending}" for ending in _ENDINGS.split())
+
+# Of stems, fewer: training reads them piece by piece, which takes a format that libsndfile reads from any sample on.
+STEM_ENDINGS = frozenset([".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"])
 
 # ffmpeg also opens playlists and manifests (HLS, DASH, ffconcat, SDP, image sequences, ...), which name other files: a
 # "song" of a stranger could make it read any file of this computer. Only formats that hold their own sound are let in.

@@ -80,10 +80,10 @@ def separate_reader(
 def uncertainty_for_picture(separator: Separator, channels: int, **options) -> Uncertainty | None:
     """An empty `Uncertainty` for a song that is separated with these options of `Separator.separate`. None where it
     cannot be estimated: no head, settings that the head was not fitted to, or more than `GROUP_SIZE` channels."""
-    head = separator.head
-    if head is None or channels > GROUP_SIZE or head.settings_not_fitted(separator.settings(**options)):
+    if separator.head is None or channels > GROUP_SIZE:
         return None
-    return separator.uncertainty()
+    uncertainty = separator.uncertainty(**options)
+    return None if uncertainty.not_fitted else uncertainty
 
 
 def require_format(reader: AudioReader, targets: list[Path], subtype: str | None, bitrate: int | None) -> None:

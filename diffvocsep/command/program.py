@@ -216,10 +216,10 @@ def make_separate(args: argparse.Namespace, model: Path, device: str, rank: int)
     settings = separator.settings(**options)
     if rank == 0:
         print_notes(notes_on_settings(args, released.config, separator.config, settings))
-    uncertainty = separator.uncertainty() if args.uncertainty else None
+    uncertainty = separator.uncertainty(**options) if args.uncertainty else None
     if uncertainty and rank == 0:
         print_notes(f"the uncertainty was fitted under another {key} and may mislead; leave that setting as it came"
-                    for key in separator.head.settings_not_fitted(settings))  # fmt: skip
+                    for key in uncertainty.not_fitted)  # fmt: skip
     form = {"subtype": SUBTYPES[args.bits], "bitrate": args.bitrate, "rescale": args.rescale}
     form["progress"] = not args.no_progress and rank == 0
 

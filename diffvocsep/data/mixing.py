@@ -21,14 +21,11 @@ from ..util.errors import UserError
 from ..util.rng import generator
 from .augment import KNOTS, Room, augment, rotate_stereo, source_length
 from .tracks import SIDES, Track, to_channels
-from .voice_effects import Compressor, Doubling, Echo, Effect, Harmony, Limiter, Pitch, Saturation, apply_effects
+from .voice_effects import VOICE_CHAIN, Effect, Limiter, Pitch, apply_effects
 
 REMIX_DB = -4.0  # level of a voice over foreign music: that of the mixtures in MUSDB18, see docs/method.md
 SECOND_DB = (-9.0, 0.0)  # level of a second voice beside the first
 PITCH_PROBABILITY = 0.25  # share of the voices whose pitch data.pitch_semitones changes
-VOICE_CHAIN = {  # key of `data` that says how often -> effect
-    "compressor": Compressor, "saturation": Saturation, "harmony": Harmony, "doubling": Doubling, "echo": Echo,
-}  # fmt: skip
 TWIN_GAINS = (0.5, 2.0)  # -6 and +6 dB
 NOISE_FLOOR = 1e-3  # a stem 60 dB below the other holds only noise, which must not be made louder
 SET_POWER = 0.25  # 0: all sets equally often, 1: by their duration

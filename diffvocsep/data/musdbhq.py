@@ -10,11 +10,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..audio import AudioReader
+from ..audio.input_formats import STEM_ENDINGS
 from ..util.cli import print_notes
 from ..util.device import torchrun_env
 from ..util.errors import UserError
 from .musdb_songs import DEV_SONGS, TEST_SONGS
-from .stems import EXTENSIONS, StemTrack
+from .stems import StemTrack
 
 STEMS = ("vocals", "drums", "bass", "other")
 BAD_SHARE = 0.1  # of the songs; with more of them bad, something is wrong with the whole
@@ -74,7 +75,7 @@ def _half(root: Path, name: str) -> Path | None:
 
 def _problem(song: Path) -> str:
     """What is wrong with a song, or nothing. Other sample rates are not: they are converted."""
-    found = [f for f in sorted(song.iterdir()) if f.suffix.lower() in EXTENSIONS and f.name[0] != "."]
+    found = [f for f in sorted(song.iterdir()) if f.suffix.lower() in STEM_ENDINGS and f.name[0] != "."]
     files = {f.stem.lower(): f for f in found}
     missing = [name for name in STEMS if name not in files]
     if missing:

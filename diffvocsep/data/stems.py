@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from ..audio import AudioReader, read, resample
+from ..audio.input_formats import STEM_ENDINGS
 from ..util.atomic import remove_leftovers, require_folder, write_atomic
 from ..util.errors import UserError
 from ..util.folders import walk
 from ..util.threads import in_threads
 from .tracks import SIDES, Track
 
-EXTENSIONS = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"}
 CHANNELS = 2  # of files with more, the first two are read
 FULL_SCALE = 16384  # of 16 bit; leaves 6 dB above 1.0, which float stems and lossy decoders may reach
 # Names of files that mean a voice, or the whole song; such a file is no instrument.
@@ -214,4 +214,4 @@ def track_folders(root: Path) -> list[Path]:
 
 def is_audio(path: Path) -> bool:
     """By its name, and not hidden: macOS leaves `._vocals.wav` beside the real file on foreign disks."""
-    return path.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in STEM_ENDINGS and not any(part.startswith(".") for part in path.parts)

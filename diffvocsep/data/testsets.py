@@ -1,4 +1,7 @@
-"""Songs to score, as they lie on disk: a function for each name in `parts.TEST_SETS`."""
+"""Songs to score, as they lie on disk: a function for each name in `parts.TEST_SETS`.
+
+Those that train are in sources.py. Where a new layout is to do both, it has a function in each.
+"""
 
 from __future__ import annotations
 

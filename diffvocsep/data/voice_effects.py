@@ -1,4 +1,4 @@
-"""What a studio does to a voice: a second take beside it, harmonies, echoes, compression, saturation, another pitch.
+"""What a studio does to a voice: a second take, harmonies, echoes, ..., another pitch. (Another singer: mixing.py.)
 
 Each effect is drawn once (`draw`) and then turns a waveform `(C, N)` into another of the same shape. Those of one kind
 work on a batch `(B, C, N)` together (`apply`), on any device; a GPU is never waited for. Voices that were recorded dry
@@ -265,12 +265,14 @@ class Echo(Effect):
         return match_energy(total, waveforms)
 
 
-STUDIO = (Pitch, Compressor, Saturation, Harmony, Doubling, Echo)  # in this order
+VOICE_CHAIN = {  # in this order, after `Pitch`: key of `data` that says how often -> effect
+    "compressor": Compressor, "saturation": Saturation, "harmony": Harmony, "doubling": Doubling, "echo": Echo,
+}  # fmt: skip
 
 
 def apply_effects(waveforms: Tensor, chains: Sequence[Sequence[Effect]], sample_rate: int) -> Tensor:
-    """`(B, C, N)` of voices, each through its own effects, which stand in the order of `STUDIO`."""
-    for kind in STUDIO:
+    """`(B, C, N)` of voices, each through its own effects, in the order of `VOICE_CHAIN`."""
+    for kind in (Pitch, *VOICE_CHAIN.values()):
         found = {i: effect for i, chain in enumerate(chains) for effect in chain if type(effect) is kind}
         if found:
             rows = move(torch.tensor([*found]), waveforms.device)

@@ -145,7 +145,7 @@ def file_name(name: str) -> str:
 
 
 def _key(excerpt: Excerpt, system: str, fingerprint: str, version: str | None) -> str:
-    text = json.dumps([5, excerpt.identity(), system, fingerprint, version])
+    text = json.dumps([COLUMNS, excerpt.identity(), system, fingerprint, version])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..config import ignored_keys, load_config
 from ..separator import Separator
 from ..util.errors import UserError
 from .clips import Excerpt
@@ -76,10 +77,10 @@ def parse_grid(text: str) -> list[Setting]:
 
 
 def _simplest(setting: Setting) -> Setting:
-    """The simplest setting that does the same: one step is the same by every sampler, and only ddim reads eta."""
-    if setting.steps == 1:
-        return replace(setting, sampler="ddim", eta=0.0)
-    return setting if setting.sampler == "ddim" else replace(setting, eta=0.0)
+    """The simplest setting that does the same: what the config ignores has its default."""
+    few = replace(setting, steps=min(setting.steps, 2))  # how many a model can take is not known yet
+    ignored = ignored_keys(load_config(None, few.overrides()))
+    return replace(setting, **{key.name: key.default for key in fields(Setting) if f"diffusion.{key.name}" in ignored})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import torch
 
 from ..config import Config
 from ..util.errors import WorkFailed
+from ..util.memory import is_out_of_memory
 
 DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
@@ -40,11 +40,3 @@ def explained_failures(config: Config, device: torch.device) -> Iterator[None]:
             raise
         at = f" at '{error.filename}'" if error.filename else ""
         raise WorkFailed(f"the disk is full{at} ({error.strerror}): make room, and {on}") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """MemoryError, what torch raises for a GPU, and the RuntimeErrors that it raises for a CPU and for MPS."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    said = r"DefaultCPUAllocator|not enough memory|out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED"
-    return isinstance(error, RuntimeError) and re.search(said, str(error), re.I) is not None

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import release, save_checkpoint
 from ..config import Config, to_dict
+from ..parts import SAMPLERS
 from ..unet import make_network
 from ..util.atomic import remove_leftovers, require_folder
 from ..util.cli import printable
@@ -72,7 +73,7 @@ class Run:
         """For `train.parts=refine`. Raises UserError where the network has no such weights, or validation would not use
         them."""
         sampling = self.config.diffusion
-        if sampling.ddim_steps < 2 or sampling.sampler == "ddpm" or (sampling.sampler == "ddim" and sampling.eta > 0):
+        if sampling.ddim_steps < 2 or SAMPLERS[sampling.sampler].adds_noise(sampling.eta):
             raise UserError(
                 "train.parts=refine trains steps after the first that add no noise, but validation has none: set "
                 "diffusion.ddim_steps=2, and diffusion.sampler=ddim with diffusion.eta=0"

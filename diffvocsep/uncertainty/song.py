@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,13 @@ class Uncertainty:
     """Filled chunk by chunk while a song is separated: `separator.separate(..., uncertainty=separator.uncertainty())`.
 
     An amplitude of 1 is that of white noise of variance 1.
+
+    Attributes:
+        not_fitted: the settings, `section.key`, that the head was not fitted to: where there are any, it may mislead.
     """
 
-    def __init__(self, head: ScaleHead, audio: AudioConfig) -> None:
+    def __init__(self, head: ScaleHead, audio: AudioConfig, not_fitted: Sequence[str] = ()) -> None:
+        self.not_fitted = list(not_fitted)
         self.audio, self.freedom, self._line = audio, float(head.freedom), head.sdr.tolist()
         self._parts: list[Tensor] = []
         self._signal = self._error = 0.0

@@ -1,9 +1,10 @@
-"""What the C library does with memory that a layer has freed before the next one asks for it."""
+"""Too little memory, and what the C library does with memory that a layer has freed before the next one asks for it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -24,3 +25,13 @@ def keep_freed_memory() -> None:
         M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD
     ):  # else it would never grow by itself again
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """MemoryError, what torch raises for a GPU, and the RuntimeErrors that it raises for a CPU and for MPS."""
+    import torch  # a second, which `--help` does not wait
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = r"DefaultCPUAllocator|not enough memory|out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED"
+    return isinstance(error, RuntimeError) and re.search(said, str(error), re.I) is not None

@@ -17,9 +17,10 @@ from torch import Tensor
 from diffvocsep.config import load_config
 from diffvocsep.data import train_tracks
 from diffvocsep.data.loader import load_segments
-from diffvocsep.data.mixing import PITCH_PROBABILITY, SECOND_DB, VOICE_CHAIN, Segments, limit
+from diffvocsep.data.mixing import PITCH_PROBABILITY, SECOND_DB, Segments, limit
 from diffvocsep.data.voice_effects import (
     INTERVALS,
+    VOICE_CHAIN,
     Compressor,
     Doubling,
     Echo,
@@ -275,6 +276,20 @@ def test_an_effect_comes_as_often_as_its_key_says_and_on_voices_only(name):
         assert near(sum(bool(cut.effects) for cut in cuts), 0.25)
         assert {type(effect) for cut in cuts for effect in cut.effects} == {VOICE_CHAIN[name]}
     assert not any(draw.accompaniment.effects for draw in found)
+
+
+def test_a_new_effect_is_one_line_in_the_table(monkeypatch):
+    """What is drawn is applied, too."""
+
+    class Louder(Echo):
+        @classmethod
+        def apply(cls, effects, waveforms, sample_rate):
+            return 2 * waveforms
+
+    monkeypatch.setitem(VOICE_CHAIN, "echo", Louder)
+    chain = draws("data.echo=1")[0].vocals.effects
+    waveform = torch.randn(2, 1000)
+    assert torch.equal(apply_effects(waveform[None], [chain], RATE)[0], 2 * waveform)
 
 
 def test_a_quarter_of_the_voices_gets_another_pitch():

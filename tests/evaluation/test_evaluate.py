@@ -209,6 +209,10 @@ def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(song
     scored.clear()
     evaluate.run([*arguments(songs, model), "--output", str(folder), "--no-museval", "diffusion.ddim_steps=2"])
     assert scored == [("a", "mixture")]
+    monkeypatch.setattr(scores, "COLUMNS", (*scores.COLUMNS, "a new metric"))
+    scored.clear()
+    evaluate.run([*arguments(songs, model), "--output", str(folder), "--no-museval", "diffusion.ddim_steps=2"])
+    assert {("a", "mixture"), ("b", model.as_posix())} <= set(scored)
 
 
 def test_two_evaluations_are_compared_clip_by_clip(songs, model, results, tmp_path, capsys):
