@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from .errors import UserError
-from .interrupt import install_handlers
+from .interrupt import install_handlers, stop_without_parent
 from .memory import keep_freed_memory
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # only processes that torchrun has started have it
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +40,8 @@ def main(run: Callable[[], int]) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     install_handlers()  # SIGTERM, of `timeout` and of clusters, acts like Ctrl-C: what is unfinished is cleaned up
+    if TORCHRUN in os.environ:
+        stop_without_parent()
     try:
         _exit(run())
     except UserError as error:
@@ -109,7 +113,7 @@ def say(text: str) -> None:
 def _exit(code: int) -> NoReturn:
     """Exit. A process of torchrun skips Python's own shutdown, in which torch 2.11 with gloo was seen to abort
     ("terminate called without an active exception"), so that the exit code of a run that had ended well was lost."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if TORCHRUN in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

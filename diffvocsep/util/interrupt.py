@@ -8,12 +8,14 @@ import select
 import signal
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 # SIGHUP: the terminal was closed. Windows has none.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 LISTENERS: set[Interruption] = set()  # those whose `with` block runs
+PARENT_SECONDS = 2.0  # how often a process of torchrun looks for its parent
 EXIT_AT_ONCE = False  # whether a signal ends the process without a word to them, see `exit_on_signal`
 
 
@@ -54,6 +56,20 @@ def install_handlers() -> dict[int, object]:
     Under `nohup`, a closed terminal is still ignored."""
     handled = [number for number in SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
     return {number: signal.signal(number, _handle) for number in handled}
+
+
+def stop_without_parent() -> None:
+    """Stop as at SIGTERM once the parent is gone: a torchrun that was killed tells its processes nothing, and they would
+    train on unseen. Windows keeps the number of a parent that has ended, so there is nothing to see."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    parent = os.getppid()
+    if os.name == "posix":
+        threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _handle(number: int, *_: object) -> None:

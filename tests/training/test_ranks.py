@@ -185,6 +185,21 @@ def test_a_polite_kill_stops_all_after_the_same_step(tmp_path):
     assert f"stopped at step {state['step']}; the same command" in out and "was lost" not in error
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
+def test_processes_whose_torchrun_was_killed_save_and_end(tmp_path):
+    """Nobody would know that they still train."""
+    process = torchrun(tmp_path, "train.max_steps=100000", "train.val_every_steps=4", "train.steps_per_epoch=100000")
+    wait_for(process, "step 4:")
+    workers = [child for child in psutil.Process(process.pid).children() if "RANK" in child.environ()]
+    assert len(workers) == 2
+    process.kill()
+    out, error = process.communicate(timeout=15)  # to the end of all that hold the pipes
+    assert all(map(gone, workers)) and "Traceback" not in error
+    state = load_checkpoint(tmp_path / "ck" / "last.pt")
+    assert f"stopped at step {state['step']}; the same command" in out, error
+
+
 @pytest.fixture
 def command(tmp_path) -> list[str]:
     """What inference.py is called with: a folder of three songs and what is none."""
