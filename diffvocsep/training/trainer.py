@@ -27,7 +27,7 @@ from .monitor import EXAMPLES, Monitor, NoMonitor
 from .nonfinite import NonFiniteSteps
 from .objective import Objective
 from .run import Run
-from .run_folder import lock_folder
+from .run_folder import FolderLock
 from .schedule import ema_decay
 from .validation import dev_clips, ema_separator, median_sdr, validate
 
@@ -81,7 +81,7 @@ class Trainer(Run):
         if self.complete:
             self.say(f"{last} has all its {self.progress.step} steps; --resume none starts anew")
             return 0
-        with lock_folder(self.folder) if self.backend.main else nullcontext():
+        with FolderLock(self.folder) if self.backend.main else nullcontext() as self.lock:
             return self._run(last)
 
     def _run(self, last: Path) -> int:
