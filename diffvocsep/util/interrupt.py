@@ -59,8 +59,8 @@ def install_handlers() -> dict[int, object]:
 
 
 def stop_without_parent() -> None:
-    """Stop as at SIGTERM once the parent is gone: a torchrun that was killed tells its processes nothing, and they would
-    train on unseen. Windows keeps the number of a parent that has ended, so there is nothing to see."""
+    """Stop as at SIGTERM once the parent is gone: a torchrun that was killed tells its processes nothing, and they
+    would train on unseen. Windows keeps the number of a parent that has ended, so there is nothing to see."""
 
     def watch() -> None:
         while os.getppid() == parent:
