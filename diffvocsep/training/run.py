@@ -125,7 +125,7 @@ class Run:
         """Write a checkpoint, unless there is something in it that is not finite.
 
         Raises:
-            UserError: there is, or another training has taken the folder after it was deleted; the file stays what it was.
+            UserError: there is, or another training has taken the deleted folder; the file stays what it was.
         """
         if not self.backend.main:
             return

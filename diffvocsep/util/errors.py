@@ -10,3 +10,11 @@ class UserError(Exception):
 class WorkFailed(OSError):
     """The work failed for a reason that is not in the input, such as a full disk. The message is one sentence: scripts
     print it and exit with code 1, as for every OSError."""
+
+
+def size(count: int) -> str:
+    """So many bytes, as a sentence has them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"
