@@ -23,6 +23,7 @@ from ..checkpoint import versions
 from ..config import Config, save_config
 from ..util.atomic import numbered_names, write_atomic
 from ..util.errors import UserError
+from ..util.folders import readable
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torchaudio", "pyyaml", "tqdm", "tensorboard", "soundfile", "safetensors", "matplotlib", "psutil")
@@ -94,10 +95,10 @@ def record_start(folder: Path, config: Config, step: int, device: str, changes: 
     start = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "step": step,
-        "command": shlex.join([sys.executable, *sys.argv]),  # as typed, in spawned processes too
+        "command": readable(shlex.join([sys.executable, *sys.argv])),  # as typed, in spawned processes too
         "commit": git_commit(),
         "device": device,
-        "checkpoints": str(Path(config.log.checkpoint_dir).resolve()),
+        "checkpoints": readable(str(Path(config.log.checkpoint_dir).resolve())),
         "versions": versions() | {name: installed for name in PACKAGES if (installed := _installed(name))},
         "changes": list(changes),
     }

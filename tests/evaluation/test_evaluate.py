@@ -275,6 +275,39 @@ def test_different_songs_have_different_files_with_names_that_every_system_takes
         assert 0 < len(file.encode()) < 200 and not file.endswith((" ", ".")) and not set(file) & set('<>:"/\\|?*')
 
 
+def named_songs(root: Path, songs: Path) -> Path:
+    """A song with a Korean name, and one whose name is no text in UTF-8."""
+    for name in ("노래", os.fsdecode(b"song \xff")):
+        try:
+            shutil.copytree(songs / "b", root / name)
+        except OSError:
+            pytest.skip("a file system that takes UTF-8 only")
+    return root
+
+
+NAMED = {"노래", r"song \xff"}
+
+
+def test_songs_whose_names_are_no_text_are_scored(songs, model, tmp_path, monkeypatch):
+    command = [*arguments(named_songs(tmp_path / "songs", songs), model), "--no-museval", "--output", str(tmp_path)]
+    assert evaluate.run(command) == 0
+    assert {clip for clip, _, _ in rows(tmp_path)} == NAMED
+    monkeypatch.setattr(scores, "score_clip", lambda *_: pytest.fail("these scores are there"))
+    assert evaluate.run([*command, "--compare", str(tmp_path)]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such encoding")
+def test_where_only_ascii_is_known_the_same_songs_are_scored(songs, model, tmp_path):
+    command = [*arguments(named_songs(tmp_path / "songs", songs), model), "--no-museval", "--output", str(tmp_path)]
+    ascii_only = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, evaluate.__file__, *command], capture_output=True, env=os.environ | ascii_only
+    )
+    assert done.returncode == 0, done.stderr
+    assert {clip for clip, _, _ in rows(tmp_path)} == NAMED
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
