@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +82,9 @@ class Trainer(Run):
         if self.complete:
             self.say(f"{last} has all its {self.progress.step} steps; --resume none starts anew")
             return 0
-        with FolderLock(self.folder) if self.backend.main else nullcontext() as self.lock:
+        with ExitStack() as stack:
+            with self.backend.main_first():
+                self.lock = stack.enter_context(FolderLock(self.folder)) if self.backend.main else None
             return self._run(last)
 
     def _run(self, last: Path) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from .errors import UserError
+from .errors import SaidByAnother, UserError
 from .interrupt import install_handlers, stop_without_parent
 from .memory import keep_freed_memory
 
@@ -47,6 +47,8 @@ def main(run: Callable[[], int]) -> NoReturn:
     except UserError as error:
         complain(str(error))
         _exit(2)
+    except SaidByAnother:
+        _exit(1)
     except OSError as error:  # a full disk, a folder without rights: the sentence of the system names file and reason
         if error.errno == errno.ENAMETOOLONG:
             name = str(error.filename2 or error.filename)[:100]  # the second: of a rename, where it leads

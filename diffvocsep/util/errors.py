@@ -12,6 +12,10 @@ class WorkFailed(OSError):
     print it and exit with code 1, as for every OSError."""
 
 
+class SaidByAnother(ConnectionError):
+    """Another process of this run has ended and said why: scripts print nothing more and exit with code 1."""
+
+
 def size(count: int) -> str:
     """So many bytes, as a sentence has them."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
