@@ -93,16 +93,22 @@ def _detach_terminal() -> None:
             mode = os.fstat(descriptor).st_mode
             if stat.S_ISREG(mode) or os.isatty(descriptor):
                 continue
-            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-                poll = select.poll()
-                poll.register(descriptor, 0)
-                if not poll.poll(0):
-                    continue
+            if (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)) and not nobody_reads(descriptor):
+                continue
         except OSError:
             pass
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, descriptor)
         os.close(nothing)
+
+
+def nobody_reads(descriptor: int) -> bool:
+    """Whether the other end of a pipe is closed. Windows cannot tell."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return bool(poll.poll(0))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -388,6 +389,20 @@ def test_what_does_not_fit_or_is_damaged_is_said_before_training(tmp_path, monke
     write(tmp_path / "songs" / "song 1" / "vocals.wav", np.where(noise(1) > 0.299, np.nan, noise(1)))
     text = message(fill_cache, find_tracks(tmp_path / "songs", tmp_path / "cache"), RATE)
     assert "song 1" in text and "vocals.wav" in text and "not a finite number" in text
+
+
+def test_a_limit_that_decoded_songs_reach_is_said_with_its_file(tmp_path):
+    """NumPy would say how many samples it could not write."""
+    resource = pytest.importorskip("resource")
+    song(tmp_path / "songs" / "song")
+    tracks, before = find_tracks(tmp_path / "songs", tmp_path / "cache"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            fill_cache(tracks, RATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG and str(tmp_path / "cache") in error.value.filename
 
 
 def test_a_song_that_is_gone_after_training_began_is_named(tmp_path):
