@@ -511,6 +511,13 @@ def test_a_checkpoint_with_a_setting_that_is_gone_is_named(tmp_path, undisturbed
             checkpoint.load_model(old)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_command_line_that_is_no_text_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--config", "c\udcff.yaml"])
+    trainer = run(tmp_path, "train.max_steps=1")
+    assert r"c\xff.yaml" in json.loads((trainer.curves / "run.json").read_text(encoding="utf-8"))[0]["command"]
+
+
 def test_two_trainings_do_not_share_a_folder(tmp_path, capsys):
     """The second one would overwrite what the first writes."""
     config = tiny(tmp_path)
