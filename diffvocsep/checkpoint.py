@@ -103,6 +103,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         remedy = "name one that is there, or train one with train.py"
         if path.name == "best.pt" and os.path.isfile(last := path.with_name("last.pt")):
             remedy = f"the first validation writes it, until then there is '{shorten(last, 150)}'"
+        if os.path.isdir(path):
+            raise UserError(f"'{shorten(path, 150)}' is a folder, where a checkpoint belongs; move it away")
         raise UserError(f"there is no checkpoint '{shorten(path, 150)}'; {remedy}")
     require_plain_archive(path)
     try:

@@ -280,6 +280,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
         if not (equals and dot):
             raise UserError(f'override "{shorten(override)}" must be section.key=value, such as train.lr=0.001')
         with prefix_errors(f'override "{shorten(override)}"'):
+            strict_yaml.require_text(value)
             typed = _typed({section: {key: _override_value(value.strip())}})
         sections.setdefault(section, {}).update(typed[section])
     return _build(sections)

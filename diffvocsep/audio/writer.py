@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..util.atomic import flush, remove_leftovers, replace_file, resolve_target, temporary_name
-from ..util.errors import UserError
+from ..util.errors import UserError, size
 from .channel_layout import fits_flac
 from .common import native_path, quoted, require_finite
 from .output_formats import FORMATS, bitrates, choose_subtype, compression_level, require_layout
@@ -67,7 +67,7 @@ class AudioWriter:
                 needed = data_size(self.subtype, self.channels, self.frames)
                 if needed > shutil.disk_usage(self._target.parent).free:
                     raise UserError(
-                        f"{quoted(self.path)} needs {needed / 1e9:.2f} GB, more than the disk has free: make room."
+                        f"{quoted(self.path)} needs {size(needed)}, more than the disk has free: make room."
                     )
             self._sink = self._open_sink()
         except (OSError, ValueError, soundfile.LibsndfileError) as error:

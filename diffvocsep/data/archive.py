@@ -20,7 +20,7 @@ from typing import IO
 
 from tqdm.auto import tqdm
 
-from ..util.errors import UserError
+from ..util.errors import UserError, size
 from ..util.strict_yaml import shorten
 
 MAX_BYTES = 100 * 10**9  # bytes unpacked; MUSDB18-HQ has 32e9
@@ -118,8 +118,7 @@ def _safe_targets(archive: Path, entries: list[_Entry], target: Path, max_bytes:
     free = shutil.disk_usage(target).free
     if total > free:
         raise UserError(
-            f"'{archive}' needs {total / 1e9:.1f} GB unpacked but only {free / 1e9:.1f} GB are free in "
-            f"'{target.parent}'; make room"
+            f"'{archive}' needs {size(total)} unpacked but only {size(free)} are free in '{target.parent}'; make room"
         )
     return destinations
 

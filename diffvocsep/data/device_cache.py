@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..util.device import move
-from ..util.errors import UserError
+from ..util.errors import UserError, size
 from ..util.threads import results_in_threads
 from .augment import source_length
 from .mixing import Cut, Draw, Segments, assemble, render, scalars
@@ -50,7 +50,7 @@ class DeviceCache:
             samples = torch.zeros(total, channels, dtype=torch.int16, device=self.device)
         except (RuntimeError, MemoryError):
             raise UserError(
-                f"data.cache device needs {2 * total * channels * 2 / 1e9:.1f} GB that {self.device} has not free; "
+                f"data.cache device needs {size(2 * total * channels * 2)} that {self.device} has not free; "
                 "use data.cache=memory with data.workers=4"
             ) from None
         scale = torch.zeros(len(tracks))

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..config import DataConfig
 from ..util.atomic import replace_file
-from ..util.errors import UserError
+from ..util.errors import UserError, size
 from .archive import BadArchive, remove, unpack
 
 WORK, LOCK = ".download", ".download.lock"  # in the root
@@ -115,7 +115,7 @@ def _fetch(data: DataConfig, work: Path) -> None:
     needed, free = source.size - done + source.unpacked, shutil.disk_usage(work).free
     if needed > free:
         raise UserError(
-            f"MUSDB18-HQ needs another {needed / 1e9:.1f} GB until it is unpacked, but {free / 1e9:.1f} GB are free "
+            f"MUSDB18-HQ needs another {size(needed)} until it is unpacked, but {size(free)} are free "
             f"in '{work.parent}'; make room, or set data.musdbhq_root to another disk"
         )
     if data.download_source == "gdrive":

@@ -9,12 +9,14 @@ among them that look like a voice or a whole song, such as `lead_vocals.wav` or 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
 import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from torch import Tensor
 from ..audio import AudioReader, read, resample
 from ..audio.input_formats import STEM_ENDINGS
 from ..util.atomic import remove_leftovers, require_folder, write_atomic
-from ..util.errors import UserError
+from ..util.errors import UserError, size
 from ..util.folders import walk
 from ..util.threads import in_threads
 from .tracks import SIDES, Track
@@ -37,6 +39,18 @@ SONG = re.compile(r"[\W\d_]*(full|final)?[\W\d_]*(mix|mixture|song|믹스)[\W\d_
 LAYOUT = "<root>/.../<track>/vocals.wav and accompaniment.wav (or drums.wav, bass.wav, ...; also .flac .ogg .mp3)"
 
 
+class Sound(NamedTuple):
+    """What a file holds."""
+
+    frames: int
+    rate: int  # Hz
+    channels: int
+
+    def shape(self, sample_rate: int) -> tuple[int, int]:
+        """`(N, C)` at another sample rate."""
+        return -(-self.frames * sample_rate // self.rate), self.channels
+
+
 class StemTrack:
     """One track on disk.
 
@@ -46,6 +60,7 @@ class StemTrack:
         stems: files of each side; those of one side are added up.
         seconds: length of the shortest file.
         source_rate: lowest sample rate of its files in Hz; nothing above half of it is real.
+        sounds: what each file holds.
     """
 
     def __init__(self, folder: Path, root: Path, cache: Path | None, names: Collection[str] | None = None) -> None:
@@ -64,8 +79,9 @@ class StemTrack:
             if len({path.stem.lower() for path in paths}) < len(paths):
                 found = ", ".join(path.name for path in paths)
                 raise UserError(f"'{folder}' has a stem in more than one file ({found}); keep one file of each stem")
-        infos = [_seconds_and_rate(path) for paths in self.stems.values() for path in paths]
-        self.seconds, self.source_rate = (min(values) for values in zip(*infos, strict=True))
+        self.sounds = {path: _sound(path) for paths in self.stems.values() for path in paths}
+        self.seconds = min(sound.frames / sound.rate for sound in self.sounds.values())
+        self.source_rate = min(sound.rate for sound in self.sounds.values())
         self.cache = cache
         self._loudness: dict[str, float] = {}
 
@@ -119,25 +135,29 @@ def fill_cache(tracks: Iterable[Track], sample_rate: int) -> None:
     Raises:
         UserError: the disk has no room for it, or a file is damaged.
     """
-    missing: dict[Path, Path] = {}
+    missing: dict[Path, tuple[Path, Sound]] = {}
     for track in tracks:
         if isinstance(track, StemTrack) and track.cache:
             for path in (path for side in SIDES for path in track.stems.get(side, ())):
                 target = _cache_file(path, sample_rate, track.cache)
-                if _map_cache_file(target) is None:
-                    missing[target] = path
+                sound = track.sounds[path]
+                if _map_cache_file(target, sound.shape(sample_rate)) is None:
+                    missing[target] = path, sound
     if not missing:
         return
     cache = next(iter(missing)).parent
     require_folder(cache)
     remove_leftovers(cache, 600)
-    needed, free = sum(_decoded_bytes(path, sample_rate) for path in missing.values()), shutil.disk_usage(cache).free
+    for target in filter(Path.is_file, missing):  # of another length than the song
+        target.unlink()
+    needed = sum(2 * math.prod(sound.shape(sample_rate)) for _, sound in missing.values())
+    free = shutil.disk_usage(cache).free
     if needed > free:
         raise UserError(
-            f"the decoded songs need another {needed / 1e9:.1f} GB in '{cache}', where {free / 1e9:.1f} GB are free; "
+            f"the decoded songs need another {size(needed)} in '{cache}', where {size(free)} are free; "
             "make room, set data.cache_dir to another disk, or data.cache to none"
         )
-    in_threads(decode_cached, [(path, sample_rate, cache) for path in missing.values()], "Decoding songs", "stem")
+    in_threads(decode_cached, [(path, sample_rate, cache) for path, _ in missing.values()], "Decoding songs", "stem")
 
 
 def _cache_file(path: Path, sample_rate: int, cache: Path) -> Path:
@@ -150,29 +170,28 @@ def _cache_file(path: Path, sample_rate: int, cache: Path) -> Path:
     return cache / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()[:24]}.npy"
 
 
-def _map_cache_file(target: Path) -> np.ndarray | None:
-    """What is there, mapped; None if it is not there yet, or damaged."""
+def _map_cache_file(target: Path, shape: tuple[int, int] | None = None) -> np.ndarray | None:
+    """What is there, mapped; None if it is not there yet, damaged, or nothing of ours, or not of this `shape`."""
     try:
-        return np.load(target, mmap_mode="r")
+        samples = np.load(target, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
+    ours = samples.ndim == 2 and samples.dtype == np.int16 and shape in (None, samples.shape)
+    return samples if ours else None
 
 
 def _save(path: Path, samples: np.ndarray) -> None:
+    samples = np.ascontiguousarray(samples)
     with open(path, "wb") as file:
-        np.save(file, samples)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(samples))
+        file.write(samples.data)  # `np.save` hides why the system would write no more
 
 
-def _seconds_and_rate(path: Path) -> tuple[float, int]:
+def _sound(path: Path) -> Sound:
     if path.is_fifo():
         raise UserError(f"'{path}' is a pipe, which can be read only once: put a file there")
     with AudioReader(path) as reader:
-        return reader.frames / reader.sample_rate, reader.sample_rate
-
-
-def _decoded_bytes(path: Path, sample_rate: int) -> int:
-    with AudioReader(path) as reader:
-        return 2 * reader.channels * round(reader.frames / reader.sample_rate * sample_rate)
+        return Sound(reader.frames, reader.sample_rate, reader.channels)
 
 
 def find_tracks(root: str | Path, cache: Path | None) -> list[StemTrack]:

@@ -24,6 +24,7 @@ from ..chunks import to_groups
 from ..separator import Separator
 from ..uncertainty.head import LEVELS_DB, LOWEST_HZ, OCTAVES, QUIET_DB, ScaleHead, levels, octaves
 from ..uncertainty.song import COVERAGE, predict_sdr
+from ..util.folders import readable
 from .clips import Excerpt
 from .parallel import parallel_map
 from .report import new_figure, save
@@ -95,7 +96,7 @@ def _clip(excerpt: Excerpt, model: Model) -> Errors | None:
     clip = excerpt.read()
     if not clip.vocals.any():
         return None
-    return errors(model.separator(), excerpt.track.name, clip.mixture, clip.vocals, clip.sample_rate)
+    return errors(model.separator(), readable(excerpt.track.name), clip.mixture, clip.vocals, clip.sample_rate)
 
 
 def errors(separator: Separator, song: str, mixture: Tensor, truth: Tensor, sample_rate: int) -> Errors:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.testsets import songs_to_score
 from ..data.tracks import Track
+from ..util.folders import readable
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Excerpt:
         """What its waveforms depend on: files by name, size and time; a synthetic song by its arguments."""
         stems = self.track.stems
         paths = [p for side in stems.values() for p in side] if isinstance(stems, dict) else []
-        files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+        files = [[readable(path.name), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
         return [self.name, self.start, self.seconds, files, repr(getattr(self.track, "_arguments", ""))]
 
 
@@ -58,6 +59,6 @@ def find_excerpts(dataset: str, root: Path | None, seconds: float = 0.0, split: 
         length = min(seconds or track.seconds, track.seconds)
         starts = [i * length for i in range(max(1, int(track.seconds / length + 1e-6)))]
         for start in starts:
-            name = track.name + (f" at {start:g} s" if len(starts) > 1 else "")
+            name = readable(track.name) + (f" at {start:g} s" if len(starts) > 1 else "")
             excerpts.append(Excerpt(name, track, start, length))
     return excerpts

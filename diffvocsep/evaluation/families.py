@@ -18,6 +18,7 @@ from ..data.stems import StemTrack, find_tracks
 from ..data.synthetic.song import FAMILIES, make_song
 from ..data.synthetic.tracks import SPLITS
 from ..util.errors import UserError
+from ..util.folders import readable
 from .metrics import sdr
 from .parallel import parallel_map
 from .report import draw_rows, interval, table, write_csv
@@ -86,7 +87,7 @@ def folder_parts(root: Path, songs: int, vocals: Path | None) -> list[FamilySong
     families: dict[str, list[StemTrack]] = {}
     for track in find_tracks(root, None):
         if "accompaniment" in track.stems and "/" in track.name:
-            families.setdefault(track.name.split("/")[0], []).append(track)
+            families.setdefault(readable(track.name.split("/")[0]), []).append(track)
     if not families:
         raise UserError(f"'{root}' is not sorted by family; expected <root>/<family>/<song>/accompaniment.*")
     count = min(songs, *map(len, families.values()))

@@ -12,6 +12,7 @@ from ..config import ignored_settings, key_of
 from ..util.cli import print_notes
 from ..util.device import choose_device
 from ..util.errors import UserError
+from ..util.folders import readable
 from . import museval_scores, systems
 from .clips import Excerpt, find_excerpts
 from .metrics import BEYOND_SDR
@@ -182,7 +183,7 @@ def instruments(args: Namespace) -> None:
     parts = folder_parts(args.root, args.songs, args.vocals) if args.dataset == "stems" else synthetic_parts(args.songs)
     families = dict.fromkeys(part.family for part in parts)
     own = held_out_of(model) if args.dataset == "synthetic" else ()  # a folder's families are not the synthesizer's
-    held_out = args.held_out.split(",") if args.held_out else own
+    held_out = readable(args.held_out).split(",") if args.held_out else own
     unknown = [family for family in held_out if family not in families]
     if unknown and args.held_out:
         raise UserError(f"--held_out {unknown[0]} is none of the families {', '.join(families)}")

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..util.device import resolve_device
-from ..util.errors import UserError
+from ..util.errors import WorkFailed
 from ..util.memory import keep_freed_memory
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -45,7 +45,7 @@ def parallel_map(work: Callable[[Item], Result], items: Sequence[Item], jobs: in
     Work that fails, or Ctrl-C, ends the processes at once; what they have written stays.
 
     Raises:
-        UserError: one of the system's own: a process was killed (usually for its memory).
+        WorkFailed: a process was killed (usually for its memory).
     """
     if jobs == 1:
         return [work(item) for item in progress_bar(items, label, len(items))]
@@ -55,15 +55,17 @@ def parallel_map(work: Callable[[Item], Result], items: Sequence[Item], jobs: in
     with _numpy_threads(threads):
         pool = ProcessPoolExecutor(jobs, context, _init_worker, (threads,))
         try:
-            futures = {pool.submit(work, item): index for index, item in enumerate(items)}
+            with _without_ctrl_c():
+                futures = {pool.submit(work, item): index for index, item in enumerate(items)}
             for future in progress_bar(as_completed(futures), label, len(items)):
                 results[futures[future]] = future.result()
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
+                process.join()
             if isinstance(error, BrokenProcessPool):
-                raise UserError(
+                raise WorkFailed(
                     "a process was ended by the system, perhaps for its memory; run it again with a smaller --jobs"
                 ) from None
             raise
@@ -75,7 +77,22 @@ def _init_worker(threads: int) -> None:
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its children
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own lasts beyond a process that is killed, and multiprocessing complains
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Around the start of processes: they inherit that Ctrl-C waits, for they import torch, for seconds, before they
+    could ignore it. In this process it waits as long as the block runs. Windows has no such mask."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:

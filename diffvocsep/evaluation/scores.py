@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -137,11 +138,12 @@ def result_rows(scores: Sequence[Score]) -> Iterator[list[object]]:
 
 
 def file_name(name: str) -> str:
-    """A song's name as that of a file: folders are joined, what Windows forbids is replaced, what is too long is cut.
-    Where that changes it, a hash keeps different songs apart."""
+    """A song's name as that of a file: folders are joined, what Windows forbids is replaced, what is too long is cut,
+    and so is what the file system cannot spell. Where that changes it, a hash keeps different songs apart."""
     plain = re.sub(r'[<>:"|?*\\]', "_", name.replace("/", " - ")).strip(" .")
-    plain = plain.encode()[:180].decode(errors="ignore")
-    return plain if plain == name else f"{plain} {hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    coding = sys.getfilesystemencoding()  # of LC_ALL=POSIX it is ASCII
+    plain = plain.encode(coding, "ignore")[:180].decode(coding, "ignore")
+    return plain if plain == name else f"{plain} {hashlib.sha256(name.encode()).hexdigest()[:8]}".strip()
 
 
 def _key(excerpt: Excerpt, system: str, fingerprint: str, version: str | None) -> str:

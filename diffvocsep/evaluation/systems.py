@@ -16,6 +16,7 @@ from ..separator import Separator
 from ..spectrogram import Frontend
 from ..unet import make_network
 from ..util.device import resolve_device
+from ..util.folders import readable
 from .clips import Clip
 
 SILENCE, MIXTURE, UNTRAINED = "silence", "mixture", "untrained network"
@@ -33,7 +34,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        return self.path.as_posix()
+        return readable(self.path.as_posix())
 
     def separator(self) -> Separator:
         return _trained(self)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..data.loader import prefetch
 from ..util.device import choose_device, move, torchrun_env
-from ..util.errors import UserError
+from ..util.errors import SaidByAnother, UserError
 from .muon import Muon
 
 # How long a process waits for the step of another. If one is gone, gloo notices at once; NCCL would after this time,
@@ -102,7 +102,7 @@ class Backend:
         """The other processes enter when the first one leaves: it downloads and decodes for all.
 
         Raises:
-            ConnectionError: the first process has ended; it has printed why.
+            SaidByAnother: the first process has ended; it has printed why.
         """
         if not self.main:
             try:
@@ -110,7 +110,7 @@ class Backend:
             except RuntimeError as error:
                 if not self.is_process_lost(error):
                     raise
-                raise ConnectionError("the first process of this run has ended, and says why") from None
+                raise SaidByAnother("the first process of this run has ended, and says why") from None
         yield
         if self.main:
             self.barrier()

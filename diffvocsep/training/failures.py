@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from ..config import Config
-from ..util.errors import WorkFailed
+from ..util.errors import WorkFailed, out_of_room
 from ..util.memory import is_out_of_memory
-
-DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 @contextmanager
@@ -36,7 +33,6 @@ def explained_failures(config: Config, device: torch.device) -> Iterator[None]:
             f"close other programs; {on}"
         ) from error
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if not (said := out_of_room(error)):
             raise
-        at = f" at '{error.filename}'" if error.filename else ""
-        raise WorkFailed(f"the disk is full{at} ({error.strerror}): make room, and {on}") from error
+        raise WorkFailed(f"{said}, and {on}") from error

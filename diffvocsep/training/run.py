@@ -24,7 +24,7 @@ from ..util.untrusted import is_finite
 from .backends import Backend
 from .progress import Progress
 from .resume import find_checkpoint, is_same_run, keep_aside, load_initial_state, restore
-from .run_folder import make_run_folder, record_start
+from .run_folder import FolderLock, make_run_folder, record_start
 from .schedule import Schedule
 
 SEED_LOCK = threading.Lock()  # all threads share torch's random stream, and on some TPUs each device is a thread
@@ -65,6 +65,7 @@ class Run:
         self.progress, self.schedule = Progress(run_id=time.strftime("%Y%m%d-%H%M%S")), Schedule(train)
         self.folder, self.is_new, self.changes = Path(config.log.checkpoint_dir), True, list[str]()
         self.command = f"the same command{', without --resume,' if resume != 'auto' else ''}"  # that goes on
+        self.lock: FolderLock | None = None  # of `folder`, while the run trains
         self.last_saved = self.last_released = time.monotonic()  # when these files were last written
         if path := find_checkpoint(resume, self.folder / "last.pt"):
             self.resume_from(path, automatic=resume == "auto")
@@ -125,7 +126,7 @@ class Run:
         """Write a checkpoint, unless there is something in it that is not finite.
 
         Raises:
-            UserError: there is; the file stays what it was.
+            UserError: there is, or another training has taken the deleted folder; the file stays what it was.
         """
         if not self.backend.main:
             return
@@ -135,6 +136,8 @@ class Run:
                 f"the weights are not finite at step {self.progress.step}, so {self.folder / name} was left as it was; "
                 "lower train.lr or set train.amp to none, and the same command goes on from last.pt"
             )
+        if self.lock:
+            self.lock.renew()
         save_checkpoint(self.folder / name, state)
         self.last_saved = time.monotonic()
 

@@ -12,8 +12,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,31 +23,55 @@ from ..checkpoint import versions
 from ..config import Config, save_config
 from ..util.atomic import numbered_names, write_atomic
 from ..util.errors import UserError
+from ..util.folders import readable
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torchaudio", "pyyaml", "tqdm", "tensorboard", "soundfile", "safetensors", "matplotlib", "psutil")
 
 
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock the folder of the checkpoints, for a second training would overwrite those of the first. Where the file
-    system knows no locks, nothing is locked.
+class FolderLock:
+    """Locks the folder of the checkpoints within a `with` block, for a second training would overwrite those of the
+    first. Where the file system knows no locks, nothing is locked.
 
     Raises:
         UserError: another training holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        with suppress(NotImplementedError):
-            lock.acquire(timeout=0)
-        yield
-    except Timeout:
-        raise UserError(
-            f"another training writes into '{folder}': wait for it, or set another log.checkpoint_dir"
-        ) from None
-    finally:
-        lock.release()
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / ".lock"
+
+    def __enter__(self) -> FolderLock:
+        self._acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+    def renew(self) -> None:
+        """Lock the folder once more if somebody has deleted it: a lock on a file that is gone keeps nobody out."""
+        if self._identity() != self.locked:
+            self.lock.release()
+            self._acquire()
+
+    def _acquire(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.path)
+        try:
+            with suppress(NotImplementedError):
+                self.lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another training writes into '{self.folder}': wait for it, or set another log.checkpoint_dir"
+            ) from None
+        self.locked = self._identity()
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file the lock is; None if there is none."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 def make_run_folder(wanted: Path) -> Path:
@@ -71,10 +95,10 @@ def record_start(folder: Path, config: Config, step: int, device: str, changes: 
     start = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "step": step,
-        "command": shlex.join([sys.executable, *sys.argv]),  # as typed, in spawned processes too
+        "command": readable(shlex.join([sys.executable, *sys.argv])),  # as typed, in spawned processes too
         "commit": git_commit(),
         "device": device,
-        "checkpoints": str(Path(config.log.checkpoint_dir).resolve()),
+        "checkpoints": readable(str(Path(config.log.checkpoint_dir).resolve())),
         "versions": versions() | {name: installed for name in PACKAGES if (installed := _installed(name))},
         "changes": list(changes),
     }

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,14 +21,14 @@ from ..config import Config
 from ..data import Segments, dev_tracks, train_tracks
 from ..data.loader import load_segments, with_noise
 from ..data.stems import fill_cache
-from ..util.errors import WorkFailed
+from ..util.errors import UserError, WorkFailed
 from ..util.interrupt import Interruption
 from .backends import Backend
 from .monitor import EXAMPLES, Monitor, NoMonitor
 from .nonfinite import NonFiniteSteps
 from .objective import Objective
 from .run import Run
-from .run_folder import lock_folder
+from .run_folder import FolderLock
 from .schedule import ema_decay
 from .validation import dev_clips, ema_separator, median_sdr, validate
 
@@ -81,7 +82,9 @@ class Trainer(Run):
         if self.complete:
             self.say(f"{last} has all its {self.progress.step} steps; --resume none starts anew")
             return 0
-        with lock_folder(self.folder) if self.backend.main else nullcontext():
+        with ExitStack() as stack:
+            with self.backend.main_first():
+                self.lock = stack.enter_context(FolderLock(self.folder)) if self.backend.main else None
             return self._run(last)
 
     def _run(self, last: Path) -> int:
@@ -92,7 +95,7 @@ class Trainer(Run):
                 self.save("last.pt")  # so that a run that is killed before its first validation keeps its folder
             if self.progress.best_sdr == -math.inf:  # an older best.pt has a score that cannot be compared
                 self.keep_aside(self.folder / "best.pt")
-            with self.interruption, self._save_if_process_lost():
+            with self.interruption, self._save_if_process_lost(), self._save_if_disk_full():
                 self._train(monitor)
                 self.release("last")
                 if self.complete:
@@ -133,6 +136,16 @@ class Trainer(Run):
                 f"another process of this run was lost after step {self.progress.step} ({why}); "
                 f"the same command goes on from {self.folder / 'last.pt'}, with any number of processes"
             ) from error
+
+    @contextmanager
+    def _save_if_disk_full(self) -> Iterator[None]:
+        """Where curves cannot be written, nor the terminal, checkpoints may: the last whole step is not lost."""
+        try:
+            yield
+        except OSError:
+            with suppress(OSError, UserError):
+                self.save("last.pt")
+            raise
 
     def _train(self, monitor: Monitor | NoMonitor) -> None:
         """All steps and validations, or those until Ctrl-C."""
@@ -267,16 +280,20 @@ class Trainer(Run):
             raise
         if result is None:
             return
-        median = median_sdr(result.scores)
+        median, before = median_sdr(result.scores), replace(self.progress)
         better = median > self.progress.best_sdr
         self.progress.best_sdr = max(median, self.progress.best_sdr)
-        previous = self.progress.validated
         self.progress.mark_validated()
-        monitor.log_validation(
-            self.progress.step, previous, result, self.progress.best_sdr, self.schedule.fraction_done(self.progress)
-        )
-        monitor.flush()
-        if better:
-            self.save("best.pt")
-            self.release("best")
+        try:
+            monitor.log_validation(
+                self.progress.step, before.validated, result, self.progress.best_sdr,
+                self.schedule.fraction_done(self.progress)
+            )  # fmt: skip
+            monitor.flush()
+            if better:
+                self.save("best.pt")
+                self.release("best")
+        except OSError:
+            self.progress = before  # the next start validates: nothing shows this score
+            raise
         self.save("last.pt")

@@ -16,7 +16,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 
@@ -35,11 +35,14 @@ def require_folder(path: Path) -> None:
         UserError: they cannot.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # said better by what follows
+            path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"nothing can be written into the folder '{path}' ({error.strerror}); name another") from None
+        file = next((part for part in (path, *path.parents) if part.is_file()), None)
+        why = f"'{file}' is a file" if file else error.strerror
+        raise UserError(f"nothing can be written into the folder '{path}' ({why}); name another") from None
 
 
 def temporary_name(path: Path) -> Path:

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from .errors import UserError
-from .interrupt import install_handlers
+from .errors import SaidByAnother, UserError, out_of_room
+from .interrupt import install_handlers, nobody_reads, stop_without_parent
 from .memory import keep_freed_memory
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # only processes that torchrun has started have it
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +31,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(run: Callable[[], int]) -> NoReturn:
-    """Run a script and exit: 0 done, 1 the work failed, 2 bad input or usage, 130 Ctrl-C or SIGTERM."""
+    """Run a script and exit: 0 done, 1 the work failed, 2 bad input or usage, 130 Ctrl-C or SIGTERM, 141 in silence:
+    nobody reads stdout any more, as of a program that SIGPIPE ends."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads wait asleep: on a busy machine spinning costs
     open_streams()
     outlive_terminal()
@@ -38,21 +41,49 @@ def main(run: Callable[[], int]) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     install_handlers()  # SIGTERM, of `timeout` and of clusters, acts like Ctrl-C: what is unfinished is cleaned up
+    if TORCHRUN in os.environ:
+        stop_without_parent()
     try:
-        _exit(run())
+        code = run()
+        sys.stdout.flush()
+        _exit(code)
     except UserError as error:
         complain(str(error))
         _exit(2)
+    except SaidByAnother:
+        _exit(1)
     except OSError as error:  # a full disk, a folder without rights: the sentence of the system names file and reason
         if error.errno == errno.ENAMETOOLONG:
             name = str(error.filename2 or error.filename)[:100]  # the second: of a rename, where it leads
             complain(f"'{name}...' is too long a name; give a shorter one")
             _exit(2)
-        complain(str(error))
+        if error.filename is None and _silence_stdout():
+            if error.errno == errno.EPIPE:
+                _exit(141)
+            error.filename = "stdout"
+        room = out_of_room(error)
+        complain(f"{room}, and run it again" if room else str(error))
         _exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         _exit(130)
+
+
+def _silence_stdout() -> bool:
+    """Whether nothing can be written to stdout any more; then it swallows everything, or Python would fail at its end
+    once more."""
+    try:
+        sys.stdout.flush()  # what could not be written is still there
+        if not nobody_reads(sys.stdout.fileno()):
+            return False
+    except io.UnsupportedOperation:  # no real stream
+        return False
+    except OSError:
+        pass
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)
+    return True
 
 
 def open_streams() -> None:
@@ -109,7 +140,7 @@ def say(text: str) -> None:
 def _exit(code: int) -> NoReturn:
     """Exit. A process of torchrun skips Python's own shutdown, in which torch 2.11 with gloo was seen to abort
     ("terminate called without an active exception"), so that the exit code of a run that had ended well was lost."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if TORCHRUN in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,4 +1,4 @@
-"""All folders below one, where links may lead anywhere."""
+"""All folders below one, where links may lead anywhere, and names that are no text."""
 
 from __future__ import annotations
 
@@ -19,3 +19,10 @@ def walk(root: Path, onerror: Callable[[OSError], object] | None = None) -> Iter
         else:
             seen.add(real)
             yield Path(folder), names, files
+
+
+def readable(name: str) -> str:
+    """The name of a file as text that can be written anywhere. POSIX knows bytes: what Python cannot read in the
+    encoding of the system (LC_ALL=POSIX has ASCII alone) is read as UTF-8, and what is none is spelt, as in `\\xff`."""
+    bytes_or_halves = "surrogateescape" if os.name == "posix" else "backslashreplace"  # Windows has halves of letters
+    return name.encode("utf-8", bytes_or_halves).decode("utf-8", "backslashreplace")

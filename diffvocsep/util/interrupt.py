@@ -8,12 +8,14 @@ import select
 import signal
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 # SIGHUP: the terminal was closed. Windows has none.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 LISTENERS: set[Interruption] = set()  # those whose `with` block runs
+PARENT_SECONDS = 2.0  # how often a process of torchrun looks for its parent
 EXIT_AT_ONCE = False  # whether a signal ends the process without a word to them, see `exit_on_signal`
 
 
@@ -56,6 +58,20 @@ def install_handlers() -> dict[int, object]:
     return {number: signal.signal(number, _handle) for number in handled}
 
 
+def stop_without_parent() -> None:
+    """Stop as at SIGTERM once the parent is gone: a torchrun that was killed tells its processes nothing, and they
+    would train on unseen. Windows keeps the number of a parent that has ended, so there is nothing to see."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    parent = os.getppid()
+    if os.name == "posix":
+        threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def _handle(number: int, *_: object) -> None:
     if number == getattr(signal, "SIGHUP", None):
         _detach_terminal()
@@ -77,16 +93,22 @@ def _detach_terminal() -> None:
             mode = os.fstat(descriptor).st_mode
             if stat.S_ISREG(mode) or os.isatty(descriptor):
                 continue
-            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-                poll = select.poll()
-                poll.register(descriptor, 0)
-                if not poll.poll(0):
-                    continue
+            if (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)) and not nobody_reads(descriptor):
+                continue
         except OSError:
             pass
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, descriptor)
         os.close(nothing)
+
+
+def nobody_reads(descriptor: int) -> bool:
+    """Whether the other end of a pipe is closed. Windows cannot tell."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return bool(poll.poll(0))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from .errors import UserError
+from .folders import readable
 
 MAX_CHARACTERS = 10**5  # characters of a file
 MAX_EVENTS = 5000  # names, values and brackets in it
@@ -77,6 +79,14 @@ def parse(text: str) -> Any:
         where = f" in line {mark.line + 1}" if mark else ""
         why = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"not valid YAML{where} ({shorten(why)})") from None
+
+
+def require_text(text: str) -> None:
+    """Raises UserError for bytes of a command line that Python could not read in the encoding of the system."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        coding = sys.getfilesystemencoding()
+        remedy = "rename it" if coding == "utf-8" else "set the environment variable PYTHONUTF8=1, or rename it"
+        raise UserError(f"'{shorten(readable(text))}' is no name in {coding.upper()}: {remedy}")
 
 
 def _refuse_bombs(text: str) -> None:

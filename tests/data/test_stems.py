@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -293,6 +294,33 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
     assert file.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "other", [lambda x: x.astype(np.float64), lambda x: x[:, 0], lambda x: x[None]], ids=["type", "mono", "batch"]
+)
+def test_what_lies_in_the_cache_and_is_not_ours_is_not_heard(tmp_path, other):
+    song(tmp_path / "songs" / "song")
+    (track,) = find_tracks(tmp_path / "songs", tmp_path / "cache")
+    whole = track.read("vocals", 0, 1, RATE)
+    (file,) = (tmp_path / "cache").iterdir()
+    np.save(file, other(np.load(file)))
+    assert torch.equal(track.read("vocals", 0, 1, RATE), whole)
+
+
+@pytest.mark.parametrize("rate", [RATE, 7001])
+@pytest.mark.parametrize("other", [lambda x: x[:-1], lambda x: np.roll(x, 1, 0)[:, :1]], ids=["shorter", "one channel"])
+def test_before_training_the_cache_holds_what_the_songs_hold(tmp_path, monkeypatch, rate, other):
+    song(tmp_path / "songs" / "song")
+    tracks = find_tracks(tmp_path / "songs", tmp_path / "cache")
+    fill_cache(tracks, rate)
+    whole, decoded = tracks[0].read("vocals", 0, 1, rate), decodings(monkeypatch)
+    fill_cache(tracks, rate)
+    assert not decoded
+    for file in (tmp_path / "cache").iterdir():
+        np.save(file, other(np.load(file)))
+    fill_cache(tracks, rate)
+    assert len(decoded) == 2 and torch.equal(tracks[0].read("vocals", 0, 1, rate), whole)
+
+
 def decodings(monkeypatch) -> list[str]:
     """The names of the files that are decoded from now on."""
     names, read = [], stems.read
@@ -357,10 +385,24 @@ def test_what_does_not_fit_or_is_damaged_is_said_before_training(tmp_path, monke
     needed = 2 * 2 * 2 * 2 * RATE  # two stems of the second song, two channels, 16 bit, twice the rate: 0.0001 GB
     monkeypatch.setattr(stems.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - needed, needed))
     fill_cache(tracks[1:], 2 * RATE)
-    assert "need another 0.0 GB" in message(fill_cache, tracks, 2 * RATE + 1)
+    assert "need another 256.0 kB" in message(fill_cache, tracks, 2 * RATE + 1)
     write(tmp_path / "songs" / "song 1" / "vocals.wav", np.where(noise(1) > 0.299, np.nan, noise(1)))
     text = message(fill_cache, find_tracks(tmp_path / "songs", tmp_path / "cache"), RATE)
     assert "song 1" in text and "vocals.wav" in text and "not a finite number" in text
+
+
+def test_a_limit_that_decoded_songs_reach_is_said_with_its_file(tmp_path):
+    """NumPy would say how many samples it could not write."""
+    resource = pytest.importorskip("resource")
+    song(tmp_path / "songs" / "song")
+    tracks, before = find_tracks(tmp_path / "songs", tmp_path / "cache"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            fill_cache(tracks, RATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG and str(tmp_path / "cache") in error.value.filename
 
 
 def test_a_song_that_is_gone_after_training_began_is_named(tmp_path):

@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib.image
 import museval
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
@@ -36,7 +37,7 @@ from diffvocsep.evaluation.parallel import progress_bar
 from diffvocsep.separator import Separator
 from diffvocsep.unet import UNet
 from diffvocsep.util import cli
-from diffvocsep.util.errors import UserError
+from diffvocsep.util.errors import UserError, WorkFailed
 
 RATE = 8000
 TINY = """audio.sample_rate=8000 audio.channels=1 audio.n_fft=512 audio.hop_length=128 audio.win_length=512
@@ -279,6 +280,39 @@ def test_different_songs_have_different_files_with_names_that_every_system_takes
         assert 0 < len(file.encode()) < 200 and not file.endswith((" ", ".")) and not set(file) & set('<>:"/\\|?*')
 
 
+def named_songs(root: Path, songs: Path) -> Path:
+    """A song with a Korean name, and one whose name is no text in UTF-8."""
+    for name in ("노래", os.fsdecode(b"song \xff")):
+        try:
+            shutil.copytree(songs / "b", root / name)
+        except OSError:
+            pytest.skip("a file system that takes UTF-8 only")
+    return root
+
+
+NAMED = {"노래", r"song \xff"}
+
+
+def test_songs_whose_names_are_no_text_are_scored(songs, model, tmp_path, monkeypatch):
+    command = [*arguments(named_songs(tmp_path / "songs", songs), model), "--no-museval", "--output", str(tmp_path)]
+    assert evaluate.run(command) == 0
+    assert {clip for clip, _, _ in rows(tmp_path)} == NAMED
+    monkeypatch.setattr(scores, "score_clip", lambda *_: pytest.fail("these scores are there"))
+    assert evaluate.run([*command, "--compare", str(tmp_path)]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such encoding")
+def test_where_only_ascii_is_known_the_same_songs_are_scored(songs, model, tmp_path):
+    command = [*arguments(named_songs(tmp_path / "songs", songs), model), "--no-museval", "--output", str(tmp_path)]
+    ascii_only = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, evaluate.__file__, *command], capture_output=True, env=os.environ | ascii_only
+    )
+    assert done.returncode == 0, done.stderr
+    assert {clip for clip, _, _ in rows(tmp_path)} == NAMED
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -308,6 +342,32 @@ def test_a_run_that_is_ended_goes_on_where_it_stopped(how, songs, model, tmp_pat
     assert subprocess.run(command, env=environment, capture_output=True, timeout=600).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in done} == kept
     assert len({line["clip"] for line in rows(tmp_path).values()}) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C of a terminal")
+@pytest.mark.parametrize("chunks", [False, True], ids=["while they import", "while they separate"])
+def test_ctrl_c_with_several_processes_is_one_word(songs, model, tmp_path, chunks):
+    """Its children begin with seconds of imports, and their bars must leave nothing to clean up."""
+    command = [sys.executable, evaluate.__file__, *arguments(songs, model)[:-2], "--jobs", "2", "--no-museval"]
+    process = subprocess.Popen([*command, "--output", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)  # fmt: skip
+    while len(psutil.Process(process.pid).children()) < 3:  # the tracker of resources is one
+        time.sleep(0.01)
+    if chunks:
+        while not list(tmp_path.glob("scores/untrained network/*.json")):
+            time.sleep(0.01)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)  # three songs may have been scored meanwhile
+    assert error in ("Scoring: 3 songs\n", "Scoring: 3 songs\ninterrupted\n")
+
+
+@pytest.mark.slow
+def test_a_process_that_the_system_ends_is_work_that_failed():
+    with pytest.raises(WorkFailed, match="ended by the system.*smaller --jobs"):
+        parallel.parallel_map(os._exit, [9, 9], 2, "Scoring")
 
 
 def test_where_no_bar_can_be_watched_a_line_says_what_has_begun(capsys):

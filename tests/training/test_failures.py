@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from diffvocsep.config import save_config
 from diffvocsep.data import train_tracks
 from diffvocsep.data.loader import EXIT_BATCH_NOT_SENT, load_segments
 from diffvocsep.data.mixing import Segments
+from diffvocsep.training.monitor import Monitor
 from diffvocsep.util import cli
 from diffvocsep.util.errors import UserError, WorkFailed
 
@@ -159,9 +161,29 @@ def test_a_full_disk_ends_a_run_in_one_sentence_with_a_whole_checkpoint(
         at_step(patch, 3, lambda: limits.append(full_disk(size)))
         code, said = train_py(tmp_path, capsys)
     full_disk(-1)
-    assert limits and code == 1 and len(said) == 1 and "the disk is full" in said[0] and "make room" in said[0]
+    assert limits and code == 1 and len(said) == 1 and "no file may grow further" in said[0] and "ulimit -f" in said[0]
     assert where in said[0] and load_checkpoint(tmp_path / "ck" / "last.pt")["step"] in (2, 3)
     assert not list((tmp_path / "ck").glob(".*.part*"))
+    assert_same_run(run(tmp_path, resume="auto"), undisturbed)
+
+
+@pytest.mark.parametrize("place", ["step", "log_validation"])
+def test_curves_that_cannot_be_written_lose_no_step(tmp_path, monkeypatch, capsys, undisturbed, place):
+    """Their disk may be full where that of the checkpoints is not. A score that is not shown does not count yet."""
+
+    def fail(self: Monitor, step: int, *rest: object) -> None:
+        if step == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events")
+        write(self, step, *rest)
+
+    write = getattr(Monitor, place)
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, place, fail)
+        code, said = train_py(tmp_path, capsys)
+    assert code == 1 and len(said) == 1 and "the disk is full at 'events'" in said[0]
+    saved = load_checkpoint(tmp_path / "ck" / "last.pt")
+    best = load_checkpoint(tmp_path / "ck" / "best.pt")
+    assert saved["step"] == 4 and saved["validated"] < 4 and saved["best_sdr"] == best["best_sdr"]
     assert_same_run(run(tmp_path, resume="auto"), undisturbed)
 
 

@@ -19,6 +19,7 @@ import inference
 from diffvocsep.audio import read, write
 from diffvocsep.checkpoint import load_checkpoint, save_checkpoint
 from diffvocsep.config import save_config, to_dict
+from diffvocsep.training.run_folder import FolderLock
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -183,6 +184,29 @@ def test_a_polite_kill_stops_all_after_the_same_step(tmp_path):
     state = load_checkpoint(tmp_path / "ck" / "last.pt")
     assert out.count("stopping after this step") == 1, error
     assert f"stopped at step {state['step']}; the same command" in out and "was lost" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9")
+def test_processes_whose_torchrun_was_killed_save_and_end(tmp_path):
+    """Nobody would know that they still train."""
+    process = torchrun(tmp_path, "train.max_steps=100000", "train.val_every_steps=4", "train.steps_per_epoch=100000")
+    wait_for(process, "step 4:")
+    workers = [child for child in psutil.Process(process.pid).children() if "RANK" in child.environ()]
+    assert len(workers) == 2
+    process.kill()
+    out, error = process.communicate(timeout=15)  # to the end of all that hold the pipes
+    assert all(map(gone, workers)) and "Traceback" not in error
+    state = load_checkpoint(tmp_path / "ck" / "last.pt")
+    assert f"stopped at step {state['step']}; the same command" in out, error
+
+
+@pytest.mark.slow
+def test_a_folder_that_another_training_holds_is_refused_in_one_sentence(tmp_path):
+    with FolderLock(tmp_path / "ck"):
+        _, error = torchrun(tmp_path).communicate(timeout=120)
+    said = [line for line in error.splitlines() if line.startswith(("error:", "interrupted"))]
+    assert len(said) == 1 and "another training writes into" in said[0]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from trainers import CPU, ROOT, assert_same_run, assert_same_state, at_step, mak
 import diffvocsep.training.trainer as trainer_module
 from diffvocsep import checkpoint
 from diffvocsep.config import Config, save_config
+from diffvocsep.training.run_folder import FolderLock
 from diffvocsep.training.schedule import learning_rate
 from diffvocsep.training.trainer import Trainer
 from diffvocsep.util import cli
@@ -509,6 +511,13 @@ def test_a_checkpoint_with_a_setting_that_is_gone_is_named(tmp_path, undisturbed
             checkpoint.load_model(old)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_command_line_that_is_no_text_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--config", "c\udcff.yaml"])
+    trainer = run(tmp_path, "train.max_steps=1")
+    assert r"c\xff.yaml" in json.loads((trainer.curves / "run.json").read_text(encoding="utf-8"))[0]["command"]
+
+
 def test_two_trainings_do_not_share_a_folder(tmp_path, capsys):
     """The second one would overwrite what the first writes."""
     config = tiny(tmp_path)
@@ -525,3 +534,42 @@ def test_two_trainings_do_not_share_a_folder(tmp_path, capsys):
     first.optimize = beside
     assert first.run() == 0 and said
     assert Trainer(config, CPU).run() == 0  # the folder is free again
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows deletes no file that is open")
+def test_a_folder_that_was_deleted_is_locked_again(tmp_path):
+    """With the next checkpoint, which makes it anew."""
+    config = tiny(tmp_path)
+    first, second = Trainer(config, CPU), Trainer(config, CPU)
+    save, said = first.save, []
+
+    def saved(name: str) -> None:
+        if not said and first.progress.step:
+            shutil.rmtree(tmp_path / "ck")
+            save(name)
+            with pytest.raises(UserError, match="another training writes into") as error:
+                second.run()
+            said.append(str(error.value))
+        save(name)
+
+    first.save = saved
+    assert first.run() == 0 and said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows deletes no file that is open")
+def test_a_training_whose_deleted_folder_another_has_taken_writes_no_more(tmp_path):
+    config = tiny(tmp_path)
+    first = Trainer(config, CPU)
+    save = first.save
+
+    def saved(name: str) -> None:
+        if not first.progress.step:
+            return save(name)
+        shutil.rmtree(tmp_path / "ck")
+        with FolderLock(tmp_path / "ck"):
+            save(name)
+
+    first.save = saved
+    with pytest.raises(UserError, match="another training writes into"):
+        first.run()
+    assert not list((tmp_path / "ck").glob("*.pt"))

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from diffvocsep.util.atomic import write_atomic
+from diffvocsep.checkpoint import load_checkpoint
+from diffvocsep.config import load_config
+from diffvocsep.util.atomic import require_folder, write_atomic
 from diffvocsep.util.cli import main
-from diffvocsep.util.errors import UserError
+from diffvocsep.util.errors import UserError, size
 
 
 def test_a_folder_in_the_place_of_a_file_is_said_and_stays(tmp_path):
@@ -17,6 +19,39 @@ def test_a_folder_in_the_place_of_a_file_is_said_and_stays(tmp_path):
     with pytest.raises(UserError, match=r"best\.pt' is a folder, where a file belongs"):
         write_atomic(tmp_path / "best.pt", lambda part: part.write_text("new", encoding="utf-8"))
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+
+
+@pytest.mark.parametrize("below", ["", "x"])
+def test_a_file_in_the_place_of_a_folder_is_said(tmp_path, below):
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match=r"nothing can be written into the folder '.*' \('.*out' is a file\)"):
+        require_folder(tmp_path / "out" / below)
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_said(tmp_path):
+    (tmp_path / "last.pt").mkdir()
+    with pytest.raises(UserError, match=r"last\.pt' is a folder, where a checkpoint belongs; move it away"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are text there")
+@pytest.mark.parametrize(
+    ("encoding", "name", "said"),
+    [("utf-8", b"/tmp/ck\xff", r"'/tmp/ck\xff' is no name in UTF-8: rename it"),
+     ("ascii", "/tmp/노래".encode(), "'/tmp/노래' is no name in ASCII: set the environment variable PYTHONUTF8=1, or")],
+)  # fmt: skip
+def test_a_setting_that_is_no_text_is_refused_with_a_remedy(monkeypatch, encoding, name, said):
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: encoding)
+    with pytest.raises(UserError) as error:
+        load_config(None, [f"log.checkpoint_dir={name.decode('ascii', 'surrogateescape')}"])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 bytes"), (64_000, "64.0 kB"), (5 * 10**6, "5.0 MB"), (7e10, "70.0 GB")]
+)
+def test_sizes_are_told_in_a_unit_that_shows_them(count, said):
+    assert size(count) == said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="other names are too long there")
