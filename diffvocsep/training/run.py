@@ -139,7 +139,7 @@ class Run:
 
     def release(self, name: str) -> None:
         """Write the averaged weights in half precision, if `log.release_minutes` asks for them: small enough to be
-        fetched from a rented computer, and ready for `inference.py`."""
+        fetched from a rented computer, and ready for `inference.py`. Raises UserError as `checkpoint.release` does."""
         if self.config.log.release_minutes and self.backend.main:
             state = {"ema": self.backend.to_host(self.ema), "config": to_dict(self.config), "step": self.progress.step}
             release(state, self.folder / f"{name}.safetensors", torch.float16)

@@ -94,12 +94,12 @@ class Trainer(Run):
                 self.keep_aside(self.folder / "best.pt")
             with self.interruption, self._save_if_process_lost():
                 self._train(monitor)
-                self.release("last")
                 if self.complete:
                     monitor.finish()
                 else:
                     monitor.flush()
                     self.save("last.pt")
+                self.release("last")
                 self.backend.barrier()
         finally:
             monitor.close()
@@ -288,5 +288,6 @@ class Trainer(Run):
         monitor.flush()
         if better:
             self.save("best.pt")
-            self.release("best")
         self.save("last.pt")
+        if better:
+            self.release("best")

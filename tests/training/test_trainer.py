@@ -324,6 +324,35 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path, part):
     assert {path.name: path.read_bytes() for path in trainer.folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("weight", [math.nan, 1e5])
+def test_weights_that_are_not_finite_in_half_precision_never_replace_released_ones(tmp_path, weight):
+    """Float16 ends at 65504."""
+    trainer = make(tmp_path, "log.release_minutes=1")
+    trainer.release("last")
+    released = trainer.folder / "last.safetensors"
+    before = released.read_bytes()
+    trainer.ema["stem.weight"].view(-1)[0] = weight
+    with pytest.raises(UserError, match=r"not all finite in float16, so '.*last\.safetensors' was left as it was"):
+        trainer.release("last")
+    assert released.read_bytes() == before
+    if math.isfinite(weight):
+        checkpoint.release(trainer.state(), released)
+        assert checkpoint.load_weights(released)[0]["stem.weight"].max() == weight
+
+
+def test_a_checkpoint_is_saved_before_its_weights_are_released(tmp_path, monkeypatch):
+    written = []
+    for method in ("save", "release"):
+        monkeypatch.setattr(Trainer, method, lambda self, name: written.append(name))
+    trainer = make(tmp_path, "train.max_steps=2", "log.release_minutes=100")
+    assert trainer.run() == 0
+    assert written == ["last.pt", "best.pt", "last.pt", "best", "last"]
+    at_step(monkeypatch, 0, lambda: signal.raise_signal(signal.SIGINT))
+    written.clear()
+    assert make(tmp_path, "log.release_minutes=100").run() == 130
+    assert written == ["last.pt", "last.pt", "last"]
+
+
 # ---- learning ------------------------------------------------------------------------------------------------------
 
 
