@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AudioConfig, Config
-from ..counterfactual import subtract
+from ..counterfactual import start_temperature, subtract
 from ..denoiser import Denoiser
 from ..diffusion import Diffusion
 from ..spectrogram import STFT, Frontend
@@ -121,7 +121,7 @@ class Objective:
         # As it is: torch.compile would stop to build graphs for batches of another size.
         plain = Denoiser(getattr(denoiser.model, "_orig_mod", denoiser.model), self.diffusion, denoiser.dtype)
         diffusion, last = self.diffusion, self.diffusion.timesteps - 1
-        noise = self.config.diffusion.temperature * noise
+        noise = start_temperature(self.config.diffusion) * noise
         x_0 = plain(noise[rows], x_mixture[rows], torch.full_like(t[rows], last))
         made = diffusion.q_sample(x_0, t[rows], noise[rows])
 

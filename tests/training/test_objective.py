@@ -236,6 +236,22 @@ def test_a_guess_is_what_the_sampler_hands_the_network_in_its_next_step(sampler,
     assert len(trained) == step and len(seen) == steps and trained[-1][2].tolist() == [timestep] * 2
 
 
+def test_a_guess_begins_where_averaged_draws_do():
+    """With all of the noise, though the temperature is 0: draws to be averaged must differ."""
+    diffusion = {"temperature": 0.0, "samples": 2, "terminal_share": 0.0}
+    objective = make_objective(train={"refine_share": 1.0}, diffusion=diffusion)
+    noise, seen = noise_for(objective, 2), []
+
+    def network(x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
+        seen.append(x_t)
+        return 0.3 * mixture
+
+    objective(network, make_batch(), torch.full((2, 2), 0.3), noise)
+    assert len(seen) == 2 and torch.equal(seen[0], noise)
+    generate(Denoiser(network, objective.diffusion), noise, objective.config.diffusion, lambda step: noise)
+    assert torch.equal(seen[-1], noise)
+
+
 def test_no_step_that_refines_a_guess_is_taken_at_pure_noise():
     """Not even where t is the next to last, and nothing lies between."""
     objective, seen = make_objective(train={"refine_share": 1.0}), []
