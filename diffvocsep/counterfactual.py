@@ -18,7 +18,7 @@ EMPTY = 1e-10  # a band more than 100 dB below its frame holds nothing to measur
 
 
 def start_temperature(settings: DiffusionConfig) -> float:
-    """The share of the noise that sampling starts from: `temperature`, but 1 for 0 where several draws are averaged, for
+    """The share of the noise that sampling starts from: `temperature`, but 1 for 0 where several draws are averaged:
     they must differ."""
     return settings.temperature or float(settings.samples > 1)
 

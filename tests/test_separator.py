@@ -268,7 +268,7 @@ def test_the_doubled_last_channel_of_an_odd_number_is_separated_as_mono(separato
 
 
 def test_temperature_is_the_share_of_noise_that_sampling_starts_from(monkeypatch):
-    """At 0 no seed matters, for there is no noise, and none is drawn. Averaged draws must differ: of several it is 1."""
+    """At 0 no seed matters, for there is no noise, and none is drawn. Averaged draws must differ: then 0 is 1."""
 
     def with_noise(x_t, mixture, t):
         return 0.5 * mixture + 0.1 * x_t
