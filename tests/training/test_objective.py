@@ -400,6 +400,26 @@ def test_where_sizes_matter_batches_come_in_eights(monkeypatch):
     assert len(objective_module.rows_to_compute(torch.zeros(12), network)) == 0
 
 
+@pytest.mark.parametrize("items", [8, 32, 64])
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 0.9, 1.0])
+def test_where_sizes_matter_hardly_a_twin_is_left_out(share, items):
+    drawn = np.random.default_rng(0).binomial(items, share, 100_000)
+    kept = np.minimum(drawn, objective_module.most_twins(share, items))
+    assert kept.mean() > 0.99 * drawn.mean()
+
+
+def test_more_twins_than_the_mean_are_heard_where_sizes_matter(monkeypatch):
+    """Of 32 items with a share of 0.25, eleven."""
+    monkeypatch.setattr(objective_module, "sizes_matter", lambda device: True)
+    batch, network = make_batch(items=32, gain=1e-9), Network(half)
+    batch["twin_vocals"] = batch["vocals"].clone()
+    batch["twin_vocals"][:11] = 0
+    objective = make_objective(train={"consistency_share": 0.25})
+    terms = objective(network, batch, torch.full((32, 2), 0.5), noise_for(objective, 32))
+    assert len(network.x_t) == 32 + 16
+    assert gradient(terms["consistency"], network)[:32].abs().amax(dim=(1, 2, 3)).count_nonzero() == 11
+
+
 @pytest.mark.parametrize("representation", ["complex", "magnitude"])
 def test_a_twin_over_silence_is_as_loud_as_a_song(representation):
     """What is divided by is the level of both together, not that of the silent one."""
