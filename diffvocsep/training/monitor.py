@@ -134,7 +134,9 @@ class Monitor:
 
     def _log(self, step: int, rate: float, skipped: int) -> None:
         """Write the means over the steps since the last time."""
-        names = [name for name in self.terms[-1] if name in CURVES]
+        names = [name for name, value in self.terms[-1].items() if value.ndim == 0]
+        if unknown := set(names) - CURVES.keys():
+            raise ValueError(f"monitor.CURVES names no curve for the loss terms {', '.join(sorted(unknown))}")
         values = {name: finite_mean(torch.stack([t[name] for t in self.terms])) for name in names}
         if "per_item" in self.terms[-1]:
             per_item, t = (torch.cat([terms[name] for terms in self.terms]).cpu() for name in ("per_item", "t"))
