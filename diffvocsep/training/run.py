@@ -19,6 +19,7 @@ from ..util.atomic import remove_leftovers, require_folder
 from ..util.cli import printable
 from ..util.device import amp_dtype, channels_last
 from ..util.errors import UserError
+from ..util.strict_yaml import shorten
 from ..util.untrusted import is_finite
 from .backends import Backend
 from .progress import Progress
@@ -37,7 +38,8 @@ class Run:
             is the path of a checkpoint.
 
     Raises:
-        UserError: a checkpoint that does not fit the config, or a folder that cannot be written.
+        UserError: a checkpoint that does not fit the config, a network that cannot be resumed, or a folder that cannot
+            be written.
 
     Attributes:
         model, ema, optimizer, scaler: the network, the average of its weights, and what changes them.
@@ -53,6 +55,7 @@ class Run:
         with SEED_LOCK:
             torch.manual_seed(train.seed)
             self.model = make_network(config).to(self.device)
+        self._require_parameters_only()
         self.dtype = amp_dtype(train.amp, self.device)
         if channels_last(train.channels_last, self.device, self.dtype):
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -67,6 +70,17 @@ class Run:
         self.last_saved = self.last_released = time.monotonic()  # when these files were last written
         if path := find_checkpoint(resume, self.folder / "last.pt"):
             self.resume_from(path, automatic=resume == "auto")
+
+    def _require_parameters_only(self) -> None:
+        """Raises UserError where the network keeps more than its parameters, each under one name: those alone are what
+        is averaged, and what the state of the optimizer is checked against."""
+        others = self.model.state_dict().keys() - dict(self.model.named_parameters()).keys()
+        if others:
+            raise UserError(
+                f"the network {self.config.model.network} keeps what is no parameter of its own "
+                f"({shorten(', '.join(sorted(others)), 150)}), and could not be resumed: register buffers with "
+                "persistent=False, normalize without running statistics, and share no weights"
+            )
 
     def _freeze_all_but_refinement(self) -> None:
         """For `train.parts=refine`. Raises UserError where the network has no such weights, or validation would not use

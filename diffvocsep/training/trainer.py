@@ -52,6 +52,8 @@ class Trainer(Run):
         self.objective.diffusion.require_samplable()
         super().__init__(config, where if isinstance(where, Backend) else Backend(where), resume)
         train, main = config.train, self.backend.main
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        self.averages, self.trained = [self.ema[name] for name in trained], list(trained.values())
         network = self.backend.wrap(self.model)
         self.network = torch.compile(network) if train.compile else network
         with self.backend.main_first():
@@ -242,9 +244,7 @@ class Trainer(Run):
     def update_ema(self) -> None:
         """One step of the average of what is trained: ema <- decay * ema + (1 - decay) * weights."""
         decay = ema_decay(self.progress.step, self.config.train.ema_decay)
-        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
-        weights = {name: weight for name, weight in self.model.state_dict().items() if name not in frozen}
-        torch._foreach_lerp_([self.ema[name] for name in weights], list(weights.values()), 1 - decay)
+        torch._foreach_lerp_(self.averages, self.trained, 1 - decay)
 
     def _seconds_passed(self) -> float:
         """By the clock of this process, since this was last called."""

@@ -17,6 +17,7 @@ import pytest
 import torch
 from trainers import CPU, ROOT, assert_same_run, at_step, flat, make, run, start, tiny
 
+import diffvocsep.training.run as run_module
 import diffvocsep.training.trainer as trainer_module
 from diffvocsep import checkpoint
 from diffvocsep.config import load_config
@@ -434,6 +435,18 @@ def test_a_network_without_weights_that_refine_is_named(tmp_path):
     other = ("model.network=diffusers_unet", "model.base_channels=8")
     with pytest.raises(UserError, match="the network diffusers_unet has no weights for guesses alone; use train.parts"):
         Trainer(tiny(tmp_path, *REFINE, "diffusion.ddim_steps=2", *other), CPU, "none")
+
+
+def test_a_network_that_could_not_be_resumed_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    """The integer that counts the batches of a BatchNorm cannot be averaged, either."""
+    for refused, name in ((torch.nn.BatchNorm2d(1), "num_batches_tracked"), (None, "again.weight")):
+        network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1))
+        network.add_module("again", refused or network[0])
+        monkeypatch.setattr(run_module, "make_network", lambda config, network=network: network)
+        with pytest.raises(UserError, match=f"the network unet keeps .*{name}.*persistent=False") as error:
+            make(tmp_path)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "ck").exists()
 
 
 def test_songs_on_the_device_give_the_same_batches_and_going_on_is_exact(tmp_path, monkeypatch):
