@@ -2,6 +2,7 @@
 
 A `.pt`, such as `last.pt`, holds a dictionary: the `config`, the weights `model` and their average `ema`, the states of
 `optimizer` and `scaler`, the fields of `training.progress.Progress`, and the `format` and `versions` of the program.
+`training.resume.training_state` makes it; here it is written, and read as a file from elsewhere may be: with distrust.
 
 python -m diffvocsep.checkpoint checkpoints/stems/best.pt checkpoints/pretrained.safetensors
 python -m diffvocsep.checkpoint early.pt late.pt released.safetensors      # the mean of the weights of two models

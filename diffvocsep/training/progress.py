@@ -9,7 +9,8 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """All that a checkpoint holds beside tensors and config, under these names.
+    """All that a checkpoint holds beside tensors and config, under these names; `checkpoint.RUN_FIELDS` says what may
+    stand there in a file from elsewhere.
 
     Attributes:
         step: optimizer steps, those skipped among them.

@@ -23,7 +23,7 @@ from ..util.strict_yaml import shorten
 from ..util.untrusted import is_finite
 from .backends import Backend
 from .progress import Progress
-from .resume import find_checkpoint, is_same_run, keep_aside, load_initial_state, restore
+from .resume import find_checkpoint, is_same_run, keep_aside, load_initial_state, restore, training_state
 from .run_folder import make_run_folder, record_start
 from .schedule import Schedule
 
@@ -124,15 +124,8 @@ class Run:
         require_folder(self.curves.parent)
 
     def state(self) -> dict:
-        """Everything that `resume_from` needs, as tensors and plain values."""
-        return {
-            "config": to_dict(self.config),
-            "model": self.model.state_dict(),
-            "ema": self.ema,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            **self.progress.to_dict(),
-        }
+        """What `last.pt` holds."""
+        return training_state(self.config, self.progress, self.model, self.ema, self.optimizer, self.scaler)
 
     def save(self, name: str) -> None:
         """Write a checkpoint, unless there is something in it that is not finite.
