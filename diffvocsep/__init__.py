@@ -8,7 +8,8 @@ Where else to look:
 
     a new network, representation, sampler or dataset    parts.py, which names them all
     a setting, its default and its limits                config.py
-    what is in `last.pt` and in released weights         checkpoint.py
+    what is saved in `last.pt`                           training/resume.py, `training_state`
+    what is in released weights                          checkpoint.py, `release`
     CPU, GPU or Apple's MPS, and in which precision      util/device.py, `resolve_device` and `amp_dtype`
     TPUs                                                 train_tpu.py, training/xla.py
     the loss                                             training/objective.py

@@ -2,6 +2,7 @@
 
 A `.pt`, such as `last.pt`, holds a dictionary: the `config`, the weights `model` and their average `ema`, the states of
 `optimizer` and `scaler`, the fields of `training.progress.Progress`, and the `format` and `versions` of the program.
+`training.resume.training_state` makes it; here it is written, and read as a file from elsewhere may be: with distrust.
 
 python -m diffvocsep.checkpoint checkpoints/stems/best.pt checkpoints/pretrained.safetensors
 python -m diffvocsep.checkpoint early.pt late.pt released.safetensors      # the mean of the weights of two models
@@ -32,6 +33,7 @@ from .util.strict_yaml import prefix_errors, shorten, show
 from .util.untrusted import (
     MAX_COUNT,
     is_count,
+    is_finite,
     is_plain_config,
     is_plain_name,
     require_plain_archive,
@@ -183,11 +185,19 @@ def release(state: dict[str, Any], path: Path, dtype: torch.dtype = torch.float3
     `head`, and its config as metadata, without `LOCAL_PATHS`.
 
     In float16 the file is half as large, and every weight keeps 11 significant bits, of which bf16 uses 8.
+
+    Raises:
+        UserError: a weight is not finite, or too large for `dtype`; the file stays what it was.
     """
     from safetensors.torch import save
 
     tensors = state["ema"] | {HEAD_PREFIX + name: tensor for name, tensor in state.get("head", {}).items()}
     weights = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    if not is_finite(weights):
+        raise UserError(
+            f"the weights of step {state['step']} are not all finite in {str(dtype).removeprefix('torch.')}, so "
+            f"'{path}' was left as it was; use a checkpoint from before the training went wrong, and a lower train.lr"
+        )
     config, defaults = copy.deepcopy(state["config"]), to_dict(Config())
     for section, key in (name.split(".") for name in LOCAL_PATHS.split()):
         config[section][key] = defaults[section][key]

@@ -18,6 +18,12 @@ SMOOTHING_SECONDS = 0.15  # half width of the average over time of that share
 EMPTY = 1e-10  # a band more than 100 dB below its frame holds nothing to measure
 
 
+def start_temperature(settings: DiffusionConfig) -> float:
+    """The share of the noise that sampling starts from: `temperature`, but 1 for 0 where several draws are averaged:
+    they must differ."""
+    return settings.temperature or float(settings.samples > 1)
+
+
 def generate(denoiser: Denoiser, x_mixture: Tensor, settings: DiffusionConfig, noise: Noise) -> Tensor:
     """Draw an accompaniment of the mixture: x_0 `(B, C, F, T)`, in the represented space like `x_mixture`.
 
@@ -26,9 +32,9 @@ def generate(denoiser: Denoiser, x_mixture: Tensor, settings: DiffusionConfig, n
     to the network, its x_t is a noisy version of the truth.
 
     Args:
-        settings: which sampler, how many steps, its `eta`, and the temperature of the noise it starts from.
-        noise: standard normal noise `(B, C, F, T)`; `noise(-1)` is what sampling starts from, `noise(k)` what the
-            sampler adds in step k.
+        settings: which sampler, how many steps, its `eta`, and what `start_temperature` reads.
+        noise: standard normal noise `(B, C, F, T)`; `noise(-1)` is what sampling starts from (not asked for where that
+            is none), `noise(k)` what the sampler adds in step k.
     """
     schedule = timestep_schedule(settings.timesteps, settings.ddim_steps)
     refines = not SAMPLERS[settings.sampler].adds_noise(settings.eta)
@@ -38,9 +44,10 @@ def generate(denoiser: Denoiser, x_mixture: Tensor, settings: DiffusionConfig, n
         guessed = torch.ones(len(x_t), device=x_t.device) if refines and t < schedule[0] else None
         return denoiser(x_t, x_mixture, steps, guessed)
 
-    temperature = settings.temperature or float(settings.samples > 1)  # draws to be averaged must differ
+    temperature = start_temperature(settings)
+    x_T = temperature * noise(-1) if temperature else torch.zeros_like(x_mixture)
     signal_power = denoiser.diffusion.alphas_cumprod
-    return sample(settings.sampler, denoise, temperature * noise(-1), signal_power, schedule, noise, settings.eta)
+    return sample(settings.sampler, denoise, x_T, signal_power, schedule, noise, settings.eta)
 
 
 def subtract(

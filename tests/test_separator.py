@@ -268,8 +268,8 @@ def test_the_doubled_last_channel_of_an_odd_number_is_separated_as_mono(separato
 # --- seeds, batches, blocks ---------------------------------------------------------------------------------------
 
 
-def test_temperature_is_the_share_of_noise_that_sampling_starts_from():
-    """At 0 no seed matters, for there is no noise. Averaged draws must differ: of several it is 1."""
+def test_temperature_is_the_share_of_noise_that_sampling_starts_from(monkeypatch):
+    """At 0 no seed matters, for there is no noise, and none is drawn. Averaged draws must differ: then 0 is 1."""
 
     def with_noise(x_t, mixture, t):
         return 0.5 * mixture + 0.1 * x_t
@@ -283,6 +283,8 @@ def test_temperature_is_the_share_of_noise_that_sampling_starts_from():
     assert 3 < db(vocals() - without, vocals(half) - without) < 9  # about half as far
     draws = "diffusion.samples=2"
     assert torch.equal(vocals(draws, cold), vocals(draws)) and not torch.equal(vocals(draws), vocals())
+    monkeypatch.setattr(separator_module, "frame_noise", None)
+    assert torch.equal(vocals(cold), without)
 
 
 def test_the_seed_decides(separator):

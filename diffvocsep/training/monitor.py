@@ -104,7 +104,7 @@ class Monitor:
             skipped: steps skipped so far.
             last: the clock ends the run with this step; where steps do, it is known.
         """
-        last = last or step == self.total
+        last, self.latest = last or step == self.total, (step, rate, skipped)
         if self.bar is None:
             self._open_bar(step)
         self.terms.append(terms)
@@ -115,10 +115,7 @@ class Monitor:
         if step % self.config.log.every_steps == 0 or last:
             self._log(step, rate, skipped)
         if step % self.per_epoch == 0 or last:
-            self.bar.close()
-            self.bar = None
-            self.epochs.update()
-            self._show()
+            self._close_bar()
 
     def _open_bar(self, step: int) -> None:
         """The bar of the epoch that `step` belongs to."""
@@ -128,9 +125,18 @@ class Monitor:
         self.bar = tqdm(total=length, initial=done, desc=name, unit="step", leave=False)
         self.epoch_loss = torch.zeros_like(self.epoch_loss)
 
+    def _close_bar(self) -> None:
+        """The epoch is over."""
+        self.bar.close()
+        self.bar = None
+        self.epochs.update()
+        self._show()
+
     def _log(self, step: int, rate: float, skipped: int) -> None:
         """Write the means over the steps since the last time."""
-        names = [name for name in self.terms[-1] if name in CURVES]
+        names = [name for name, value in self.terms[-1].items() if value.ndim == 0]
+        if unknown := set(names) - CURVES.keys():
+            raise ValueError(f"monitor.CURVES names no curve for the loss terms {', '.join(sorted(unknown))}")
         values = {name: finite_mean(torch.stack([t[name] for t in self.terms])) for name in names}
         if "per_item" in self.terms[-1]:
             per_item, t = (torch.cat([terms[name] for terms in self.terms]).cpu() for name in ("per_item", "t"))
@@ -140,7 +146,8 @@ class Monitor:
         values |= {"learning_rate": rate, "skipped_steps": skipped, "data_wait": wait}
         values |= {"steps_per_second": len(self.terms) / self.seconds, **memory(self.device), **self.extra_curves()}
         self._write(step, values)
-        self.bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{rate:.2g}", wait=f"{wait:.0%}")
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{rate:.2g}", wait=f"{wait:.0%}")
         self._show()
         self.terms, self.seconds, self.waited = [], 0.0, 0.0
 
@@ -208,7 +215,11 @@ class Monitor:
         self.writer.flush()
 
     def finish(self) -> None:
-        """The run has all its steps."""
+        """The run has all its steps. Where the clock ended it in a validation, the last of them are written here."""
+        if self.terms:
+            self._log(*self.latest)
+        if self.bar is not None:
+            self._close_bar()
         self.writer.add(self.end)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AudioConfig, Config
-from ..counterfactual import subtract
+from ..counterfactual import start_temperature, subtract
 from ..denoiser import Denoiser
 from ..diffusion import Diffusion
 from ..spectrogram import STFT, Frontend
@@ -48,7 +48,7 @@ class Objective:
         dtype: torch.dtype | None = None,
     ) -> dict[str, Tensor]:
         """Loss terms of a batch of segments, `loss` (what is minimized), `diffusion`, `vocals` and `consistency`;
-        `per_item` and the timesteps `t`, `(B,)`.
+        `per_item` and the timesteps `t`, `(B,)`. Each scalar has a curve in `monitor.CURVES`.
 
         Args:
             uniform: `(B, 2)` in [0, 1), decides the timesteps, and where x_t is made of a guess.
@@ -56,7 +56,7 @@ class Objective:
             dtype: autocast type of the network, or None.
         """
         train, denoiser, items = self.config.train, Denoiser(model, self.diffusion, dtype), len(uniform)
-        most = _in_eights(train.consistency_share * items)
+        most = most_twins(train.consistency_share, items)
         batch, twins = _with_twins(batch | {"uniform": uniform, "noise": noise}, model, most)
         uniform, noise, representation = batch["uniform"], batch["noise"], self.frontend.representation
         mixture = self.frontend.modelled(batch["vocals"] + batch["accompaniment"])
@@ -121,7 +121,7 @@ class Objective:
         # As it is: torch.compile would stop to build graphs for batches of another size.
         plain = Denoiser(getattr(denoiser.model, "_orig_mod", denoiser.model), self.diffusion, denoiser.dtype)
         diffusion, last = self.diffusion, self.diffusion.timesteps - 1
-        noise = self.config.diffusion.temperature * noise
+        noise = start_temperature(self.config.diffusion) * noise
         x_0 = plain(noise[rows], x_mixture[rows], torch.full_like(t[rows], last))
         made = diffusion.q_sample(x_0, t[rows], noise[rows])
 
@@ -182,6 +182,12 @@ def rows_to_compute(chosen: Tensor, model: nn.Module, most: int = 0) -> Tensor:
 def sizes_matter(device: torch.device) -> bool:
     """Whether each new size of a batch costs time, for kernels are chosen by it."""
     return device.type == "cuda"
+
+
+def most_twins(share: float, items: int) -> int:
+    """Of how many items the twins are computed where sizes matter, if each has one with probability `share`."""
+    # Their number is binomial: the mean would leave out many of them, two deviations more leave out less than 1 %.
+    return _in_eights(share * items + 2 * math.sqrt(share * (1 - share) * items))
 
 
 def _in_eights(number: float) -> int:

@@ -9,13 +9,14 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """All that a checkpoint holds beside tensors and config, under these names.
+    """All that a checkpoint holds beside tensors and config, under these names; `checkpoint.RUN_FIELDS` says what may
+    stand there in a file from elsewhere.
 
     Attributes:
         step: optimizer steps, those skipped among them.
         samples: segments drawn, by all processes.
-        seconds: time of training, the mean of the clocks of all processes, so that all have the same.
-        validated: the last step that was validated; `validated_seconds`, the value of `seconds` then.
+        seconds: of training and validations, the mean of the clocks of all processes, so that all have the same.
+        validated: the last step that was validated; `validated_seconds`, the value of `seconds` at the end of that.
         skipped: steps whose loss or gradient was not finite.
         best_sdr: the highest dev score, dB; `dev_songs`, the songs it was reached on.
         run_id: names the folder of the run.

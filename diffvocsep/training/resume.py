@@ -1,7 +1,8 @@
 """Resuming a run exactly: which checkpoint, whether it fits the config, and what a change of the config means.
 
-`load_initial_state` reads and checks `last.pt`, `restore` puts it into network, average and optimizer. What a run draws
-is a function of `Progress.samples` (util/rng.py), so no state of a random generator is saved.
+`training_state` is what `last.pt` holds; `load_initial_state` reads and checks it, `restore` puts it into network,
+average and optimizer. What a run draws is a function of `Progress.samples` (util/rng.py), so no state of a random
+generator is saved.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load_checkpoint, load_weights, require_weights_fit, saved_config
-from ..config import Config, differences, is_fixed, require_same_network
+from ..config import Config, differences, is_fixed, require_same_network, to_dict
 from ..util.atomic import numbered_names, replace_file
 from ..util.errors import UserError
 from ..util.strict_yaml import show
@@ -181,6 +182,26 @@ def _require_same_data_and_optimizer(path: Path, before: Config, config: Config)
             f"train.optimizer={before.train.optimizer} train.lr={before.train.lr:g} goes on as before, --resume {path} "
             f"with {config.train.optimizer}, and --resume none starts anew"
         )
+
+
+def training_state(
+    config: Config,
+    progress: Progress,
+    model: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> dict[str, Any]:
+    """All that a run needs to go on, as tensors and plain values: what is saved is read by `load_initial_state`, and
+    put back by `restore`."""
+    return {
+        "config": to_dict(config),
+        "model": model.state_dict(),
+        "ema": average,
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        **progress.to_dict(),
+    }
 
 
 def restore(

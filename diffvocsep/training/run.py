@@ -20,10 +20,11 @@ from ..util.atomic import remove_leftovers, require_folder
 from ..util.cli import printable
 from ..util.device import amp_dtype, channels_last
 from ..util.errors import UserError
+from ..util.strict_yaml import shorten
 from ..util.untrusted import is_finite
 from .backends import Backend
 from .progress import Progress
-from .resume import find_checkpoint, is_same_run, keep_aside, load_initial_state, restore
+from .resume import find_checkpoint, is_same_run, keep_aside, load_initial_state, restore, training_state
 from .run_folder import FolderLock, make_run_folder, record_start
 from .schedule import Schedule
 
@@ -38,7 +39,8 @@ class Run:
             is the path of a checkpoint.
 
     Raises:
-        UserError: a checkpoint that does not fit the config, or a folder that cannot be written.
+        UserError: a checkpoint that does not fit the config, a network that cannot be resumed, or a folder that cannot
+            be written.
 
     Attributes:
         model, ema, optimizer, scaler: the network, the average of its weights, and what changes them.
@@ -54,6 +56,7 @@ class Run:
         with SEED_LOCK:
             torch.manual_seed(train.seed)
             self.model = make_network(config).to(self.device)
+        self._require_parameters_only()
         self.dtype = amp_dtype(train.amp, self.device)
         if channels_last(train.channels_last, self.device, self.dtype):
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -69,6 +72,17 @@ class Run:
         self.last_saved = self.last_released = time.monotonic()  # when these files were last written
         if path := find_checkpoint(resume, self.folder / "last.pt"):
             self.resume_from(path, automatic=resume == "auto")
+
+    def _require_parameters_only(self) -> None:
+        """Raises UserError where the network keeps more than its parameters, each under one name: those alone are what
+        is averaged, and what the state of the optimizer is checked against."""
+        others = self.model.state_dict().keys() - dict(self.model.named_parameters()).keys()
+        if others:
+            raise UserError(
+                f"the network {self.config.model.network} keeps what is no parameter of its own "
+                f"({shorten(', '.join(sorted(others)), 150)}), and could not be resumed: register buffers with "
+                "persistent=False, normalize without running statistics, and share no weights"
+            )
 
     def _freeze_all_but_refinement(self) -> None:
         """For `train.parts=refine`. Raises UserError where the network has no such weights, or validation would not use
@@ -112,15 +126,8 @@ class Run:
         require_folder(self.curves.parent)
 
     def state(self) -> dict:
-        """Everything that `resume_from` needs, as tensors and plain values."""
-        return {
-            "config": to_dict(self.config),
-            "model": self.model.state_dict(),
-            "ema": self.ema,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            **self.progress.to_dict(),
-        }
+        """What `last.pt` holds."""
+        return training_state(self.config, self.progress, self.model, self.ema, self.optimizer, self.scaler)
 
     def save(self, name: str) -> None:
         """Write a checkpoint, unless there is something in it that is not finite.
@@ -143,7 +150,7 @@ class Run:
 
     def release(self, name: str) -> None:
         """Write the averaged weights in half precision, if `log.release_minutes` asks for them: small enough to be
-        fetched from a rented computer, and ready for `inference.py`."""
+        fetched from a rented computer, and ready for `inference.py`. Raises UserError as `checkpoint.release` does."""
         if self.config.log.release_minutes and self.backend.main:
             state = {"ema": self.backend.to_host(self.ema), "config": to_dict(self.config), "step": self.progress.step}
             release(state, self.folder / f"{name}.safetensors", torch.float16)

@@ -27,10 +27,11 @@ from .backends import Backend
 from .monitor import EXAMPLES, Monitor, NoMonitor
 from .nonfinite import NonFiniteSteps
 from .objective import Objective
+from .progress import Progress
 from .run import Run
 from .run_folder import FolderLock
 from .schedule import ema_decay
-from .validation import dev_clips, ema_separator, median_sdr, validate
+from .validation import Validation, dev_clips, ema_separator, median_sdr, validate
 
 MANY_STEPS = 2**30  # more than any run by the clock takes
 SAVE_SECONDS = 600.0  # the most that last.pt may lag behind, beside the time of a validation
@@ -53,6 +54,8 @@ class Trainer(Run):
         self.objective.diffusion.require_samplable()
         super().__init__(config, where if isinstance(where, Backend) else Backend(where), resume)
         train, main = config.train, self.backend.main
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        self.averages, self.trained = [self.ema[name] for name in trained], list(trained.values())
         network = self.backend.wrap(self.model)
         self.network = torch.compile(network) if train.compile else network
         with self.backend.main_first():
@@ -68,7 +71,7 @@ class Trainer(Run):
         self.segments = Segments(tracks, config, self.progress.samples + steps_left * self.samples_per_step)
         self.non_finite = NonFiniteSteps(self.segments)
         self.interruption, self.agreed_to_stop = Interruption(self.say), False
-        self.last_step_time = time.monotonic()
+        self.last_time = time.monotonic()  # when the seconds of the run were last counted
         self.step_started, self.data_wait = 0.0, 0.0  # s: when the step began, and how long it waited for its batches
 
     def run(self) -> int:
@@ -97,12 +100,12 @@ class Trainer(Run):
                 self.keep_aside(self.folder / "best.pt")
             with self.interruption, self._save_if_process_lost(), self._save_if_disk_full():
                 self._train(monitor)
-                self.release("last")
                 if self.complete:
                     monitor.finish()
                 else:
                     monitor.flush()
                     self.save("last.pt")
+                self.release("last")
                 self.backend.barrier()
         finally:
             monitor.close()
@@ -149,8 +152,9 @@ class Trainer(Run):
 
     def _train(self, monitor: Monitor | NoMonitor) -> None:
         """All steps and validations, or those until Ctrl-C."""
+        self.last_time = time.monotonic()
         if self.validation_due:  # Ctrl-C came before it
-            self._validate_on_main(monitor)
+            self._validate(monitor)
         with closing(self.steps()) as steps:
             for batches in steps:
                 terms = self.optimize(batches)
@@ -158,7 +162,7 @@ class Trainer(Run):
                 progress = self.progress
                 monitor.step(progress.step, terms, seconds, self.data_wait, rate, progress.skipped, self.ended)
                 if self.validation_due and not self.stopping:
-                    self._validate_on_main(monitor)
+                    self._validate(monitor)
                 elif self.backend.main and time.monotonic() - self.last_saved > SAVE_SECONDS:
                     monitor.flush()
                     self.save("last.pt")
@@ -177,7 +181,6 @@ class Trainer(Run):
         loaded = load_segments(self.segments, self.progress.samples, backend.host, backend.rank, backend.world_size)
         there = backend.host if self.config.data.cache == "device" else None
         stream = backend.batches(with_noise(loaded, self.objective.shape(), train.seed, there))
-        self.last_step_time = time.monotonic()
         try:
             while not self.ended and not self.stopping:
                 self.step_started = time.perf_counter()
@@ -219,7 +222,8 @@ class Trainer(Run):
 
     def _gradients(self, batches: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The clipped gradients of accumulated batches of all processes; their terms as `optimize` returns them, the
-        share of the processes that want to stop, and the seconds since the step before, by the mean of their clocks."""
+        share of the processes that want to stop, and the seconds since they were last counted, by the mean of their
+        clocks."""
         train, parts = self.config.train, []
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches:
@@ -233,8 +237,7 @@ class Trainer(Run):
         names = [name for name, value in parts[0].items() if value.ndim == 0]
         means = [torch.stack([part[name] for part in parts]).mean() for name in names]
         stop = torch.full_like(means[0], float(self.interruption.requested))
-        now = time.monotonic()
-        passed, self.last_step_time = torch.full_like(means[0], now - self.last_step_time), now
+        passed = torch.full_like(means[0], self._seconds_passed())
         *means, stop, seconds = self.backend.mean(torch.stack([*means, stop, passed]))
         items = {name: self.backend.gather(torch.cat([part[name] for part in parts])) for name in ("per_item", "t")}
         return {**dict(zip(names, means, strict=True)), "gradient_norm": norm.to(stop.device), **items}, stop, seconds
@@ -255,45 +258,55 @@ class Trainer(Run):
     def update_ema(self) -> None:
         """One step of the average of what is trained: ema <- decay * ema + (1 - decay) * weights."""
         decay = ema_decay(self.progress.step, self.config.train.ema_decay)
-        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
-        weights = {name: weight for name, weight in self.model.state_dict().items() if name not in frozen}
-        torch._foreach_lerp_([self.ema[name] for name in weights], list(weights.values()), 1 - decay)
+        torch._foreach_lerp_(self.averages, self.trained, 1 - decay)
 
-    def _validate_on_main(self, monitor: Monitor | NoMonitor) -> None:
-        """The first process validates, and the others wait for it. If Ctrl-C ended the validation, all stop here: the
-        next start can catch up on it only if no further step is taken."""
-        self._validate(monitor)
-        stop = torch.full((1,), float(self.interruption.requested), device=self.backend.host)
-        self.backend.barrier()
-        self.agreed_to_stop = self.agreed_to_stop or bool(self.backend.mean(stop) > 0)
+    def _seconds_passed(self) -> float:
+        """By the clock of this process, since this was last called."""
+        now = time.monotonic()
+        passed, self.last_time = now - self.last_time, now
+        return passed
 
     def _validate(self, monitor: Monitor | NoMonitor) -> None:
-        """Separate the dev clips with the EMA weights; keep the best. After Ctrl-C it is left for the next start."""
-        if not self.backend.main:
-            self.progress.mark_validated()
+        """The first process separates the dev clips, and the others wait for it; that takes of the run's time as steps
+        do. If Ctrl-C ended it, all stop here: the next start can catch up on it only if no further step is taken."""
+        result = self._separate_clips() if self.backend.main else None
+        self.backend.barrier()
+        own = torch.tensor([float(self.interruption.requested), self._seconds_passed()], device=self.backend.host)
+        stop_share, passed = self.backend.mean(own).tolist()
+        self.agreed_to_stop = self.agreed_to_stop or stop_share > 0
+        self.progress.seconds += passed
+        if self.backend.main and result is None:
             return
+        before = replace(self.progress)
+        self.progress.mark_validated()
+        if result is not None:
+            self._take_note(monitor, result, before)
+
+    def _separate_clips(self) -> Validation | None:
+        """The dev clips with the EMA weights; None if Ctrl-C ended it."""
         separator = ema_separator(self.model, self.ema, self.config, self.backend.host)
         try:
-            result = validate(separator, self.clips, EXAMPLES, lambda: self.interruption.requested)
+            return validate(separator, self.clips, EXAMPLES, lambda: self.interruption.requested)
         except KeyboardInterrupt:  # the second
             self.save("last.pt")
             raise
-        if result is None:
-            return
-        median, before = median_sdr(result.scores), replace(self.progress)
-        better = median > self.progress.best_sdr
-        self.progress.best_sdr = max(median, self.progress.best_sdr)
-        self.progress.mark_validated()
+
+    def _take_note(self, monitor: Monitor | NoMonitor, result: Validation, before: Progress) -> None:
+        """Show a validation, and keep the best. If a full disk forbids it, the run is as it was `before`, and the next
+        start validates: nothing shows this score."""
+        progress, median = self.progress, median_sdr(result.scores)
+        better = median > progress.best_sdr
+        progress.best_sdr = max(median, progress.best_sdr)
         try:
             monitor.log_validation(
-                self.progress.step, before.validated, result, self.progress.best_sdr,
-                self.schedule.fraction_done(self.progress)
-            )  # fmt: skip
+                progress.step, before.validated, result, progress.best_sdr, self.schedule.fraction_done(progress)
+            )
             monitor.flush()
             if better:
                 self.save("best.pt")
-                self.release("best")
         except OSError:
-            self.progress = before  # the next start validates: nothing shows this score
+            self.progress = before
             raise
         self.save("last.pt")
+        if better:
+            self.release("best")

@@ -364,6 +364,13 @@ def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(tmp_path, monkeypatch):
     assert [row["steps_per_second"] for row in rows(tmp_path)] == ["2"] * 3
 
 
+def test_a_loss_term_without_a_curve_is_not_passed_over(tmp_path):
+    monitor = Monitor(tmp_path, tiny(tmp_path), CPU, 0, 6, -math.inf, "")
+    with pytest.raises(ValueError, match=r"monitor\.CURVES names no curve for the loss terms sparsity"):
+        monitor.step(1, {"loss": torch.ones(()), "sparsity": torch.ones(())}, 0.5, 0.1, 0.01, 0)
+    monitor.close()
+
+
 def test_nothing_waits_for_a_gpu_between_the_points_of_the_curves(tmp_path, monkeypatch):
     """No tensor is read as a number: on a GPU that would wait for all that was asked of it."""
     monitor = Monitor(tmp_path, load_config(None, ["log.every_steps=5"], tiny(tmp_path)), CPU, 0, 10, -math.inf, "")

@@ -236,6 +236,22 @@ def test_a_guess_is_what_the_sampler_hands_the_network_in_its_next_step(sampler,
     assert len(trained) == step and len(seen) == steps and trained[-1][2].tolist() == [timestep] * 2
 
 
+def test_a_guess_begins_where_averaged_draws_do():
+    """With all of the noise, though the temperature is 0: draws to be averaged must differ."""
+    diffusion = {"temperature": 0.0, "samples": 2, "terminal_share": 0.0}
+    objective = make_objective(train={"refine_share": 1.0}, diffusion=diffusion)
+    noise, seen = noise_for(objective, 2), []
+
+    def network(x_t: Tensor, mixture: Tensor, t: Tensor, guessed: Tensor) -> Tensor:
+        seen.append(x_t)
+        return 0.3 * mixture
+
+    objective(network, make_batch(), torch.full((2, 2), 0.3), noise)
+    assert len(seen) == 2 and torch.equal(seen[0], noise)
+    generate(Denoiser(network, objective.diffusion), noise, objective.config.diffusion, lambda step: noise)
+    assert torch.equal(seen[-1], noise)
+
+
 def test_no_step_that_refines_a_guess_is_taken_at_pure_noise():
     """Not even where t is the next to last, and nothing lies between."""
     objective, seen = make_objective(train={"refine_share": 1.0}), []
@@ -382,6 +398,26 @@ def test_where_sizes_matter_batches_come_in_eights(monkeypatch):
     assert len(rows) == len(set(rows.tolist())) == 8 and {1, 2, 4, 11} < set(rows.tolist())
     assert len(objective_module.rows_to_compute(torch.ones(12), network, most=8)) == 8
     assert len(objective_module.rows_to_compute(torch.zeros(12), network)) == 0
+
+
+@pytest.mark.parametrize("items", [8, 32, 64])
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 0.9, 1.0])
+def test_where_sizes_matter_hardly_a_twin_is_left_out(share, items):
+    drawn = np.random.default_rng(0).binomial(items, share, 100_000)
+    kept = np.minimum(drawn, objective_module.most_twins(share, items))
+    assert kept.mean() > 0.99 * drawn.mean()
+
+
+def test_more_twins_than_the_mean_are_heard_where_sizes_matter(monkeypatch):
+    """Of 32 items with a share of 0.25, eleven."""
+    monkeypatch.setattr(objective_module, "sizes_matter", lambda device: True)
+    batch, network = make_batch(items=32, gain=1e-9), Network(half)
+    batch["twin_vocals"] = batch["vocals"].clone()
+    batch["twin_vocals"][:11] = 0
+    objective = make_objective(train={"consistency_share": 0.25})
+    terms = objective(network, batch, torch.full((32, 2), 0.5), noise_for(objective, 32))
+    assert len(network.x_t) == 32 + 16
+    assert gradient(terms["consistency"], network)[:32].abs().amax(dim=(1, 2, 3)).count_nonzero() == 11
 
 
 @pytest.mark.parametrize("representation", ["complex", "magnitude"])

@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trainers import make, run
 
-from diffvocsep.checkpoint import FORMAT, load_checkpoint, load_model, release, save_checkpoint
+from diffvocsep.checkpoint import FORMAT, RUN_FIELDS, load_checkpoint, load_model, release, save_checkpoint
 from diffvocsep.config import from_dict
+from diffvocsep.training.progress import Progress
 from diffvocsep.training.trainer import Trainer
 from diffvocsep.unet import make_network
 from diffvocsep.util.errors import UserError
@@ -325,6 +326,10 @@ def test_numbers_of_four_bits_are_no_weights(tmp_path, state):
 @pytest.mark.parametrize("name", ["\U0001d49c" * 100, "보" * 100])
 def test_a_run_s_name_is_no_longer_than_a_file_s_may_be(trainer, state, name):
     assert "run_id is not a plain name" in said_of(trainer, state | {"run_id": name})
+
+
+def test_every_part_of_the_progress_is_tested_when_it_is_read():
+    assert RUN_FIELDS.keys() == Progress().to_dict().keys()
 
 
 @pytest.mark.parametrize(

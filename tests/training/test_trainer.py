@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import re
 import signal
 import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,12 +17,16 @@ import pytest
 import torch
 from trainers import CPU, ROOT, assert_same_run, at_step, flat, make, run, start, tiny
 
+import diffvocsep.training.run as run_module
+import diffvocsep.training.trainer as trainer_module
 from diffvocsep import checkpoint
 from diffvocsep.config import load_config
 from diffvocsep.separator import Separator
+from diffvocsep.training.monitor import NoMonitor
 from diffvocsep.training.nonfinite import BAD_STEPS
 from diffvocsep.training.schedule import learning_rate
 from diffvocsep.training.trainer import Trainer
+from diffvocsep.training.validation import Validation
 from diffvocsep.util.errors import UserError
 
 # ---- a real process ------------------------------------------------------------------------------------------------
@@ -276,7 +282,7 @@ def test_the_songs_named_are_those_that_are_heard(tmp_path):
 @pytest.mark.parametrize("call", ["gather", "barrier"])
 def test_a_lost_process_is_named_in_a_bad_step_and_at_the_end_too(tmp_path, monkeypatch, call):
     trainer, calls = make(tmp_path, "train.max_steps=2"), []
-    monkeypatch.setattr(trainer, "_validate_on_main", lambda monitor: None)  # it is the end's wait that is looked at
+    monkeypatch.setattr(trainer, "_validate", lambda monitor: None)  # it is the end's wait that is looked at
     monkeypatch.setattr(trainer.backend, "is_process_lost", lambda error: "closed by peer" in str(error))
     spoil(monkeypatch, trainer, range(1, 2))
 
@@ -318,6 +324,35 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path, part):
         ):
             trainer.save(name)
     assert {path.name: path.read_bytes() for path in trainer.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("weight", [math.nan, 1e5])
+def test_weights_that_are_not_finite_in_half_precision_never_replace_released_ones(tmp_path, weight):
+    """Float16 ends at 65504."""
+    trainer = make(tmp_path, "log.release_minutes=1")
+    trainer.release("last")
+    released = trainer.folder / "last.safetensors"
+    before = released.read_bytes()
+    trainer.ema["stem.weight"].view(-1)[0] = weight
+    with pytest.raises(UserError, match=r"not all finite in float16, so '.*last\.safetensors' was left as it was"):
+        trainer.release("last")
+    assert released.read_bytes() == before
+    if math.isfinite(weight):
+        checkpoint.release(trainer.state(), released)
+        assert checkpoint.load_weights(released)[0]["stem.weight"].max() == weight
+
+
+def test_a_checkpoint_is_saved_before_its_weights_are_released(tmp_path, monkeypatch):
+    written = []
+    for method in ("save", "release"):
+        monkeypatch.setattr(Trainer, method, lambda self, name: written.append(name))
+    trainer = make(tmp_path, "train.max_steps=2", "log.release_minutes=100")
+    assert trainer.run() == 0
+    assert written == ["last.pt", "best.pt", "last.pt", "best", "last"]
+    at_step(monkeypatch, 0, lambda: signal.raise_signal(signal.SIGINT))
+    written.clear()
+    assert make(tmp_path, "log.release_minutes=100").run() == 130
+    assert written == ["last.pt", "last.pt", "last"]
 
 
 # ---- learning ------------------------------------------------------------------------------------------------------
@@ -403,6 +438,18 @@ def test_a_network_without_weights_that_refine_is_named(tmp_path):
         Trainer(tiny(tmp_path, *REFINE, "diffusion.ddim_steps=2", *other), CPU, "none")
 
 
+def test_a_network_that_could_not_be_resumed_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    """The integer that counts the batches of a BatchNorm cannot be averaged, either."""
+    for refused, name in ((torch.nn.BatchNorm2d(1), "num_batches_tracked"), (None, "again.weight")):
+        network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1))
+        network.add_module("again", refused or network[0])
+        monkeypatch.setattr(run_module, "make_network", lambda config, network=network: network)
+        with pytest.raises(UserError, match=f"the network unet keeps .*{name}.*persistent=False") as error:
+            make(tmp_path)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "ck").exists()
+
+
 def test_songs_on_the_device_give_the_same_batches_and_going_on_is_exact(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", "data.cache=device")
     streams = (islice(make(tmp_path, f"data.cache={kind}").steps(), 6) for kind in ("device", "memory"))
@@ -439,3 +486,57 @@ def test_a_run_by_the_clock_goes_on_by_the_seconds_that_it_saved(tmp_path, clock
         assert make(tmp_path / "parts", "train.max_minutes=0.7").run() == 130
     assert checkpoint.load_checkpoint(tmp_path / "parts" / "ck" / "last.pt")["seconds"] == 30.0
     assert_same_run(run(tmp_path / "parts", "train.max_minutes=0.7", resume="auto"), whole)
+
+
+@pytest.fixture
+def slow_validation(clock, monkeypatch) -> None:
+    """Every validation takes 90 s."""
+
+    def validate(*_) -> Validation:
+        clock(90)
+        return Validation([1.0], [1.0])
+
+    monkeypatch.setattr(trainer_module, "validate", validate)
+
+
+EACH_MINUTE = ["train.val_minutes=1", "train.val_every_steps=1000", "train.steps_per_epoch=1000"]
+
+
+def validated_steps(folder: Path) -> list[int]:
+    (path,) = folder.glob("tb/*/history.csv")
+    return [int(row["step"]) for row in csv.DictReader(path.open(encoding="utf-8")) if row["sdr_median"]]
+
+
+def test_the_minutes_between_validations_are_without_their_own(tmp_path, slow_validation, monkeypatch):
+    """Nor does one that is caught up on at the start bring the next one nearer."""
+    settings = [*EACH_MINUTE, "train.max_steps=14"]
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: signal.raise_signal(signal.SIGINT))
+        assert make(tmp_path, *settings).run() == 130
+    progress = run(tmp_path, *settings, resume="auto").progress
+    assert validated_steps(tmp_path) == [6, 12, 14]
+    assert (progress.seconds, progress.validated_seconds) == (14 * 10 + 3 * 90, progress.seconds)
+
+
+def test_a_run_that_the_clock_ends_in_a_validation_is_complete(tmp_path, slow_validation, capsys):
+    settings = [*EACH_MINUTE, "train.max_minutes=2", "log.every_steps=4"]
+    assert run(tmp_path, *settings).progress.step == 6
+    (path,) = tmp_path.glob("tb/*/history.csv")
+    losses = [row["step"] for row in csv.DictReader(path.open(encoding="utf-8")) if row["loss"]]
+    assert losses == ["4", "6"] and validated_steps(tmp_path) == [6]
+    assert re.search(r"Epochs: 1epoch", capsys.readouterr().err)
+    assert make(tmp_path, *settings, resume="auto").run() == 0
+    assert "has all its 6 steps" in capsys.readouterr().out
+
+
+def test_all_processes_count_the_time_of_a_validation_by_the_mean_of_their_clocks(tmp_path, clock, monkeypatch):
+    trainer, told = make(tmp_path, *EACH_MINUTE), []
+    trainer.backend.rank = 1  # it only waits
+    monkeypatch.setattr(trainer.backend, "barrier", lambda: clock(80))
+    monkeypatch.setattr(trainer.backend, "mean", lambda own: told.append(own.tolist()) or torch.tensor([0.0, 85.0]))
+    trainer.last_time, trainer.progress.step, trainer.progress.seconds = 0.0, 3, 60.0
+    assert trainer.validation_due
+    trainer._validate(NoMonitor())
+    progress = trainer.progress
+    assert told == [[0.0, 80.0]] and (progress.seconds, progress.validated_seconds, progress.validated) == (145, 145, 3)
+    assert not trainer.validation_due and not trainer.stopping
