@@ -178,6 +178,7 @@ class TrainConfig:
     grad_clip: float = key(1.0, at_least(0, 1_000_000))
     ema_decay: float = key(0.999, Limit("at least 0 and less than 1", lambda v: 0 <= v < 1))
     loss_voc_weight: float = key(0.3, at_least(0, 1_000_000))
+    loss_log_weight: float = key(0.0, at_least(0, 1_000_000), unless("train.loss_voc_weight", 0.0))
     refine_share: float = key(0.0, SHARE)
     parts: Literal["all", "refine"] = key("all")
     consistency_share: float = key(0.0, SHARE)

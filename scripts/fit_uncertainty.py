@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from diffvocsep import Separator
 from diffvocsep.checkpoint import load_model_state, release
-from diffvocsep.config import load_config, to_dict
+from diffvocsep.config import key_of, load_config, to_dict
 from diffvocsep.counterfactual import generate, subtract
 from diffvocsep.data import Segments, train_tracks
 from diffvocsep.evaluation.calibration import errors, fit
@@ -134,6 +134,11 @@ def run(argv: list[str] | None = None) -> int:
         raise UserError(f"'{args.new_model}' must end in .safetensors")
     if min(args.crops, args.steps, args.clips) < 1:
         raise UserError("--crops, --steps and --clips are at least 1")
+    if others := [key for key in map(key_of, args.overrides) if not key.startswith("data.")]:
+        raise UserError(
+            f"{', '.join(others)} cannot be changed here: the errors are those of the model's own settings; release it "
+            "with others first: python -m diffvocsep.checkpoint MODEL NEW_MODEL --set section.key=value"
+        )
     require_folder(args.new_model.parent)
     state, old = load_model_state(args.model), Separator.from_checkpoint(args.model, "cpu")
     config = load_config(None, ["data.segment_seconds=6", *args.overrides], base=old.config)

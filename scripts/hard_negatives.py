@@ -11,10 +11,9 @@ to 7 Hz that sets in late, and swells. The soundfonts (MIT, MIT, GPL-2+) take tu
 Held out, to test with: viola, contrabass, acoustic bass, bassoon, english horn, string ensembles, choir and voice. The
 choir pad (91) is not: it accompanies track 1 of the call above.
 
-The shipped weights heard none of these tracks. A table of weights that did should mark families of
-`scripts.render_soundfont` as heard. The leads share with strings 40 42, with brass 56,
-with reed 65 68 71, with flute 73 75; the band shares with piano 0 4, with organ 16, with guitar 24 25 27, and its
-drums. Of these, 25, 27 and 75 are not in the 19 tracks of that call.
+The shipped weights heard these tracks: the families of `scripts.render_soundfont` are not new to them. The leads
+share with strings 40 42, with brass 56, with reed 65 68 71, with flute 73 75; the band with piano 0 4, with organ
+16, with guitar 24 25 27, and its drums. Of these, 25, 27 and 75 are not in the 19 tracks of that call.
 """
 
 from __future__ import annotations

@@ -270,6 +270,7 @@ TABLE: dict[str, tuple[object, tuple[str, ...], Callable[[Config], object]]] = {
     "train.grad_clip": (0.01, (), steps),
     "train.ema_decay": (0.1, (), steps),
     "train.loss_voc_weight": (0.0, (), steps),
+    "train.loss_log_weight": (1.0, (), steps),
     "train.refine_share": (1.0, (), steps),
     "train.parts": ("refine", ("model.refine_rank=2", "train.refine_share=1", *STEPS), steps),
     "train.consistency_share": (1.0, (), steps),
@@ -297,6 +298,7 @@ IGNORING: dict[str, tuple[str, ...]] = {
     "data.channel_swap": ("audio.channels=1",),
     "data.turn": ("audio.channels=1",),
     "diffusion.eta": ("diffusion.sampler=dpmpp", *STEPS),
+    "train.loss_log_weight": ("train.loss_voc_weight=0",),
     "train.max_steps": ("train.max_minutes=0.5",),
 }
 USED_KEYS = sorted(key for key, one in KEYS.items() if one.metadata["used"])

@@ -13,6 +13,7 @@ from ..denoiser import Denoiser
 from ..diffusion import Diffusion
 from ..spectrogram import STFT, Frontend
 
+LOG_FLOOR = 2e-3  # of the mixture's level: to differences in dB, what is quieter is as quiet as that
 RESOLUTIONS = (256, 1024)  # n_fft of the auxiliary STFT loss: one that sees onsets, one that sees harmonics
 
 
@@ -22,7 +23,8 @@ class Objective:
     The main loss is the squared plus the absolute error of the network's output (`prediction_type`), without the bins
     of which the item's source holds nothing (`Frontend.trusted`): a model must not learn that voices have no treble.
     The auxiliary loss (`train.loss_voc_weight`) compares the vocals that the separation would output, as waveforms and
-    as multi-resolution magnitudes, in units of the mixture's level.
+    as multi-resolution magnitudes, in units of the mixture's level; with `train.loss_log_weight` the logarithms of the
+    magnitudes as well, which count what is quiet as much as what is loud.
     With `train.consistency_share` some items have a twin, the same music under another voice, which the network hears
     with the same noise and at the same t. In the diffusion loss a twin counts like an item, and so does the distance of
     the two x_0, for the music is the same.
@@ -136,16 +138,21 @@ class Objective:
         return x_t.index_copy(0, rows, torch.where(_as_mask(guessed[rows]), made, x_t[rows]))
 
     def _vocal_loss(self, estimate: Tensor, vocals: Tensor, mixture: Tensor) -> Tensor:
-        """L1 distance of waveforms and of their magnitudes at two resolutions; all inputs complex `(B, C, F, T)`."""
+        """L1 distance of waveforms, of their magnitudes at two resolutions, and with `train.loss_log_weight` of the
+        logarithms of these (Yamamoto et al. 2020, eq. 5); all inputs complex `(B, C, F, T)`."""
         level = mixture.abs().square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-8)
         with torch.no_grad():
             reference = self._synthesise(vocals / level)
         waveform = self._synthesise(estimate / level)
-        loss = (waveform - reference).abs().mean()
+        loss, log_weight = (waveform - reference).abs().mean(), self.config.train.loss_log_weight
         for stft in self.resolutions:
             with torch.no_grad():
                 wanted = stft(reference).abs()
-            loss = loss + (stft(waveform).abs() - wanted).abs().mean() / len(self.resolutions)
+            found = stft(waveform).abs()
+            loss = loss + (found - wanted).abs().mean() / len(self.resolutions)
+            if log_weight:
+                difference = (found + LOG_FLOOR).log() - (wanted + LOG_FLOOR).log()
+                loss = loss + log_weight * difference.abs().mean() / len(self.resolutions)
         return loss
 
     def _synthesise(self, spectrum: Tensor) -> Tensor:

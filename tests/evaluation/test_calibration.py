@@ -219,3 +219,12 @@ def test_a_file_of_another_kind_is_refused(tmp_path, model):
         fit_uncertainty.run([str(model), str(tmp_path / "new.pt"), str(tmp_path)])
     with pytest.raises(UserError, match="at least 1"):
         fit_uncertainty.run([str(model), str(tmp_path / "new.safetensors"), str(tmp_path), "--steps", "0"])
+    with pytest.raises(UserError, match=r"diffusion\.ddim_steps cannot be changed here"):
+        command = [
+            str(model),
+            str(tmp_path / "new.safetensors"),
+            str(tmp_path),
+            "data.root=x",
+            "diffusion.ddim_steps=2",
+        ]
+        fit_uncertainty.run(command)

@@ -434,11 +434,12 @@ def test_a_twin_over_silence_is_as_loud_as_a_song(representation):
 # The vocals' loss
 
 
+@pytest.mark.parametrize("log_weight", [0.0, 0.7])
 @pytest.mark.parametrize("bandwidth", [8270.0, 0.0])
-def test_the_vocal_loss_equals_one_computed_from_waveforms(bandwidth):
+def test_the_vocal_loss_equals_one_computed_from_waveforms(bandwidth, log_weight):
     """From torch.istft at the full rate. The first 96 bins are synthesised at half the rate, where the same unit-power
     spectrum gives a waveform sqrt(2) times as large."""
-    objective = make_objective(audio={"bandwidth": bandwidth})
+    objective = make_objective(audio={"bandwidth": bandwidth}, train={"loss_log_weight": log_weight})
     batch = make_batch(source_rate=torch.full((2,), 4.0 * RATE))  # every bin counts
     terms, network = evaluate(objective, batch)
     mixture, accompaniment = spectra(objective, batch)
@@ -460,8 +461,11 @@ def test_the_vocal_loss_equals_one_computed_from_waveforms(bandwidth):
         window = torch.hann_window(n)
         padded = [torch.nn.functional.pad(w, (0, -w.shape[-1] % (n // 2))) for w in (ours, wanted)]
         options = dict(window=window, pad_mode="constant", return_complex=True)
-        magnitudes = [torch.stft(w, n, n // 2, **options).abs() for w in padded]
-        expected += (magnitudes[0] - magnitudes[1]).abs().mean() / window.square().sum().sqrt() / 2
+        unit_power = window.square().sum().sqrt()
+        magnitudes = [torch.stft(w, n, n // 2, **options).abs() / unit_power for w in padded]
+        expected += (magnitudes[0] - magnitudes[1]).abs().mean() / 2
+        logarithms = [(magnitude + 0.002).log() for magnitude in magnitudes]
+        expected += log_weight * (logarithms[0] - logarithms[1]).abs().mean() / 2
     assert terms["vocals"].item() == pytest.approx(expected.item(), rel=1e-3)
 
 
