@@ -359,6 +359,7 @@ IMPOSSIBLE = [
     ("train.ema_decay", "1", "less than 1"),
     ("train.ema_decay", "-0.5", "at least 0"),
     ("train.loss_voc_weight", "-1", "at least 0"),
+    ("train.loss_log_weight", "-1", "at least 0"),
     ("train.refine_share", "1.1", "between 0 and 1"),
     ("train.consistency_share", "1.1", "between 0 and 1"),
     ("train.val_every_steps", "0", "at least 1"),
@@ -688,6 +689,7 @@ USED_BY_DEFAULT = [
     ("data.turn=0.1", "audio.channels is 1", "audio.channels=1"),
     ("train.epochs=9", "train.max_steps is 100", "train.max_steps=100"),
     ("train.max_steps=9", "train.max_minutes is 5.0", "train.max_minutes=5"),
+    ("train.loss_log_weight=0.5", "train.loss_voc_weight is 0.0", "train.loss_voc_weight=0"),
 ]
 
 

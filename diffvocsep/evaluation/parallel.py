@@ -85,14 +85,15 @@ def _init_worker(threads: int) -> None:
 def _without_ctrl_c() -> Iterator[None]:
     """Around the start of processes: they inherit that Ctrl-C waits, for they import torch, for seconds, before they
     could ignore it. In this process it waits as long as the block runs. Windows has no such mask."""
-    if not hasattr(signal, "pthread_sigmask"):
+    mask, block, restore = (getattr(signal, name, None) for name in ("pthread_sigmask", "SIG_BLOCK", "SIG_SETMASK"))
+    if mask is None:
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = mask(block, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        mask(restore, before)
 
 
 def _end_with_parent() -> None:

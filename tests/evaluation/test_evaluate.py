@@ -216,16 +216,15 @@ def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(song
     assert {("a", "mixture"), ("b", model.as_posix())} <= set(scored)
 
 
-def test_two_evaluations_are_compared_clip_by_clip(songs, model, results, tmp_path, capsys):
-    earlier = tmp_path / "earlier"
-    earlier.mkdir()
-    shutil.copy(results[0] / "results.csv", earlier)
+def test_two_evaluations_are_compared_clip_by_clip(songs, model, tmp_path, capsys):
+    earlier, command = tmp_path / "earlier", [*arguments(songs, model), "--no-museval"]
+    evaluate.run([*command, "--output", str(earlier)])
     before = {clip: float(rows(earlier)[clip, model.as_posix(), "vocals"]["global SDR"]) for clip in "ab"}
-    command = [*arguments(songs, model), "--no-museval", "--compare", str(earlier)]
+    command += ["--compare", str(earlier)]
     evaluate.run(command)
     same = tables(capsys.readouterr().out)[-1]
     assert same[f"vocals against {earlier.as_posix()}, 2 clips"] == ["mean difference (95 %)", "higher on"]
-    assert same["global SDR"] == ["+0.00 (+0.00 .. +0.00)", "0 of 2"] and "SAR" not in same  # museval was left out
+    assert same["global SDR"] == ["+0.00 (+0.00 .. +0.00)", "0 of 2"] and "SAR" not in same  # without museval
     evaluate.run([*command, "diffusion.ddim_steps=4", "--output", str(tmp_path)])
     now = {clip: float(rows(tmp_path)[clip, model.as_posix(), "vocals"]["global SDR"]) for clip in "ab"}
     differences = [now[clip] - before[clip] for clip in "ab"]
