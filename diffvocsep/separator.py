@@ -2,7 +2,7 @@
 
 `Separator.separate_stream` is that path: the song is opened three times, once to measure its loudness, once to separate
 it chunk by chunk (`chunks.py`), and once to take the vocals from it. Everything is a stream: memory does not grow with
-the song. If it has an offset or much below 20 Hz, it is measured again without, and what is separated has none.
+the song. If it has a large offset or much below 20 Hz, it is measured again without, and what is separated has none.
 """
 
 from __future__ import annotations

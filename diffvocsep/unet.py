@@ -330,7 +330,7 @@ def make_network(config: Config) -> nn.Module:
 
     - `forward(x_t, mixture, t, guessed)` as `UNet` has, for any T; what it says of a frame may depend on frames nearby;
     - `time_stride`: chunks of a song begin at multiples of so many frames;
-    - a state of floating-point tensors alone, for they are averaged;
+    - a state of parameters alone, each under one name, for these are averaged and resumed;
     - for an uncertainty, `head`, a sequence whose last layer gets `(B, W, T', F')`, as the `ScaleHead` reads it;
     - for `train.parts=refine`, attributes `refine_...` that hold the weights for guesses alone.
     """
