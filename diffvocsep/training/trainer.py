@@ -271,8 +271,8 @@ class Trainer(Run):
         do. If Ctrl-C ended it, all stop here: the next start can catch up on it only if no further step is taken."""
         result = self._separate_clips() if self.backend.main else None
         self.backend.barrier()
-        own = torch.tensor([float(self.interruption.requested), self._seconds_passed()], device=self.backend.host)
-        stop_share, passed = self.backend.mean(own).tolist()
+        own = torch.tensor([[float(self.interruption.requested)], [self._seconds_passed()]], device=self.backend.host)
+        stop_share, passed = (float(self.backend.mean(value)) for value in own)  # the graph that the barrier has in XLA
         self.agreed_to_stop = self.agreed_to_stop or stop_share > 0
         self.progress.seconds += passed
         if self.backend.main and result is None:
