@@ -28,7 +28,7 @@ def run(argv: list[str] | None = None) -> int:
     if missing:
         raise UserError(f"the page needs {' and '.join(missing)}; install with: pip install -r requirements-app.txt")
     model = args.model_path or released_weights()
-    from diffvocsep.page.serve import serve
+    from diffvocsep.page.launch import serve
 
     return serve(model, args.host, args.port, args.device, browser=not args.no_browser)
 

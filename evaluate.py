@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffvocsep.parts import TEST_SETS
+from diffvocsep.registry import TEST_SETS
 from diffvocsep.util.atomic import require_folder
 from diffvocsep.util.cli import Parser, finite, main
 from diffvocsep.util.errors import UserError

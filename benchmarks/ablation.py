@@ -9,7 +9,7 @@ fair where steps of all take as long, and on a busy machine fairer.) It is score
 bootstrap interval, for each set of songs. Where the interval holds zero it is a tie. How far two trainings of one
 design lie apart no interval over segments knows; `base_again` tells. Finished variants are kept: an interrupted
 comparison goes on where it stopped. Another network is a line in
-`parts.NETWORKS`; that of diffusers adds itself.
+`registry.NETWORKS`; that of diffusers adds itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from diffvocsep.util.cli import Parser, main
 from diffvocsep.util.errors import UserError
 
 from .dev_scores import cells, dev_clips, heads, references, score
-from .diffusers_unet import DiffusersUNet  # noqa: F401  it adds itself to parts.NETWORKS
+from .diffusers_unet import DiffusersUNet  # noqa: F401  it adds itself to registry.NETWORKS
 
 VARIANTS = Path(__file__).with_name("ablation.yaml")
 PRESET = Path(__file__).parents[1] / "configs" / "stems.yaml"

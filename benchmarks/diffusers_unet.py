@@ -13,7 +13,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from diffvocsep.config import Config
-from diffvocsep.parts import NETWORKS
+from diffvocsep.registry import NETWORKS
 from diffvocsep.spectrogram import Frontend
 from diffvocsep.unet import Patches
 

@@ -6,7 +6,7 @@ diffusion.py) -> unet.py.
 
 Where else to look:
 
-    a new network, representation, sampler or dataset    parts.py, which names them all
+    a new network, representation, sampler or dataset    registry.py, which names them all
     a setting, its default and its limits                config.py
     what is saved in `last.pt`                           training/resume.py, `training_state`
     what is in released weights                          checkpoint.py, `release`

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from .parts import DATASETS, NETWORKS, REPRESENTATIONS, SAMPLERS
+from .registry import DATASETS, NETWORKS, REPRESENTATIONS, SAMPLERS
 from .util import strict_yaml
 from .util.atomic import write_atomic
 from .util.errors import UserError

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .config import DiffusionConfig
 from .denoiser import Denoiser
-from .parts import SAMPLERS
+from .registry import SAMPLERS
 from .samplers import Noise, sample, timestep_schedule
 from .spectrogram import Representation
 
@@ -28,8 +28,8 @@ def generate(denoiser: Denoiser, x_mixture: Tensor, settings: DiffusionConfig, n
     """Draw an accompaniment of the mixture: x_0 `(B, C, F, T)`, in the represented space like `x_mixture`.
 
     After the first step of a deterministic sampler the network is told that x_t is made of its own guess, which it then
-    refines (`train.refine_share`). A sampler that adds fresh noise (`parts.Sampler.adds_noise`) draws a sample instead:
-    to the network, its x_t is a noisy version of the truth.
+    refines (`train.refine_share`). A sampler that adds fresh noise (`registry.Sampler.adds_noise`) draws a sample
+    instead: to the network, its x_t is a noisy version of the truth.
 
     Args:
         settings: which sampler, how many steps, its `eta`, and what `start_temperature` reads.

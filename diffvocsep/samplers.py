@@ -3,8 +3,8 @@
 Every sampler asks `denoise(x_t, t)` for the network's x_0 and walks down the timesteps of `schedule`. The last step
 goes to sigma = 0, where DDPM, DDIM and first-order DPM-Solver++ all reduce to x_0 itself; so one step from pure noise
 is exactly `denoise(x_T, T - 1)`. Step sizes are arbitrary: only `alphas_cumprod` at both ends of a step counts.
-All take the same arguments, so that `parts.SAMPLERS` can name any of them; a new one is a function like `ddim`. When it
-adds noise, which it takes from `noise`, its line there says.
+All take the same arguments, so that `registry.SAMPLERS` can name any of them; a new one is a function like `ddim`. When
+it adds noise, which it takes from `noise`, its line there says.
 
 Scalars are Python floats (float64) and tensors `(B, C, F, T)` keep their dtype.
 """
@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from .parts import SAMPLERS, load
+from .registry import SAMPLERS, load
 from .util.errors import UserError
 
 Denoise = Callable[[Tensor, int], Tensor]  # (x_t, t) -> x_0
@@ -127,7 +127,7 @@ def sample(
     noise: Noise,
     eta: float,
 ) -> Tensor:
-    """x_0 by the sampler of that name in `parts.SAMPLERS`.
+    """x_0 by the sampler of that name in `registry.SAMPLERS`.
 
     Raises:
         UserError: unknown sampler, or `eta` outside 0 .. 1.

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import AudioConfig
-from .parts import REPRESENTATIONS, load
+from .registry import REPRESENTATIONS, load
 from .util.device import Constant
 
 TRUSTED = 0.45  # share of a recording's sample rate below which its content is real
@@ -197,7 +197,7 @@ class MagnitudeSpectrogram(Representation):
 
 
 def make_representation(audio: AudioConfig) -> Representation:
-    """The representation that `audio.representation` names, one of `parts.REPRESENTATIONS`."""
+    """The representation that `audio.representation` names, one of `registry.REPRESENTATIONS`."""
     return load(REPRESENTATIONS[audio.representation]).from_config(audio)
 
 

@@ -18,7 +18,7 @@ from . import frame_norm
 from .config import Config, ModelConfig
 from .diffusion import Diffusion
 from .frame_norm import FrameNorm
-from .parts import NETWORKS, load
+from .registry import NETWORKS, load
 from .spectrogram import Frontend
 from .util.device import Constant
 
@@ -324,7 +324,7 @@ def zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
 
 
 def make_network(config: Config) -> nn.Module:
-    """The network that `model.network` names, one of `parts.NETWORKS`, with weights drawn anew.
+    """The network that `model.network` names, one of `registry.NETWORKS`, with weights drawn anew.
 
     It is a torch module that is constructed with the `Config`, and has
 

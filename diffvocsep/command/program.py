@@ -17,7 +17,7 @@ from ..audio.input_formats import SONGS
 from ..audio.output_formats import FORMATS, MPEG1, MPEG2, choose_subtype
 from ..audio.songs import find_songs, left_out_note
 from ..config import KEYS
-from ..parts import SAMPLERS
+from ..registry import SAMPLERS
 from ..util.cli import Parser, main, print_notes, say
 from ..util.errors import UserError
 from ..util.released import NAME, find_released

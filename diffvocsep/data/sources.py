@@ -1,6 +1,6 @@
 """Training and dev songs from folders of stems and MUSDB18, which the `data` section of the config names.
 
-`parts.DATASETS` names a function for each dataset; that of the synthesizer is in synthetic/tracks.py. The songs that
+`registry.DATASETS` names a function for each dataset; that of the synthesizer is in synthetic/tracks.py. The songs that
 are scored in the end are in testsets.py.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import Config
-from ..parts import DATASETS, load
+from ..registry import DATASETS, load
 from ..util.errors import UserError
 from . import musdbhq
 from .download import ensure_musdbhq

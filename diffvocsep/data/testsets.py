@@ -1,4 +1,4 @@
-"""Songs to score, as they lie on disk: a function for each name in `parts.TEST_SETS`.
+"""Songs to score, as they lie on disk: a function for each name in `registry.TEST_SETS`.
 
 Those that train are in sources.py. Where a new layout is to do both, it has a function in each.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..parts import TEST_SETS, load
+from ..registry import TEST_SETS, load
 from ..util.errors import UserError
 from .musdb import damaged, open_musdb
 from .musdbhq import musdbhq_tracks

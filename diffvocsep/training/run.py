@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import release, save_checkpoint
 from ..config import Config, to_dict
-from ..parts import SAMPLERS
+from ..registry import SAMPLERS
 from ..unet import make_network
 from ..util.atomic import remove_leftovers, require_folder
 from ..util.cli import printable

@@ -20,7 +20,7 @@ import yaml
 from printed import tables
 from tiny import random_unet, tiny_config
 
-from benchmarks import ablation, in_turns, inference, waiting
+from benchmarks import ablation, compare_versions, inference, waiting
 from benchmarks.diffusers_unet import DiffusersUNet
 from diffvocsep import checkpoint
 from diffvocsep.checkpoint import release
@@ -196,7 +196,7 @@ def test_weights_are_released_by_a_command_and_readable_by_all(tmp_path, capsys)
 @pytest.mark.slow
 def test_versions_take_turns(capsys, tmp_path):
     root = str(Path(__file__).parents[2])
-    assert in_turns.run([root, root + "+keep", "--rounds", "2", "--seconds", "1"]) == 0
+    assert compare_versions.run([root, root + "+keep", "--rounds", "2", "--seconds", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines[2:]]
     times = {version: (float(middle), float(least)) for version, middle, least in cells}
@@ -206,15 +206,15 @@ def test_versions_take_turns(capsys, tmp_path):
 
 def test_a_version_that_cannot_be_timed_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is no checkout"):
-        in_turns.run([str(tmp_path)])
-    (tmp_path / in_turns.SHIPPED).parent.mkdir()
-    (tmp_path / in_turns.SHIPPED).touch()
+        compare_versions.run([str(tmp_path)])
+    (tmp_path / compare_versions.SHIPPED).parent.mkdir()
+    (tmp_path / compare_versions.SHIPPED).touch()
     with pytest.raises(UserError, match="--rounds is at least 1"):
-        in_turns.run([str(tmp_path), "--rounds", "0"])
+        compare_versions.run([str(tmp_path), "--rounds", "0"])
     for code, words in [("", "before it had separated anything"), ("print('ready')", "ended in the middle")]:
-        monkeypatch.setattr(in_turns, "CHILD", code)
+        monkeypatch.setattr(compare_versions, "CHILD", code)
         with pytest.raises(UserError, match=words):
-            in_turns.run([str(tmp_path)])
+            compare_versions.run([str(tmp_path)])
 
 
 # --- how threads wait ---------------------------------------------------------------------------------------------

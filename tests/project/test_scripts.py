@@ -20,7 +20,7 @@ from diffvocsep.checkpoint import load_model, release
 from diffvocsep.config import load_config, to_dict
 from diffvocsep.data.synthetic.score import random_score
 from diffvocsep.util.errors import UserError
-from scripts import grow, hard_negatives, held_out_family, midi, pseudo_stems, render_soundfont
+from scripts import grow_network, hard_negatives, held_out_family, midi, pseudo_stems, render_soundfont
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,7 +138,7 @@ def test_a_grown_network_begins_as_the_one_before_and_can_learn(tmp_path, capsys
     config = tiny_config()
     before, after = tmp_path / "before.safetensors", tmp_path / "after.safetensors"
     release({"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 3}, before)
-    assert grow.run([str(before), str(after), *more]) == 0
+    assert grow_network.run([str(before), str(after), *more]) == 0
     (small, _), (large, grown) = load_model(before), load_model(after)
     assert grown == load_config(None, more, base=config)
     size = sum(weight.numel() for weight in large.parameters())
@@ -157,7 +157,7 @@ def test_a_network_grown_to_refine_does_one_step_as_before_and_a_second_as_good(
     """New blocks beside it can learn all of their weights, too."""
     config, before, after = tiny_config(), tmp_path / "before.safetensors", tmp_path / "after.safetensors"
     release({"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 3}, before)
-    assert grow.run([str(before), str(after), "model.refine_rank=2", "model.blocks=2"]) == 0
+    assert grow_network.run([str(before), str(after), "model.refine_rank=2", "model.blocks=2"]) == 0
     (small, _), (large, _) = load_model(before), load_model(after)
     x_t, mixture = torch.randn(2, 2, 4, small.bins, 9)
     last = torch.full((2,), config.diffusion.timesteps - 1)
@@ -192,7 +192,7 @@ def test_a_network_of_another_width_is_not_grown(tmp_path, other):
     config, path = tiny_config(), tmp_path / "before.safetensors"
     release({"ema": random_unet(config).state_dict(), "config": to_dict(config), "step": 3}, path)
     with pytest.raises(UserError, match="these settings change or drop '.*'; only .*model.refine_rank grow it$"):
-        grow.run([str(path), str(tmp_path / "after.safetensors"), other])
+        grow_network.run([str(path), str(tmp_path / "after.safetensors"), other])
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 

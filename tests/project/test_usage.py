@@ -18,9 +18,10 @@ from diffvocsep.util import cli
 COMMANDS = [
     "train", "train_tpu", "inference", "evaluate", "app",
     *("diffvocsep." + name for name in ("plot", "checkpoint", "data.check", "data.pack")),
-    *("benchmarks." + name for name in ("ablation", "data", "gpu", "in_turns", "inference", "train_step", "waiting")),
-    *("scripts." + name for name in ("fit_uncertainty", "grow", "hard_negatives", "held_out_family", "previews")),
-    "scripts.pseudo_stems", "scripts.render_soundfont",
+    *("benchmarks." + name for name in ("ablation", "compare_versions", "data", "gpu")),
+    *("benchmarks." + name for name in ("inference", "train_step", "waiting")),
+    *("scripts." + name for name in ("fit_uncertainty", "grow_network", "hard_negatives", "held_out_family")),
+    *("scripts." + name for name in ("previews", "pseudo_stems", "render_soundfont")),
 ]  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def test_a_misspelt_option_is_one_sentence(command, capsys):
     ("evaluate", ["--seconds", "nan"], "argument --seconds: invalid finite value: 'nan'"),
     ("train", ["--config"], "argument --config: expected one argument"),
     ("app", ["--port", "x"], "argument --port: invalid int value: 'x'"),
-    ("scripts.grow", [], "the following arguments are required: model, grown"),
+    ("scripts.grow_network", [], "the following arguments are required: model, grown"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named(command, arguments, words, capsys):
     assert call(command, *arguments) == 2

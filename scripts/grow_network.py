@@ -1,6 +1,6 @@
 """A released network with more in it, which at first does what the one before does.
 
-    python -m scripts.grow checkpoints/pretrained.safetensors GROWN.safetensors model.blocks=2 "model.attention=[2]"
+    python -m scripts.grow_network SMALLER.safetensors GROWN.safetensors model.blocks=2 "model.attention=[2]"
     python train.py --resume GROWN.safetensors ... model.blocks=2 "model.attention=[2]"
 
 What is added adds zero until training changes that (Net2DeeperNet: Chen et al. 2016, section 2.3). With

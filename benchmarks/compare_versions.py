@@ -1,7 +1,7 @@
 """How fast versions of this program are beside each other, on a machine whose speed comes and goes.
 
     git worktree add OLD 694ae4b
-    python -m benchmarks.in_turns OLD . .+keep --rounds 9
+    python -m benchmarks.compare_versions OLD . .+keep --rounds 9
 
 Each version is a checkout in a process of its own, with two threads; with `+keep` it keeps freed memory, as the
 scripts do (`diffvocsep/util/memory.py`). They take turns, so that all meet the same neighbours on the machine: in each

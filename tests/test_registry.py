@@ -1,4 +1,4 @@
-"""A part plugs in by one line in parts.py: config, training, separation and scoring know it then."""
+"""A part plugs in by one line in registry.py: config, training, separation and scoring know it then."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainers import CPU, tiny
 
 import evaluate
-from diffvocsep import parts
+from diffvocsep import registry
 from diffvocsep.config import Config, ignored_settings, load_config
 from diffvocsep.data.synthetic.tracks import synthetic_tracks
 from diffvocsep.data.tracks import Track
@@ -67,8 +67,8 @@ def toys(monkeypatch) -> list[str]:
     lines = {"NETWORKS": "ToyNetwork", "REPRESENTATIONS": "ToyRepresentation", "DATASETS": "toy_dataset",
              "TEST_SETS": "toy_songs"}  # fmt: skip
     for kind, name in lines.items():
-        monkeypatch.setitem(getattr(parts, kind), "toy", f"test_parts:{name}")
-    monkeypatch.setitem(parts.SAMPLERS, "toy", parts.Sampler("test_parts:toy_sampler", noise="eta"))
+        monkeypatch.setitem(getattr(registry, kind), "toy", f"test_registry:{name}")
+    monkeypatch.setitem(registry.SAMPLERS, "toy", registry.Sampler("test_registry:toy_sampler", noise="eta"))
     asked.clear()
     return ["model.network=toy", "audio.representation=toy", "diffusion.sampler=toy", "diffusion.ddim_steps=2",
             "data.dataset=toy"]  # fmt: skip
@@ -99,7 +99,7 @@ def test_a_toy_dataset_and_sampler_are_told_where_songs_lie_and_how_much_noise(t
     assert ignored_settings(load_config(None, [*toys, "data.root=songs", "diffusion.eta=0.5"])) == []
 
 
-NOISY_AT_LAST = parts.Sampler("test_parts:noisy_at_last", noise="always")
+NOISY_AT_LAST = registry.Sampler("test_registry:noisy_at_last", noise="always")
 
 
 def noisy_at_last(denoise, x_T: Tensor, alphas_cumprod: Tensor, schedule, noise, eta: float) -> Tensor:
@@ -117,7 +117,7 @@ def test_a_sampler_says_itself_whether_it_draws_a_sample(monkeypatch):
             return mixture
 
     for noise in ("always", "never"):
-        monkeypatch.setitem(parts.SAMPLERS, "toy", replace(NOISY_AT_LAST, noise=noise))
+        monkeypatch.setitem(registry.SAMPLERS, "toy", replace(NOISY_AT_LAST, noise=noise))
         separator = Separator(Told(None), tiny_config("diffusion.sampler=toy", "diffusion.ddim_steps=3"))
         separator.separate(song(0.1), RATE)
     assert told == [False, False, False, False, True, True]
@@ -125,14 +125,14 @@ def test_a_sampler_says_itself_whether_it_draws_a_sample(monkeypatch):
 
 @pytest.mark.parametrize(("noise", "etas"), [("always", [0.0]), ("never", [0.0]), ("eta", [0.0, 0.5])])
 def test_a_sampler_says_itself_whether_it_reads_eta(monkeypatch, noise, etas):
-    monkeypatch.setitem(parts.SAMPLERS, "toy", replace(NOISY_AT_LAST, noise=noise))
+    monkeypatch.setitem(registry.SAMPLERS, "toy", replace(NOISY_AT_LAST, noise=noise))
     assert parse_grid("steps=4 sampler=toy eta=0,0.5") == [Setting("toy", 4, eta) for eta in etas]
     given = ["diffusion.sampler=toy", "diffusion.ddim_steps=4", "diffusion.eta=0.5"]
     assert len(ignored_settings(load_config(None, given))) == (noise != "eta")
 
 
 def test_refinement_is_not_trained_for_a_sampler_that_adds_noise(monkeypatch, tmp_path):
-    monkeypatch.setitem(parts.SAMPLERS, "toy", NOISY_AT_LAST)
+    monkeypatch.setitem(registry.SAMPLERS, "toy", NOISY_AT_LAST)
     refine = ("train.parts=refine", "model.refine_rank=2", "train.refine_share=1")
     with pytest.raises(UserError, match="validation has none"):
         Trainer(tiny(tmp_path, *refine, "diffusion.ddim_steps=2", "diffusion.sampler=toy"), CPU, "none")
