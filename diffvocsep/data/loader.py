@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -91,10 +92,27 @@ class Batches(Iterator[dict[str, Tensor]]):
     def close(self) -> None:
         """Kill the workers: they ignore the signals that ask for a stop (`_init_worker`), and Python would wait for
         them at its end for ever."""
-        for worker in self.workers:
-            worker.kill()
-        for worker in self.workers:
-            worker.join()
+        with _no_word_of_dead_children():
+            for worker in self.workers:
+                worker.kill()
+            for worker in self.workers:
+                worker.join()
+
+
+@contextmanager
+def _no_word_of_dead_children() -> Iterator[None]:
+    """Without a handler of SIGCHLD: that of torch, if another DataLoader of this process has set it, raises for workers
+    that are killed on purpose."""
+    ended = getattr(signal, "SIGCHLD", None)  # Windows has none
+    handler = None if ended is None else signal.getsignal(ended)
+    if handler is None or threading.current_thread() is not threading.main_thread():  # not ours to change
+        yield
+        return
+    signal.signal(ended, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(ended, handler)
 
 
 class _SegmentSubset(Dataset):

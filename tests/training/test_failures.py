@@ -110,6 +110,21 @@ def test_a_batch_that_cannot_be_handed_over_ends_its_loader(tmp_path, monkeypatc
     batches.close()
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="POSIX signals")
+def test_loaders_are_ended_though_the_program_watches_its_children(tmp_path):
+    """As torch does from the first DataLoader of a program on: its handler raises for workers that were killed."""
+
+    def handler(*_: object) -> None:
+        raise RuntimeError("a DataLoader worker is killed by signal: Killed.")
+
+    batches, before = load(tmp_path, 2), signal.signal(signal.SIGCHLD, handler)
+    try:
+        batches.close()
+        assert not active_children() and signal.getsignal(signal.SIGCHLD) is handler
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
 def test_a_trainer_leaves_no_loader_behind_whatever_ends_it(tmp_path, monkeypatch):
     """Not even one that hangs."""
