@@ -94,7 +94,7 @@ def test_ddpm_equals_diffusers(prediction_type, zero_terminal_snr, steps):
 
 
 @pytest.mark.parametrize(("prediction_type", "zero_terminal_snr"), CASES)
-@pytest.mark.parametrize("steps", [1, 2, 50, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 50, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_equals_diffusers_where_steps_divide_timesteps(prediction_type, zero_terminal_snr, steps, eta):
     diffusion = make_diffusion(prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr)

@@ -120,7 +120,16 @@ def test_synthesis_in_pieces_is_the_inverse_of_the_whole(separator, sizes):
 MULTISTEP = ["diffusion.sampler=ddpm", "diffusion.ddim_steps=3"]
 
 
-@pytest.mark.parametrize("settings", [[], MULTISTEP, ["audio.bandwidth=2000"], ["audio.representation=magnitude"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        *(
+            pytest.param(others, marks=pytest.mark.slow)
+            for others in (MULTISTEP, ["audio.bandwidth=2000"], ["audio.representation=magnitude"])
+        ),
+    ],
+)
 def test_chunks_leave_no_trace(settings):
     mixture = song(1.5)
 
@@ -200,6 +209,7 @@ def test_12_db_more_in_is_12_db_more_out(representation, gain):
     assert db(scaled - gain * vocals, gain * vocals) < -80
 
 
+@pytest.mark.slow
 def test_what_nobody_hears_changes_no_vocals():
     """An offset and a rumble louder than the music: the song is separated as without, and they are in the rest."""
     root = Path(__file__).parents[1]

@@ -224,6 +224,7 @@ def test_musdb_is_decoded_once_and_exactly(tmp_path, stem_file, monkeypatch):
     assert names(train_tracks(mus(tmp_path))) == ["A - B"]
 
 
+@pytest.mark.slow
 def test_the_layout_of_the_previews_trains_as_it_is(tmp_path, preview):
     """`musdb.DB(download=True)` unpacks to `train/` and `test/` with a stem file for each song."""
     put(tmp_path, "A - B", "C - D", "Leaf - Summerghost", "BKS - Too Much", source=preview)  # the last: a test song

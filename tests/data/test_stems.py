@@ -328,7 +328,7 @@ def decodings(monkeypatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("cache", ["memory", "device"])
+@pytest.mark.parametrize("cache", ["memory", pytest.param("device", marks=pytest.mark.slow)])
 def test_a_trainer_decodes_everything_before_it_trains_and_nothing_twice(tmp_path, monkeypatch, capsys, cache):
     for i in range(3):
         song(tmp_path / "songs" / f"song {i}", i)

@@ -256,6 +256,7 @@ def harmonic_part(mixture: np.ndarray) -> np.ndarray:
     return masked(mixture, harmonic / (harmonic + percussive + 1e-12))
 
 
+@pytest.mark.slow
 def test_no_simple_trick_separates_but_the_ideal_mask_does(songs: list[Song]) -> None:
     tricks = {
         "centre": centre,

@@ -184,6 +184,7 @@ def test_what_is_known_without_computing(model, results):
     assert width > 900 and height > 500
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(songs, model, results, monkeypatch, capsys):
     folder, _ = results
     before = (folder / "results.csv").read_bytes()
@@ -216,9 +217,8 @@ def test_a_second_run_computes_nothing_and_a_changed_song_is_computed_again(song
     assert {("a", "mixture"), ("b", model.as_posix())} <= set(scored)
 
 
-def test_two_evaluations_are_compared_clip_by_clip(songs, model, tmp_path, capsys):
-    earlier, command = tmp_path / "earlier", [*arguments(songs, model), "--no-museval"]
-    evaluate.run([*command, "--output", str(earlier)])
+def test_two_evaluations_are_compared_clip_by_clip(songs, model, results, tmp_path, capsys):
+    earlier, command = results[0], [*arguments(songs, model), "--no-museval"]
     before = {clip: float(rows(earlier)[clip, model.as_posix(), "vocals"]["global SDR"]) for clip in "ab"}
     command += ["--compare", str(earlier)]
     evaluate.run(command)

@@ -137,6 +137,7 @@ def test_what_is_measured_is_what_the_hardware_has_or_what_was_asked_for(fast, m
     assert seen[-1] == ("bf16", [("channels_last", False)])
 
 
+@pytest.mark.slow
 def test_rows_of_bf16_are_computed_in_bf16(small, monkeypatch, capsys):
     seen, autocast = set(), train_step.autocast
     monkeypatch.setattr(train_step, "autocast", lambda device, dtype: seen.add(dtype) or autocast(device, dtype))

@@ -188,7 +188,7 @@ class Fused(Backend):
         return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
 
 
-@pytest.mark.parametrize("before", ["false", "true"])
+@pytest.mark.parametrize("before", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_checkpoint_of_another_memory_layout_goes_on_in_this_one(tmp_path, before):
     """One kernel for all reads weights, gradients and moments side by side, whatever layout they claim to have."""
     after = "false" if before == "true" else "true"

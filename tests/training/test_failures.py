@@ -166,7 +166,7 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize(("size", "where"), [(20_000, "pt"), (200, "")])
+@pytest.mark.parametrize(("size", "where"), [(20_000, "pt"), pytest.param(200, "", marks=pytest.mark.slow)])
 def test_a_full_disk_ends_a_run_in_one_sentence_with_a_whole_checkpoint(
     tmp_path, monkeypatch, capsys, full_disk, undisturbed, size, where
 ):
@@ -182,7 +182,7 @@ def test_a_full_disk_ends_a_run_in_one_sentence_with_a_whole_checkpoint(
     assert_same_run(run(tmp_path, resume="auto"), undisturbed)
 
 
-@pytest.mark.parametrize("place", ["step", "log_validation"])
+@pytest.mark.parametrize("place", ["step", pytest.param("log_validation", marks=pytest.mark.slow)])
 def test_curves_that_cannot_be_written_lose_no_step(tmp_path, monkeypatch, capsys, undisturbed, place):
     """Their disk may be full where that of the checkpoints is not. A score that is not shown does not count yet."""
 
@@ -214,7 +214,7 @@ def test_too_little_memory_ends_a_run_in_one_sentence(tmp_path, monkeypatch, cap
 # ---- signals -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", [pytest.param("SIGTERM", marks=pytest.mark.slow), "SIGHUP"])
 def test_a_polite_kill_and_a_closed_terminal_save_what_there_is(tmp_path, monkeypatch, undisturbed, name):
     if not hasattr(signal, name):
         pytest.skip("POSIX signals")
@@ -245,8 +245,15 @@ def test_a_terminal_that_is_closed_saves_what_there_is(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX signals")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize(("script", "imported"), [("train.py", "tensorboard"), ("train_tpu.py", "torch_xla")])
+@pytest.mark.parametrize(
+    ("script", "imported", "name"),
+    [
+        ("train.py", "tensorboard", "SIGINT"),
+        pytest.param("train.py", "tensorboard", "SIGTERM", marks=pytest.mark.slow),
+        pytest.param("train_tpu.py", "torch_xla", "SIGINT", marks=pytest.mark.slow),
+        pytest.param("train_tpu.py", "torch_xla", "SIGTERM", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_during_the_start_is_no_traceback(tmp_path, script, imported, name):
     """In the middle of an import, which might take a KeyboardInterrupt for an error of its own."""
     (tmp_path / imported).mkdir()

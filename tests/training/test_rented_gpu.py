@@ -51,6 +51,7 @@ def released(tmp_path: Path) -> Path:
     return tmp_path / "released.safetensors"
 
 
+@pytest.mark.slow
 def test_from_songs_and_released_weights_to_weights_that_separate(songs, released, tmp_path, monkeypatch, clock):
     monkeypatch.chdir(tmp_path)
     config, packed = str(ROOT / "configs" / "gpu.yaml"), tmp_path / "packed"

@@ -163,6 +163,7 @@ def test_a_run_that_ctrl_c_stopped_goes_on_as_if_nothing_had_happened(tmp_path, 
     assert curves(tmp_path) == curves(undisturbed.folder.parent)
 
 
+@pytest.mark.slow
 def test_going_on_with_own_guesses_and_twins_is_exact(tmp_path, monkeypatch):
     options = ["train.refine_share=0.5", "train.consistency_share=0.5", "data.silent_accompaniment=0.2",
                "diffusion.terminal_share=0", "train.max_steps=4"]  # fmt: skip

@@ -35,11 +35,11 @@ def test_the_stand_in_sees_a_wrong_device_and_a_wait_for_the_gpu(fake_cuda):
             there.tolist()
 
 
-@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(
     "how",
     [
-        ["diffusion.prediction_type=v", "diffusion.sampler=ddpm"],
+        pytest.param(["diffusion.prediction_type=v", "diffusion.sampler=ddpm"], marks=pytest.mark.slow),
         ["separation.subtract=mask", "diffusion.eta=1", "audio.bandwidth=3000"],
         pytest.param(
             ["audio.representation=magnitude", "separation.subtract=normalized", "diffusion.sampler=dpmpp"],
@@ -67,6 +67,7 @@ def test_everything_is_on_the_gpu_and_nothing_waits_for_it(fake_cuda, tmp_path, 
     assert vocals.shape == mixture.shape
 
 
+@pytest.mark.slow
 def test_float16_with_its_scaler_trains_as_float32_does(tmp_path):
     """The path of older GPUs. The loss is scaled by 65536, the gradients scaled back before they are clipped."""
     plain, half = (make(tmp_path, f"train.amp={amp}", "train.max_steps=8") for amp in ("none", "fp16"))
@@ -78,6 +79,7 @@ def test_float16_with_its_scaler_trains_as_float32_does(tmp_path):
     assert (half.progress.step, half.progress.skipped, half.scaler.get_scale()) == (8, 0, 65536.0)
 
 
+@pytest.mark.slow
 def test_the_network_is_traced_as_one_graph_and_trains_alike(tmp_path, monkeypatch):
     """What torch.compile sees of it; the kernels are torch's own, for others take minutes to build."""
     plain, compile_ = make(tmp_path), torch.compile

@@ -60,6 +60,7 @@ def test_and_so_do_the_processes_that_score(faults):
     assert faults("each") < 1000
 
 
+@pytest.mark.slow
 @glibc
 def test_what_the_environment_says_counts(faults):
     assert faults("script", MALLOC_TRIM_THRESHOLD_="131072") > 1000
