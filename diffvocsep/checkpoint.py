@@ -102,7 +102,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: missing, damaged, or not a checkpoint of this program and format.
     """
     if not os.path.isfile(path):  # of an impossible name, Path.is_file raises
-        remedy = "name one that is there, or train one with train.py"
+        remedy = "name one that is there, such as checkpoints/pretrained.safetensors, or train one with train.py"
         if path.name == "best.pt" and os.path.isfile(last := path.with_name("last.pt")):
             remedy = f"the first validation writes it, until then there is '{shorten(last, 150)}'"
         if os.path.isdir(path):

@@ -279,7 +279,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
         name, equals, value = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (equals and dot):
-            raise UserError(f'override "{shorten(override)}" must be section.key=value, such as train.lr=0.001')
+            meant = "; did you mean --config before it?" if name.endswith((".yaml", ".yml")) else ""
+            raise UserError(f'override "{shorten(override)}" must be section.key=value, such as train.lr=0.001{meant}')
         with prefix_errors(f'override "{shorten(override)}"'):
             strict_yaml.require_text(value)
             typed = _typed({section: {key: _override_value(value.strip())}})
@@ -351,11 +352,11 @@ def require_same_network(trained: Config, wanted: Config, name: str) -> None:
     """
     fixed = {key: values for key, values in differences(trained, wanted).items() if is_fixed(key)}
     if fixed:
-        before = ", ".join(f"{key} = {show(value)}" for key, (value, _) in fixed.items())
-        after = ", ".join(show(value) for _, value in fixed.values())
+        now = ", ".join(f"{key} = {show(value)}" for key, (_, value) in fixed.items())
+        before = " ".join(f'"{key}={show(value)}"' for key, (value, _) in fixed.items())
         raise UserError(
-            f"{name} was trained with {before} and cannot be used with {after}; "
-            "change it back or train anew (--resume none, or another log.checkpoint_dir)"
+            f"{name} cannot be used with {now}: give {before}, with which it was trained, "
+            "or train anew (--resume none, or another log.checkpoint_dir)"
         )
 
 

@@ -4,7 +4,8 @@ Notation: `alphas_cumprod[t]` is the share of signal power left at timestep t (w
 
     x_t = sqrt(alphas_cumprod[t]) * x_0 + sqrt(1 - alphas_cumprod[t]) * noise,    noise ~ N(0, 1),
 
-with t = 0 the cleanest of T timesteps and t = T - 1 the noisiest. SNR(t) = alphas_cumprod / (1 - alphas_cumprod).
+with t = 0 the cleanest of T timesteps and t = T - 1 the noisiest, which texts here call t = T, as papers do.
+SNR(t) = alphas_cumprod / (1 - alphas_cumprod).
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ PredictionType = Literal["epsilon", "v", "x_0", "residual"]
 # Below this signal power, x_0 from predicted noise multiplies the network's error by more than 1 / sqrt(1e-6) = 1000.
 # The linear schedule of Ho et al. ends at 4e-5 and passes, the cosine schedule ends at 2e-9 and does not.
 MIN_SIGNAL_POWER = 1e-6
+# Sampling starts from noise alone. A network that was trained to find more of the signal there than this, of its power,
+# would look for it in vain (Lin et al. 2023, section 2).
+MAX_SIGNAL_POWER = 1e-2
 
 
 def make_betas(schedule: BetaSchedule, timesteps: int, beta_start: float, beta_end: float) -> Tensor:
@@ -95,6 +99,8 @@ class Diffusion:
 
         betas = make_betas(beta_schedule, timesteps, beta_start, beta_end)
         self.alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        if not self.alphas_cumprod[-1] < self.alphas_cumprod[0]:
+            raise UserError(f"with beta_start {beta_start} and beta_end {beta_end} no noise is added: set both higher.")
         if zero_terminal_snr:
             self.alphas_cumprod = rescale_zero_terminal_snr(self.alphas_cumprod)
         if not (self.alphas_cumprod[:-1] > 0).all():  # samplers divide by it
@@ -155,13 +161,18 @@ class Diffusion:
         return torch.where(uniform < evenly_spread, t, terminal).clamp(max=self.timesteps - 1).long()
 
     def require_samplable(self) -> None:
-        """Refuse to sample if x_0 cannot be computed at T - 1, where sampling starts.
+        """Refuse to sample if x_0 cannot be computed at T - 1, where sampling starts, or if that is no pure noise.
 
         Raises:
-            UserError: epsilon is predicted where `alphas_cumprod` is below 1e-6.
+            UserError: `alphas_cumprod` is above 1e-2 there, or epsilon is predicted and it is below 1e-6.
         """
         start = self.timesteps - 1
         signal_power = self.alphas_cumprod[start].item()
+        if signal_power > MAX_SIGNAL_POWER:
+            raise UserError(
+                f"the noise schedule leaves {signal_power:.1%} of the signal's power at its last timestep, but "
+                "sampling starts from noise alone: use zero_terminal_snr true, more timesteps or a higher beta_end."
+            )
         if self.prediction_type == "epsilon" and signal_power < MIN_SIGNAL_POWER:
             raise UserError(
                 f"prediction_type epsilon cannot start sampling at timestep {start}, because x_0 cannot be recovered "

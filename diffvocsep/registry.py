@@ -16,8 +16,8 @@ from typing import Any, Literal
 class Sampler:
     """Where a sampler is, and when it adds fresh noise: always, never, or `eta`, where that setting is above 0.
 
-    Who adds any, however little, draws a sample. Under all others, x_t after the first step is a guess of the network's
-    own, which it is told (`counterfactual.generate`).
+    One that adds any, however little, draws a sample. Under all others, x_t after the first step is a guess of the
+    network's own, which it is told (`counterfactual.generate`).
     """
 
     path: str

@@ -3,8 +3,8 @@
 Every sampler asks `denoise(x_t, t)` for the network's x_0 and walks down the timesteps of `schedule`. The last step
 goes to sigma = 0, where DDPM, DDIM and first-order DPM-Solver++ all reduce to x_0 itself; so one step from pure noise
 is exactly `denoise(x_T, T - 1)`. Step sizes are arbitrary: only `alphas_cumprod` at both ends of a step counts.
-All take the same arguments, so that `registry.SAMPLERS` can name any of them; a new one is a function like `ddim`. When
-it adds noise, which it takes from `noise`, its line there says.
+All take the same arguments, so that `registry.SAMPLERS` can name any of them; a new one is a function like `ddim`. Its
+line there says when it adds noise, which it draws from `noise`.
 
 Scalars are Python floats (float64) and tensors `(B, C, F, T)` keep their dtype.
 """

@@ -2,7 +2,7 @@
 
 `Separator.separate_stream` is that path: the song is opened three times, once to measure its loudness, once to separate
 it chunk by chunk (`chunks.py`), and once to take the vocals from it. Everything is a stream: memory does not grow with
-the song. If it has a large offset or much below 20 Hz, it is measured again without, and what is separated has none.
+the song. One with a large offset, or strong sound below 20 Hz, is freed of that, measured once more, and so separated.
 """
 
 from __future__ import annotations
@@ -95,15 +95,19 @@ class Separator:
         Raises:
             UserError: the model has no head that could fill it, or an option is impossible.
         """
+        head = self._require_head()
+        return Uncertainty(head, self.config.audio, head.settings_not_fitted(self.settings(**options)))
+
+    def _require_head(self) -> ScaleHead:
         if self.head is None:
             raise UserError(
                 "this model does not know how far it may be wrong; teach it with: python -m scripts.fit_uncertainty "
                 "MODEL NEW_MODEL"
             )
-        return Uncertainty(self.head, self.config.audio, self.head.settings_not_fitted(self.settings(**options)))
+        return self.head
 
     def separate(self, waveform: Tensor, sample_rate: int, **options) -> tuple[Tensor, Tensor]:
-        """Waveform `(C, N)` -> vocals and accompaniment, both `(C, N)`; their sum is the waveform.
+        """Waveform `(C, N)` -> vocals and accompaniment, both `(C, N)`; their sum is the waveform, up to rounding.
 
         The waveform may lie on any device; what comes out is float32 and lies on the CPU.
 
@@ -173,7 +177,7 @@ class Separator:
         """
         config, sample_rate = self.settings(**options), _whole(sample_rate)
         if uncertainty is not None:  # it may have been made for other options
-            uncertainty.not_fitted = self.head.settings_not_fitted(config)
+            uncertainty.not_fitted = self._require_head().settings_not_fitted(config)
         audio = self.config.audio
         rumble = Rumble(audio.sample_rate)
 

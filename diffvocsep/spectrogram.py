@@ -202,7 +202,7 @@ def make_representation(audio: AudioConfig) -> Representation:
 
 
 def modelled_bins(audio: AudioConfig) -> int:
-    """How many STFT bins the network models, from the lowest: as many as fit into `audio.bandwidth` Hz (0: all)."""
+    """How many STFT bins the network models, from the lowest: as many bin widths as `audio.bandwidth` has (0: all)."""
     everything = audio.n_fft // 2 + 1
     below = int(audio.bandwidth * audio.n_fft / audio.sample_rate) or 1
     return min(everything, below) if audio.bandwidth else everything

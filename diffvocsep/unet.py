@@ -2,8 +2,9 @@
 `make_network`.
 
 Inside, tensors are `(B, C, T, F)`: time before frequency, because almost everything here (normalization, frequency-wise
-layers) works on one frame at a time. Only the 3x3 convolutions and, where there is any, attention within a window look
-along time, so what the network says about a frame depends on its neighbourhood: a song can be cut without being heard.
+layers) works on one frame at a time. What looks along time (patches, convolutions, the strided ones between scales, and
+attention within a window, where there is any) sees a neighbourhood of a frame, never the whole song: so a song can be
+cut into chunks without audible joints.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .registry import NETWORKS, load
 from .spectrogram import Frontend
 from .util.device import Constant
 
-MIN_SIGNAL = 0.1  # of x_t by which x_0 is divided; at less there is nothing but noise, which it would amplify
+MIN_SIGNAL = 0.1  # x_t is divided by its signal to get the guess, but by no less: that would amplify what is noise
 ATTENTION_SECONDS = 1.5  # how far attention along time looks to each side
 
 
@@ -213,7 +214,8 @@ class UNet(nn.Module):
 
     With `model.refine_rank`, there are weights for x_t that are the network's own guesses: a stem, a head, and a
     convolution of low rank in every block. They start at zero, and all other weights see x_t = 0 and t = T in the place
-    of a guess. So a second step begins as good as the first. `train.parts=refine` trains these weights alone.
+    of a guess. So at temperature 0 a second step begins as good as the first. `train.parts=refine` trains these weights
+    alone. At other temperatures x_t is the guess and its share of the noise that sampling started from.
 
     T may be anything, and F anything up to the number of modelled bins (padded inside, cropped back).
     """
@@ -226,7 +228,7 @@ class UNet(nn.Module):
         scales = len(model.channels_mult)
         self.patches = Patches(model.patch, self.bins, scales)
         self.time_stride = self.patches.time_stride
-        self.max_period = config.diffusion.timesteps
+        self.timesteps = config.diffusion.timesteps
         widths = [model.base_channels * m for m in model.channels_mult]
         rows = [self.patches.bins // model.patch[0] // 2**i for i in range(scales)]
         embedding = 4 * model.base_channels
@@ -264,7 +266,9 @@ class UNet(nn.Module):
         x_t, mixture, x_0 = x_t.mT, mixture.mT, None
         if guessed is not None and self.refines:
             marked = guessed[:, None, None, None].to(x_t.dtype)
-            x_0 = marked * x_t / self.signal.on(x_t.device, x_t.dtype)[t][:, None, None, None]  # as it was guessed
+            x_0 = (
+                marked * x_t / self.signal.on(x_t.device, x_t.dtype)[t][:, None, None, None]
+            )  # the guess, and any noise
             x_t = (1 - marked) * x_t
         x = self.stem(self._patches_of(x_t, mixture, mixture))
         if x_0 is not None:
@@ -293,13 +297,13 @@ class UNet(nn.Module):
 
     def _embedding(self, t: Tensor, guessed: Tensor | None) -> Tensor:
         """Of timesteps `(B,)`, `(B, E)`. For a guess it is that of t = T, plus what is learnt about t."""
-        scale = 1000 / self.max_period
+        scale = 1000 / self.timesteps
         embedding = self.embed(timestep_embedding(t * scale, 64))
         if guessed is None:
             return embedding
         if not self.refines:
             return embedding + guessed[:, None].to(embedding.dtype) * self.guess
-        last = self.embed(timestep_embedding(torch.full_like(t, self.max_period - 1) * scale, 64))
+        last = self.embed(timestep_embedding(torch.full_like(t, self.timesteps - 1) * scale, 64))
         return torch.where(guessed[:, None] > 0, last + self.refine_time(embedding), embedding)
 
     def _with_gains(self, numbers: Tensor, mixture: Tensor, x: Tensor) -> Tensor:

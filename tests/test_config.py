@@ -506,6 +506,7 @@ def test_an_override_can_complete_what_the_file_leaves_impossible(tmp_path: Path
     ("override", "expected"),
     [
         ("train.lr", ["train.lr", "section.key=value"]),
+        ("config.yaml", ["config.yaml", "did you mean --config before it?"]),
         ("train.lr 3", ["train.lr 3", "section.key=value"]),
         ("--train.lr:3", ["section.key=value"]),
         ("lr=3", ["lr=3", "section.key=value"]),

@@ -157,6 +157,20 @@ def test_check_refuses_epsilon_from_pure_noise_only():
         make_diffusion(prediction_type=prediction_type, zero_terminal_snr=True).require_samplable()
 
 
+@pytest.mark.parametrize("ending", [{"timesteps": 100}, {"beta_start": 1e-5, "beta_end": 1e-4}])
+def test_a_schedule_that_ends_far_from_noise_cannot_be_sampled(ending):
+    """A network that is trained with it looks for the signal that is left (Lin et al. 2023, section 2)."""
+    with pytest.raises(UserError, match="of the signal's power at its last timestep"):
+        make_diffusion(**ending).require_samplable()
+    make_diffusion(**ending, zero_terminal_snr=True).require_samplable()
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_a_schedule_that_adds_no_noise_is_refused(zero_terminal_snr):
+    with pytest.raises(UserError, match="no noise is added: set both higher"):
+        make_diffusion(beta_start=1e-20, beta_end=1e-18, zero_terminal_snr=zero_terminal_snr)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

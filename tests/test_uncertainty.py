@@ -221,6 +221,12 @@ def test_a_model_without_a_head_says_how_to_get_one(call, folder):
     assert call(*arguments, "--plot", "p.png")[0] == 0  # the picture does without
 
 
+def test_a_model_without_a_head_fills_no_uncertainty_of_another(found):
+    config = tiny_config()
+    with pytest.raises(UserError, match="teach it with: python -m scripts.fit_uncertainty"):
+        Separator(random_unet(config), config).separate(found[1], RATE, uncertainty=separator().uncertainty())
+
+
 def test_under_other_settings_the_numbers_come_with_a_note(call, folder, knowing):
     arguments = ["--input", "song.wav", "--output", "v.wav", "--steps", "2"]
     code, _, err = call(*arguments, "--uncertainty", "u.npz", use=knowing)

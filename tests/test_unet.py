@@ -240,7 +240,7 @@ def test_timesteps_count_relative_to_their_number():
     """t / T is what the network sees: with T = 100, timestep 50 looks like 500 of 1000."""
     model = perturbed(make_unet())
     short = copy.deepcopy(model)
-    short.max_period = 100
+    short.timesteps = 100
     x_t, mixture, t = inputs(model, 16)
     torch.testing.assert_close(short(x_t, mixture, t // 10), model(x_t, mixture, t))
 

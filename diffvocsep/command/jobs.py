@@ -15,6 +15,9 @@ from ..audio.songs import Song
 from ..util.cli import complain, say
 from ..util.errors import UserError
 
+LARGE_FILES = {".wav", ".aif", ".aiff", ".au", ".w64", ".rf64", ".caf", ".flac"}
+UNCOMPRESSED = 6  # how many times as many bytes a second of sound takes in them
+
 
 class Output(NamedTuple):
     """A path for results: a folder, which need not exist, or a file for one song."""
@@ -179,9 +182,9 @@ def separate_all(jobs: list[Job], separate: Callable[[Job], None], total: bool =
 
 
 def _size(path: Path) -> int:
-    """Bytes, which tell about how long a song is."""
+    """Bytes, which tell about how long a song is; those of uncompressed ones and FLAC are worth less."""
     try:
-        return path.stat().st_size
+        return path.stat().st_size // (UNCOMPRESSED if path.suffix.lower() in LARGE_FILES else 1)
     except OSError:
         return 0
 

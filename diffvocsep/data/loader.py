@@ -90,8 +90,8 @@ class Batches(Iterator[dict[str, Tensor]]):
             raise _loading_failure(error, self.workers) from error
 
     def close(self) -> None:
-        """Kill the workers: they ignore the signals that ask for a stop (`_init_worker`), and Python would wait for
-        them at its end for ever."""
+        """Kill the workers: they ignore the signals that ask for a stop (`_init_worker`), so that Python would wait for
+        them for ever when it exits."""
         with _no_word_of_dead_children():
             for worker in self.workers:
                 worker.kill()

@@ -14,7 +14,7 @@ from ..diffusion import Diffusion
 from ..spectrogram import STFT, Frontend
 
 LOG_FLOOR = 2e-3  # of the mixture's level: to differences in dB, what is quieter is as quiet as that
-RESOLUTIONS = (256, 1024)  # n_fft of the auxiliary STFT loss: one that sees onsets, one that sees harmonics
+RESOLUTIONS = (256, 1024)  # n_fft of the auxiliary STFT loss, at the rate of `_synthesise`: for onsets, for harmonics
 
 
 class Objective:
@@ -124,14 +124,16 @@ class Objective:
         plain = Denoiser(getattr(denoiser.model, "_orig_mod", denoiser.model), self.diffusion, denoiser.dtype)
         diffusion, last = self.diffusion, self.diffusion.timesteps - 1
         noise = start_temperature(self.config.diffusion) * noise
-        x_0 = plain(noise[rows], x_mixture[rows], torch.full_like(t[rows], last))
-        made = diffusion.q_sample(x_0, t[rows], noise[rows])
+        start = torch.full_like(t[rows], last)
+        x_0 = plain(noise[rows], x_mixture[rows], start)
+        implied = diffusion.predict_noise(x_0, noise[rows], start)  # all of it, at zero terminal SNR
+        made = diffusion.q_sample(x_0, t[rows], implied)
 
         chosen = rows_to_compute(by_two_steps[rows], denoiser.model)
         if len(chosen):
             items = rows[chosen]
             between = ((t[items] + last + 1) // 2).clamp(max=last - 1)
-            x_between = diffusion.q_sample(x_0[chosen], between, noise[items])
+            x_between = diffusion.q_sample(x_0[chosen], between, implied[chosen])
             x_0 = plain(x_between, x_mixture[items], between, guessed[items])
             third = diffusion.q_sample(x_0, t[items], diffusion.predict_noise(x_0, x_between, between))
             made = made.index_copy(0, chosen, torch.where(_as_mask(by_two_steps[items]), third, made[chosen]))
@@ -156,7 +158,7 @@ class Objective:
         return loss
 
     def _synthesise(self, spectrum: Tensor) -> Tensor:
-        """Waveform of the modelled bins; if they end in the lower half, at half the sample rate and half the cost."""
+        """Waveform of the modelled bins; at a half, a quarter, ... of the sample rate if that holds them."""
         return self.synthesis.inverse(spectrum, (spectrum.shape[-1] - 1) * self.synthesis.hop_length)
 
 

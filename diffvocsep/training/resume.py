@@ -31,7 +31,7 @@ VALIDATION_KEYS = """data.dataset data.dev_root data.musdb_root data.musdbhq_roo
     diffusion.sampler diffusion.ddim_steps diffusion.eta diffusion.samples diffusion.temperature
     separation.subtract separation.chunk_seconds separation.margin_seconds"""
 
-REQUIRED_FIELDS = ("step", "model", "ema", "optimizer", "scaler", "run_id", "best_sdr")  # all that older versions saved
+REQUIRED_FIELDS = ("step", "model", "ema", "optimizer", "scaler", "run_id", "best_sdr")  # every version has saved these
 
 
 def find_checkpoint(resume: str, last: Path) -> Path | None:

@@ -29,11 +29,17 @@ class Schedule:
         self.timed = train.max_minutes > 0
 
     def fraction_done(self, progress: Progress) -> float:
-        """The share of the run that is done, 1 at the end or more: of the time, or of the steps after the warm-up."""
+        """The share of the run that is done, 1 at the end or more: of the time, or of the steps after the warm-up
+        (0 during it)."""
         if self.timed:
             return progress.seconds / (60 * self.train.max_minutes)
-        warmup = self.train.warmup_steps
-        return (progress.step - warmup) / max(1, self.steps - warmup)
+        warmup = self._warmup
+        return max(0, progress.step - warmup) / max(1, self.steps - warmup)
+
+    @property
+    def _warmup(self) -> int:
+        """Steps of the warm-up, of a short run at most half, so that the learning rate falls to zero in any."""
+        return self.train.warmup_steps if self.timed else min(self.train.warmup_steps, self.steps // 2)
 
     def ended(self, progress: Progress) -> bool:
         return self.fraction_done(progress) >= 1 if self.timed else progress.step >= self.steps
@@ -48,5 +54,4 @@ class Schedule:
 
     def lr(self, progress: Progress) -> float:
         """The learning rate: a linear rise over the warm-up, under half a cosine that falls to zero."""
-        train = self.train
-        return learning_rate(progress.step, train.warmup_steps, self.fraction_done(progress)) * train.lr
+        return learning_rate(progress.step, self._warmup, self.fraction_done(progress)) * self.train.lr

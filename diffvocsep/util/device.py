@@ -47,6 +47,11 @@ def resolve_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise UserError(
+            f"device '{shorten(name)}' cannot be used here (there is none of that name); use auto, cpu, cuda or mps"
+        ) from None
+    try:
         if device.type == "cuda" and torchrun_env().world_size > 1:
             device = torch.device("cuda", torchrun_env().local_rank)
         (torch.ones(1, device=device) + 1).item()  # compute something: torch may have no kernels for this GPU

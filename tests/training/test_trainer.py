@@ -151,6 +151,15 @@ def test_the_learning_rate_rises_linearly_then_falls_along_half_a_cosine(tmp_pat
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
+def test_the_learning_rate_of_a_run_shorter_than_its_warm_up_falls_too(tmp_path):
+    trainer, rates = make(tmp_path, "train.lr=0.01", "train.warmup_steps=50", "train.max_steps=6"), []
+    for batches in trainer.steps():
+        trainer.optimize(batches)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.01 * learning_rate(step, 3, (step - 3) / 3) for step in range(6)])
+    assert trainer.schedule.fraction_done(trainer.progress) == 1
+
+
 def test_gradients_are_clipped_to_a_norm_and_reported_as_they_were(tmp_path):
     norms = {}
     for clip in ("0", "0.001"):
