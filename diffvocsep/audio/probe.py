@@ -101,6 +101,8 @@ def _check(path: Path, file: Path, header: _Header, folder: Callable[[], Path]) 
 
 
 def _header(file: Path | containers.Slice) -> _Header | None:
+    if isinstance(file, Path) and file.suffix.lower() == ".mp3" and not mpeg.walk(file).count:
+        file = containers.Slice(file, 0, file.stat().st_size)  # by its name libmpg123 would search it, and tell stderr
     try:
         with soundfile.SoundFile(native_path(file) if isinstance(file, Path) else file, closefd=True) as f:
             if f.format == "RAW":  # any bytes, which libsndfile takes for samples where the name ends in .au or .gsm

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from diffvocsep.audio import AudioReader, ogg
+from diffvocsep.audio import AudioReader, ogg, read
 from diffvocsep.util.errors import UserError
 
 RATE = 16000
@@ -244,3 +244,11 @@ def test_frames_of_gsm_are_a_song(tmp_path):
     found, notes = heard(tmp_path / "a.gsm")
     assert notes == [] and len(found) == 16000
     assert np.corrcoef(found[800:15000].ravel(), tone[800:15000])[0, 1] > 0.8
+
+
+def test_text_that_is_called_an_mp3_is_one_sentence(tmp_path, capfd):
+    """libmpg123, which libsndfile asks because of the name, would search it for frames, and tell stderr."""
+    (tmp_path / "a.mp3").write_text("no song, but a text of some length\n" * 40, encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.mp3. is damaged or not audio"):
+        read(tmp_path / "a.mp3")
+    assert capfd.readouterr().err == ""
