@@ -6,7 +6,8 @@
 diffusers soundfile`. Every system runs in a fresh process with two threads on 30 s of stereo
 noise at 44.1 kHz (3 s for diffusers); its content does not matter for speed, so those whose weights would have to be
 downloaded run with random ones. Cold start is from the start of the process to the end of the first separation; the
-rest is the median of three more.
+rest is the median of three more. With `--rounds`, the systems take turns so often, and each number is the median: the
+speed of a machine changes while it is measured.
 
 With `--root`, those with trained weights separate the songs there too: scores of the vocals over songs, museval's among
 them where it is installed here, and a picture of the global SDR against the time, `inference.png`.
@@ -59,6 +60,22 @@ def measure(python: str, system: str, clips: Path | None, *arguments: str) -> di
         scores = parallel_map(score, estimates, processes(0, len(estimates), "cpu"), f"Scoring {found['name']}")
         found["scores"] = {name: [one[name] for one in scores] for name in scores[0]}
     return found
+
+
+def measure_in_turns(calls: list[tuple[str, ...]], clips: Path | None, rounds: int) -> list[dict]:
+    """What `measure` gives for each of the calls, medians over rounds, with the scores of the first one. A system that
+    cannot run is left out."""
+    found = {call: [measure(*call[:2], clips, *call[2:])] for call in calls}
+    for _ in range(rounds - 1):
+        for call, results in found.items():
+            if results[0]:
+                results.append(measure(*call[:2], None, *call[2:]))
+    times = ("seconds", "cold_seconds", "peak_mib")
+    return [
+        {**results[0], **{key: median(result[key] for result in results if result) for key in times}}
+        for results in found.values()
+        if results[0]
+    ]
 
 
 def score(estimate: Path) -> dict[str, float]:
@@ -116,28 +133,32 @@ def run(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--model_path", type=Path, default=Path("checkpoints/pretrained.safetensors"))
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of an environment with the peers")
-    parser.add_argument("--only", choices=("diffvocsep", *PEERS), help="this system alone")
+    parser.add_argument("--only", nargs="+", choices=("diffvocsep", *PEERS), default=("diffvocsep", *PEERS),
+                        help="these systems alone")  # fmt: skip
+    parser.add_argument("--steps", nargs="+", type=int, default=STEPS, help="sampling steps of ours")
+    parser.add_argument("--rounds", type=int, default=1, help="how often the systems take turns")
     parser.add_argument("--root", type=Path, metavar="DIR", help="songs that tell how good the separators are")
     parser.add_argument("--seconds", type=finite, default=0.0, help="cut songs into clips of this length (0: whole)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write inference.json and inference.png there")
     args = parser.parse_args(argv)
-    if args.only in PEERS and not args.peers:
-        raise UserError(f"--only {args.only} needs --peers PYTHON, an environment in which it is installed")
+    peers = [peer for peer in PEERS if peer in args.only]
+    if "diffvocsep" not in args.only and not args.peers:
+        raise UserError(f"--only {' '.join(peers)} needs --peers PYTHON, an environment in which they are installed")
+    if args.rounds < 1:
+        raise UserError(f"--rounds is {args.rounds}; it is at least 1")
     if args.seconds != 0 and args.seconds < 0.1:
         raise UserError("--seconds is at least 0.1, or 0 for whole songs")
     if not args.model_path.is_file():
         raise UserError(f"there is no model '{args.model_path}'; name one with --model_path")
     size = args.model_path.stat().st_size / 2**20
-    rows = {}
+    calls = [(sys.executable, "diffvocsep", str(args.model_path), str(steps)) for steps in args.steps]
+    calls = calls * ("diffvocsep" in args.only) + [(args.peers, peer) for peer in peers if args.peers]
     with tempfile.TemporaryDirectory(prefix="diffvocsep-") as folder:
         clips = write_clips(args.root, args.seconds, Path(folder)) if args.root else None
-        for steps in STEPS if args.only in (None, "diffvocsep") else ():
-            found = measure(sys.executable, "diffvocsep", clips, str(args.model_path), str(steps))
-            if found:
-                rows[f"Diff-VocSep, {steps} step{'s' if steps > 1 else ''}"] = {**found, "file_mib": size}
-        for peer in [peer for peer in PEERS if args.only in (None, peer)] if args.peers else ():
-            if found := measure(args.peers, peer, clips):
-                rows[found.pop("name")] = found
+        rows = {found.pop("name"): found for found in measure_in_turns(calls, clips, args.rounds)}
+    for name, row in rows.items():
+        if name.startswith("Diff-VocSep"):
+            row["file_mib"] = size
     columns = ("parameters", "file", "x real time", "peak memory", "cold start")
     print(table("system", columns, {name: _cells(row) for name, row in rows.items()}))
     if scored := {name: _scores(row["scores"]) for name, row in rows.items() if "scores" in row}:

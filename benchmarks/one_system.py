@@ -22,7 +22,8 @@ def diffvocsep(model_path: str, steps: str):
     from diffvocsep import Separator
 
     separator = Separator.from_checkpoint(model_path, "cpu")
-    return f"Diff-VocSep, {steps} steps", separator.model, lambda m: separator.separate(m, RATE, steps=int(steps))[0]
+    name = f"Diff-VocSep, {steps} step{'s' if steps != '1' else ''}"
+    return name, separator.model, lambda m: separator.separate(m, RATE, steps=int(steps))[0]
 
 
 def spleeter():

@@ -72,9 +72,13 @@ class Rumble:
     def _filtered(self, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What `_split` says of the samples of a window that the filter sees all of."""
         reach, near = len(kernel) // 2, round(_SILENCE * self.sample_rate)
-        loudest = window.abs().amax(0, keepdim=True)[:, reach - near : window.shape[-1] - reach + near]
-        sounding = F.max_pool1d(loudest, 2 * near + 1, stride=1)[0] > 0
-        return window[:, reach : window.shape[-1] - reach], _convolve(window, kernel) * sounding, sounding
+        loud = window[:, reach - near : window.shape[-1] - reach + near].any(0)
+        if loud.all():
+            sounding = loud[near : len(loud) - near]
+        else:
+            before = F.pad(loud.cumsum(0), (1, 0))  # how many samples before this one are not zero
+            sounding = before[2 * near + 1 :] > before[: -2 * near - 1]
+        return window[:, reach : window.shape[-1] - reach], _convolve(window, self.sample_rate) * sounding, sounding
 
 
 @lru_cache(maxsize=8)
@@ -93,8 +97,13 @@ def _mirrored(block: Tensor, reach: int) -> Tensor:
     return F.pad(torch.cat([before, block], dim=-1), (reach - part, 0), mode="replicate")
 
 
-def _convolve(window: Tensor, kernel: Tensor) -> Tensor:
-    """What a filter makes of the samples that it sees all of, `(C, n - taps + 1)`."""
+def _convolve(window: Tensor, sample_rate: int) -> Tensor:
+    """What the low-pass filter makes of the samples that it sees all of, `(C, n - taps + 1)`."""
     size = 1 << (window.shape[-1] - 1).bit_length()  # what goes round falls on the samples that are cut off
-    product = torch.fft.rfft(window, size) * torch.fft.rfft(kernel, size)
-    return torch.fft.irfft(product, size)[:, len(kernel) - 1 : window.shape[-1]]
+    product = torch.fft.rfft(window, size) * _transformed(sample_rate, size)
+    return torch.fft.irfft(product, size)[:, len(_low_pass(sample_rate)) - 1 : window.shape[-1]]
+
+
+@lru_cache(maxsize=8)
+def _transformed(sample_rate: int, size: int) -> Tensor:
+    return torch.fft.rfft(_low_pass(sample_rate), size)
