@@ -281,12 +281,12 @@ class Separator:
             drawn = [frame_noise(channels, rows, first, frames, seed, group, draw, step + 1) for first, group in places]
             return torch.stack(drawn).to(self.device)
 
-        mean = torch.zeros_like(modelled)
+        mean = None
         for draw in range(config.diffusion.samples):
             x_0 = generate(self.denoiser, x_mixture, config.diffusion, partial(noise, draw))
             mode = config.separation.subtract
             vocals = subtract(mode, modelled, x_mixture, x_0, statistics, frontend.representation)
-            mean += (vocals - mean) / (draw + 1)
+            mean = vocals if mean is None else mean + (vocals - mean) / (draw + 1)
         # Silence in, silence out: what the network invents in a silent frame must not set the gain of its neighbours.
         return extend_band(mean * nonsilent(mixture), mixture, bins, audio.sample_rate, audio.hop_length)
 
@@ -310,4 +310,4 @@ def _finite(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def nonsilent(spectrum: Tensor) -> Tensor:
     """Which frames of a complex `(B, C, F, T)` are more than digital silence, `(B, 1, 1, T)`."""
-    return torch.view_as_real(spectrum.mT).flatten(-2).abs().amax((1, -1))[:, None, None] > 0
+    return (torch.view_as_real(spectrum.mT).flatten(-2) != 0).any(-1).any(1)[:, None, None]

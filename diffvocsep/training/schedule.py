@@ -38,8 +38,9 @@ class Schedule:
 
     @property
     def _warmup(self) -> int:
-        """Steps of the warm-up, of a short run at most half, so that the learning rate falls to zero in any."""
-        return self.train.warmup_steps if self.timed else min(self.train.warmup_steps, self.steps // 2)
+        """Steps of the warm-up; half of all, where it would last for the whole run: the learning rate falls in any."""
+        warmup = self.train.warmup_steps
+        return warmup if self.timed or warmup < self.steps else self.steps // 2
 
     def ended(self, progress: Progress) -> bool:
         return self.fraction_done(progress) >= 1 if self.timed else progress.step >= self.steps

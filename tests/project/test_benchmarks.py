@@ -170,7 +170,7 @@ def test_the_mean_of_models_is_released_with_a_setting(tmp_path):
         expected = (2 * states[0]["ema"][name] + states[1]["ema"][name]) / 3
         torch.testing.assert_close(tensor, expected)
     assert shipped == replace(config, separation=replace(config.separation, batch_chunks=3))
-    with pytest.raises(UserError, match="model.blocks = 1"):
+    with pytest.raises(UserError, match='"model.blocks=1"'):
         checkpoint.run([str(files[0]), str(target), "--set", "model.blocks=2"])
 
 

@@ -277,7 +277,7 @@ def test_what_may_change_is_said_and_has_its_effect(tmp_path, capsys):
     new = ["train.max_steps=3", "train.lr=0.5", "train.weight_decay=0.25"]
     resumed = run(tmp_path, *new, resume="auto")
     for group in resumed.optimizer.param_groups:
-        assert group["lr"] == pytest.approx(0.5 * learning_rate(2, 1, 0.5)) and group["weight_decay"] == 0.25
+        assert group["lr"] == pytest.approx(0.5 * learning_rate(2, 2, 0.0)) and group["weight_decay"] == 0.25
     expected = "train.max_steps: 2 -> 3, train.lr: 0.002 -> 0.5, train.weight_decay: 0.01 -> 0.25"
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed since")]
     assert line.endswith(f"and accepted: {expected}")
