@@ -63,8 +63,8 @@ def measure(python: str, system: str, clips: Path | None, *arguments: str) -> di
 
 
 def measure_in_turns(calls: list[tuple[str, ...]], clips: Path | None, rounds: int) -> list[dict]:
-    """What `measure` gives for each of the calls, medians over rounds, with the scores of the first one. A system that
-    cannot run is left out."""
+    """What `measure` gives for each of the calls (its arguments without `clips`), medians over rounds, with the scores
+    of the first one. A system that cannot run is left out."""
     found = {call: [measure(*call[:2], clips, *call[2:])] for call in calls}
     for _ in range(rounds - 1):
         for call, results in found.items():
@@ -151,8 +151,9 @@ def run(argv: list[str] | None = None) -> int:
     if not args.model_path.is_file():
         raise UserError(f"there is no model '{args.model_path}'; name one with --model_path")
     size = args.model_path.stat().st_size / 2**20
-    calls = [(sys.executable, "diffvocsep", str(args.model_path), str(steps)) for steps in args.steps]
-    calls = calls * ("diffvocsep" in args.only) + [(args.peers, peer) for peer in peers if args.peers]
+    calls = [(args.peers, peer) for peer in peers if args.peers]
+    if "diffvocsep" in args.only:
+        calls = [*((sys.executable, "diffvocsep", str(args.model_path), str(steps)) for steps in args.steps), *calls]
     with tempfile.TemporaryDirectory(prefix="diffvocsep-") as folder:
         clips = write_clips(args.root, args.seconds, Path(folder)) if args.root else None
         rows = {found.pop("name"): found for found in measure_in_turns(calls, clips, args.rounds)}

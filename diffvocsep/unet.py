@@ -266,9 +266,8 @@ class UNet(nn.Module):
         x_t, mixture, x_0 = x_t.mT, mixture.mT, None
         if guessed is not None and self.refines:
             marked = guessed[:, None, None, None].to(x_t.dtype)
-            x_0 = (
-                marked * x_t / self.signal.on(x_t.device, x_t.dtype)[t][:, None, None, None]
-            )  # the guess, and any noise
+            # The guess, and at temperatures above 0 its share of noise.
+            x_0 = marked * x_t / self.signal.on(x_t.device, x_t.dtype)[t][:, None, None, None]
             x_t = (1 - marked) * x_t
         x = self.stem(self._patches_of(x_t, mixture, mixture))
         if x_0 is not None:

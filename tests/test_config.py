@@ -549,8 +549,8 @@ def test_an_unknown_key_suggests_the_nearest(name: str) -> None:
     section, key = name.split(".")
     rng = random.Random(name)
     everywhere = {key for keys in SECTIONS.values() for key in keys}
-    random_words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz_가", k=rng.randint(1, 15))) for _ in range(2)]
-    for wrong in [misspelled(key, rng) for _ in range(5)] + random_words:
+    random_words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz_가", k=rng.randint(1, 15))) for _ in range(5)]
+    for wrong in [misspelled(key, rng) for _ in range(15)] + random_words:
         if wrong in everywhere:
             continue
         text = message(from_dict, {section: {wrong: 1}})

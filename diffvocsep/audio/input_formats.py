@@ -7,6 +7,9 @@ mov qt 3gp 3g2 aac adts wma wmv asf mka mkv webm ogv ogx avi flv f4v ts mts m2ts
 dts dtshd thd mlp amr mpc mp+ ofr dsf dff ra rm rmvb shn gsm"""
 SONGS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 
+# Endings of what takes several times as many bytes for a second of sound as the others: uncompressed, or FLAC.
+LARGE = frozenset([".wav", ".w64", ".rf64", ".bw64", ".aiff", ".aif", ".au", ".snd", ".caf", ".voc", ".flac"])
+
 # Of stems, fewer: training reads them piece by piece, which takes a format that libsndfile reads from any sample on.
 STEM_ENDINGS = frozenset([".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"])
 

@@ -59,25 +59,22 @@ class Rumble:
 
     def _split(self, blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Blocks, what lies below 20 Hz in them, both `(C, n)`, and where they are no digital silence, `(n,)`."""
-        kernel = _low_pass(self.sample_rate)
-        reach, window = len(kernel) // 2, None  # (C, n): what the filter sees before a sample, and what is not yet done
+        reach = len(_low_pass(self.sample_rate)) // 2
+        window = None  # (C, n): what the filter sees before a sample, and what is not yet done
         for block in rechunk(blocks, 4 * reach):
             window = _mirrored(block, reach) if window is None else torch.cat([window, block], dim=-1)
             if (ready := window.shape[-1] - 2 * reach) > 0:
-                yield self._filtered(window, kernel)
+                yield self._filtered(window, reach)
                 window = window[:, ready:]
         if window is not None:
-            yield self._filtered(_mirrored(window.flip(-1), reach).flip(-1), kernel)
+            yield self._filtered(_mirrored(window.flip(-1), reach).flip(-1), reach)
 
-    def _filtered(self, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _filtered(self, window: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
         """What `_split` says of the samples of a window that the filter sees all of."""
-        reach, near = len(kernel) // 2, round(_SILENCE * self.sample_rate)
+        near = round(_SILENCE * self.sample_rate)
         loud = window[:, reach - near : window.shape[-1] - reach + near].any(0)
-        if loud.all():
-            sounding = loud[near : len(loud) - near]
-        else:
-            before = F.pad(loud.cumsum(0), (1, 0))  # how many samples before this one are not zero
-            sounding = before[2 * near + 1 :] > before[: -2 * near - 1]
+        before = F.pad(loud.cumsum(0), (1, 0))  # how many samples before this one are not zero
+        sounding = before[2 * near + 1 :] > before[: -2 * near - 1]
         return window[:, reach : window.shape[-1] - reach], _convolve(window, self.sample_rate) * sounding, sounding
 
 
@@ -106,4 +103,5 @@ def _convolve(window: Tensor, sample_rate: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _transformed(sample_rate: int, size: int) -> Tensor:
+    """The low-pass filter's Fourier transform of `size` samples."""
     return torch.fft.rfft(_low_pass(sample_rate), size)

@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -66,18 +66,13 @@ class Batches(Iterator[dict[str, Tensor]]):
             worker_init_fn=_init_worker,
         )
         others = set(active_children())
-        ended = getattr(signal, "SIGCHLD", None)  # Windows has none
-        handler = None if ended is None else signal.getsignal(ended)
         try:
-            self.batches = iter(loader)
+            with _child_handler_kept():  # `next` notices by itself where a loader is dead
+                self.batches = iter(loader)
         except Exception as error:
             raise _loading_failure(error, ()) from error
         finally:
             self.workers = set(active_children()) - others
-            # torch would let the main thread raise for a dead loader wherever it is; `next` notices by itself.
-            with suppress(ValueError):  # not the main thread, so torch has not come to it either
-                if handler is not None and signal.getsignal(ended) is not handler:
-                    signal.signal(ended, handler)
 
     def __next__(self) -> dict[str, Tensor]:
         try:
@@ -92,7 +87,7 @@ class Batches(Iterator[dict[str, Tensor]]):
     def close(self) -> None:
         """Kill the workers: they ignore the signals that ask for a stop (`_init_worker`), so that Python would wait for
         them for ever when it exits."""
-        with _no_word_of_dead_children():
+        with _child_handler_kept():
             for worker in self.workers:
                 worker.kill()
             for worker in self.workers:
@@ -100,9 +95,9 @@ class Batches(Iterator[dict[str, Tensor]]):
 
 
 @contextmanager
-def _no_word_of_dead_children() -> Iterator[None]:
-    """Without a handler of SIGCHLD: that of torch, if another DataLoader of this process has set it, raises for workers
-    that are killed on purpose."""
+def _child_handler_kept() -> Iterator[None]:
+    """A block that begins without a handler of SIGCHLD, and leaves the one that was there: that of torch, which every
+    DataLoader sets, has the main thread raise for a dead worker wherever it is, even for one killed on purpose."""
     ended = getattr(signal, "SIGCHLD", None)  # Windows has none
     handler = None if ended is None else signal.getsignal(ended)
     if handler is None or threading.current_thread() is not threading.main_thread():  # not ours to change

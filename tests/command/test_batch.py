@@ -224,16 +224,16 @@ def test_the_time_left_is_told_from_the_bytes_that_are_left(tmp_path, capsys, mo
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     jobs = []
-    for name, size in [("a", 1000), ("b", 3000), ("c", 6000)]:
+    for name, size in [("a", 1000), ("b", 3000), ("c", 6000), ("d.wav", 36_000)]:  # a WAV counts for a sixth
         (tmp_path / name).write_bytes(bytes(size))
         jobs.append(Job(tmp_path / name, Path("v.wav"), None, None))
 
     def separate(job):
-        now[0] += job.source.stat().st_size / 10  # s
+        now[0] += job.source.stat().st_size / (60 if job.source.suffix == ".wav" else 10)  # s
 
     assert separate_all(jobs, separate) == 0
-    lines = [line.partition(str(tmp_path))[2] for line in capsys.readouterr().out.splitlines()[:3]]
-    assert lines == ["/a", "/b, about 15 min left", "/c, about 10 min left"]
+    lines = [line.partition(str(tmp_path))[2] for line in capsys.readouterr().out.splitlines()[:4]]
+    assert lines == ["/a", "/b, about 25 min left", "/c, about 20 min left", "/d.wav, about 10 min left"]
     assert [duration(seconds) for seconds in (0.2, 42, 200, 6000)] == ["1 s", "42 s", "3 min", "1 h 40 min"]
 
 
